@@ -1,0 +1,78 @@
+"""What every way of running a model looks like from outside, and how one is chosen for a file."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Optional, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from runtime.errors import InputError, MissingComponentError, ModelError
+from runtime.files import PathLike
+from runtime.spec import ModelSpec
+
+
+class Backend(Protocol):
+    """A loaded model. `infer` maps normalised images to raw maps; it holds no pre- or postprocessing."""
+
+    @property
+    def spec(self) -> ModelSpec:
+        """The model's own description."""
+
+    @property
+    def batch_size(self) -> Optional[int]:
+        """The only batch size it takes, or None for any."""
+
+    def infer(self, images: NDArray[np.float32]) -> list[NDArray[np.float32]]:
+        """float32 `[N, 3, H, W]`, normalised as the spec says, to one float32 `[N, A * (5 + C), H/s, W/s]` per level."""
+
+    def close(self) -> None:
+        """Release what it holds; closing twice is fine."""
+
+    def __enter__(self) -> Backend: ...
+
+    def __exit__(
+        self, kind: Optional[type[BaseException]], error: Optional[BaseException], trace: Optional[TracebackType]
+    ) -> None: ...
+
+
+def open_backend(path: PathLike) -> Backend:
+    """Open a model file with the backend that its suffix asks for.
+
+    Raises:
+        InputError: no such file, or a kind that no backend takes.
+        ModelError: damaged, foreign or without our metadata.
+        MissingComponentError: the backend's library is not installed.
+    """
+    file = Path(path)
+    if not file.is_file():
+        raise InputError(f"{file}: no such model file")
+    if file.suffix == ".onnx":
+        from runtime.ort_backend import OrtBackend
+
+        return OrtBackend(file)
+    if file.suffix == ".engine":
+        raise MissingComponentError(f"{file}: TensorRT engines are not supported yet; run the .onnx file it was built from")
+    raise InputError(f"{file}: expected an .onnx model, got {file.suffix or 'no suffix'}; make one with `python -m export.onnx`")
+
+
+def check_images(images: NDArray[np.float32], spec: ModelSpec, batch_size: Optional[int]) -> None:
+    """Raise InputError unless `images` is what a model of this spec takes."""
+    expected = (batch_size or "N", 3, *spec.input_size)
+    fits = images.ndim == 4 and images.shape[1:] == (3, *spec.input_size) and images.shape[0] == (batch_size or images.shape[0])
+    if images.dtype != np.float32 or not fits:
+        raise InputError(f"images: expected float32 {list(expected)}, got {images.dtype} {list(images.shape)}")
+
+
+def check_outputs(source: object, spec: ModelSpec, names: Sequence[str], shapes: Sequence[Sequence[Any]]) -> None:
+    """Raise ModelError unless the outputs' names and shapes `[N, channels, height, width]` are the spec's."""
+    found = dict(zip(names, (tuple(shape) for shape in shapes)))
+    for level, name in enumerate(spec.output_names):
+        expected = spec.output_shape(level)
+        if name not in found:
+            raise ModelError(f"{source}: has no output {name!r}; its outputs are {', '.join(names)}")
+        if found[name][1:] != expected:
+            raise ModelError(f"{source}: output {name} is {list(found[name])}, its description says [N, {', '.join(map(str, expected))}]")

@@ -1,0 +1,72 @@
+"""What all command lines share: errors become one line and an exit code, talk goes to stderr, results to stdout."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+from collections.abc import Callable
+from typing import NoReturn
+
+from runtime.errors import DetectorError, InputError
+
+INTERRUPTED = 130  # what shells report for a program ended by Ctrl-C
+
+
+def run(main: Callable[[], int]) -> NoReturn:
+    """Call `main`, exit with what it returns; 0 done, 1 a check failed, 2 bad input, 3 a missing component, 130 Ctrl-C."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    try:
+        code = main()
+        sys.stdout.flush()
+    except DetectorError as error:
+        print(f"error: {error}", file=sys.stderr)
+        code = error.exit_code
+    except BrokenPipeError:  # the reader of our output left, as `| head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 0
+    except MemoryError:
+        print("error: out of memory; try a smaller --batch or --size", file=sys.stderr)
+        code = InputError.exit_code
+    except OSError as error:
+        print(f"error: {error}", file=sys.stderr)
+        code = InputError.exit_code
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        code = INTERRUPTED
+    sys.exit(code)
+
+
+def parser(module: str, description: str, example: str) -> argparse.ArgumentParser:
+    """A parser whose `--help` ends with an example."""
+    return argparse.ArgumentParser(
+        prog=f"python -m {module}",
+        description=description,
+        epilog=f"example:\n  {example}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+
+
+def probability(text: str) -> float:
+    """An argument in 0-1."""
+    value = float(text)
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"expected a number in 0-1, got {text}")
+    return value
+
+
+def positive(text: str) -> int:
+    """A whole-number argument of at least 1."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, got {text}")
+    return value
+
+
+def image_side(text: str) -> int:
+    """An input side in pixels: a positive multiple of 32, the coarsest stride."""
+    value = positive(text)
+    if value % 32:
+        raise argparse.ArgumentTypeError(f"expected a multiple of 32, got {text}; nearest: {max(round(value / 32), 1) * 32}")
+    return value

@@ -1,0 +1,74 @@
+"""`python -m runtime.evaluate`: COCO accuracy of an exported model."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from typing import Optional
+
+from runtime import cli
+from runtime.dataset import open_dataset
+from runtime.detector import Detector
+from runtime.evaluation import FIGURES, Evaluation, evaluate
+from runtime.files import write_json
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments that every evaluating command takes."""
+    parser.add_argument("--data", required=True, help="dataset folder, COCO or VOC layout")
+    parser.add_argument("--split", default="val", help="split to score (default: the one that plays `val`)")
+    parser.add_argument("--batch", type=cli.positive, default=1, help="pictures at a time (default: 1)")
+    parser.add_argument("--json", action="store_true", help="figures as JSON on stdout")
+    parser.add_argument("--coco-results", metavar="FILE", help="write detections as a COCO results file")
+    parser.add_argument("--strict", action="store_true", help="fail on the first picture that cannot be read")
+
+
+def parse(arguments: Optional[list[str]] = None) -> argparse.Namespace:
+    """The command's arguments."""
+    parser = cli.parser(
+        "runtime.evaluate",
+        "Measure the COCO accuracy of an exported model: the 12 COCO figures and AP per class.",
+        "python -m runtime.evaluate --engine model.onnx --data datasets/coco --split val2017",
+    )
+    parser.add_argument("--engine", required=True, help="the model: an .onnx file made by python -m export.onnx")
+    add_arguments(parser)
+    return parser.parse_args(arguments)
+
+
+def measure(detector: Detector, options: argparse.Namespace) -> Evaluation:
+    """Score a detector as the options say."""
+    dataset = open_dataset(options.data, options.split)
+    return evaluate(detector, dataset, detector.spec.class_names, batch=options.batch, strict=options.strict)
+
+
+def report(result: Evaluation, options: argparse.Namespace) -> None:
+    """Print the figures and write the results file, as the options say."""
+    if options.coco_results:
+        write_json(options.coco_results, result.results)
+    print(json.dumps(result.to_dict(), indent=1) if options.json else table(result))
+
+
+def table(result: Evaluation) -> str:
+    """The figures for reading, in percent; a dash where the split has no such object."""
+    lines = [f"{name:6} {_percent(result.figures[name])}" for name in FIGURES]
+    width = max(map(len, result.per_class))
+    lines += ["", f"{'class':{width}}     AP"]
+    lines += [f"{name:{width}} {_percent(value)}" for name, value in result.per_class.items()]
+    note = f", {len(result.skipped)} skipped" if result.skipped else ""
+    return "\n".join([*lines, "", f"{result.images} images{note}, {len(result.results)} detections"])
+
+
+def _percent(value: float) -> str:
+    return f"{value * 100:6.2f}" if value >= 0 else "     -"
+
+
+def main(arguments: Optional[list[str]] = None) -> int:
+    """Run the command; returns its exit code."""
+    options = parse(arguments)
+    with Detector(options.engine, score_threshold=0.01) as detector:
+        report(measure(detector, options), options)
+    return 0
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,74 @@
+"""Reading and writing pictures. Every picture in the project enters through `read_image`, as uint8 BGR `[H, W, 3]`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Optional
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from runtime.errors import InputError
+from runtime.files import PathLike, replacing
+
+Image = NDArray[np.uint8]
+
+IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".jpe", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm"})
+
+
+def read_image(path: PathLike, size: Optional[tuple[int, int]] = None) -> Image:
+    """Read any common picture (grey, CMYK, alpha, 16 bit) as uint8 BGR `[H, W, 3]`, EXIF orientation applied.
+
+    Args:
+        size: (width, height) in pixels that an annotation gives for the picture. Annotations are sometimes made on the
+            picture as stored, before the EXIF rotation; where only that frame fits `size`, the picture is left unrotated.
+
+    Raises:
+        InputError: missing, empty, truncated or not a picture, or of another size than `size`.
+    """
+    try:
+        data = Path(path).read_bytes()
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror or error})") from error
+    if not data:
+        raise InputError(f"{path}: the file is empty")
+    if _is_truncated(data):
+        raise InputError(f"{path}: the picture is truncated")
+    image = _decode(path, data, cv2.IMREAD_COLOR)
+    if size is not None and (image.shape[1], image.shape[0]) != size:
+        stored = _decode(path, data, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
+        if (stored.shape[1], stored.shape[0]) != size:
+            raise InputError(f"{path}: the picture is {image.shape[1]}x{image.shape[0]} but its annotation says {size[0]}x{size[1]}")
+        image = stored
+    return image
+
+
+def _decode(path: PathLike, data: bytes, flags: int) -> Image:
+    try:
+        image = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
+    except cv2.error as error:
+        raise InputError(f"{path}: the picture cannot be decoded ({error.err})") from error
+    if image is None:
+        raise InputError(f"{path}: not a picture that can be decoded")
+    return np.asarray(image, dtype=np.uint8)
+
+
+def _is_truncated(data: bytes) -> bool:
+    """Whether a JPEG or PNG lacks its end. OpenCV fills what is missing with grey and says nothing, so it is checked here.
+
+    Inside a JPEG scan every 0xFF is followed by a stuffed zero, so the last start-of-scan marker is a real one, and a
+    whole file has an end-of-image marker after it (the one of an embedded thumbnail comes before).
+    """
+    if data.startswith(b"\xff\xd8"):
+        return data.rfind(b"\xff\xd9") < data.rfind(b"\xff\xda")
+    if data.startswith(b"\x89PNG"):
+        return b"IEND" not in data[-64:]
+    return False
+
+
+def write_image(path: PathLike, image: Image) -> None:
+    """Write a uint8 BGR picture; the suffix chooses the format. Whole or not at all."""
+    with replacing(path) as temporary:
+        if not cv2.imwrite(str(temporary), image):
+            raise InputError(f"cannot write {path}: the picture was not encoded; is the disk full?")

@@ -1,0 +1,92 @@
+"""What `--source` may name: a picture, a folder, a glob pattern or a video, as a stream of frames."""
+
+from __future__ import annotations
+
+import glob
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from runtime.errors import InputError
+from runtime.images import Image, read_image
+
+VIDEO_SUFFIXES = frozenset({".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg"})
+
+
+@dataclass(frozen=True)
+class Source:
+    """One file to detect in.
+
+    Attributes:
+        path: the picture or video.
+        name: where its result goes, relative to the output folder; unique within one run.
+    """
+
+    path: Path
+    name: Path
+
+    @property
+    def is_video(self) -> bool:
+        """Whether it is to be read frame by frame."""
+        return self.path.suffix.lower() in VIDEO_SUFFIXES
+
+
+def find_sources(source: str) -> list[Source]:
+    """Files that `source` names, sorted. In a folder every file counts (hidden ones apart), so that a bad one is noticed.
+
+    Raises:
+        InputError: nothing there.
+    """
+    path = Path(source)
+    if path.is_dir():
+        files = sorted(item for item in path.iterdir() if item.is_file() and not item.name.startswith("."))
+        if not files:
+            raise InputError(f"{source}: the folder has no files")
+    elif path.is_file():
+        files = [path]
+    else:
+        files = sorted(Path(item) for item in glob.glob(source, recursive=True) if os.path.isfile(item))
+        if not files:
+            raise InputError(f"{source}: no such picture, folder, video, or files of that pattern")
+    common = Path(os.path.commonpath([file.absolute().parent for file in files]))
+    return [Source(file, file.absolute().relative_to(common)) for file in files]
+
+
+def read_video(path: Path) -> Iterator[Image]:
+    """Frames of a video, uint8 BGR `[H, W, 3]`, in order.
+
+    Raises:
+        InputError: it cannot be opened or has no frame.
+    """
+    capture = cv2.VideoCapture(str(path))
+    try:
+        count = 0
+        while True:
+            good, frame = capture.read()
+            if not good:
+                break
+            count += 1
+            yield np.asarray(frame, np.uint8)
+        if not count:
+            raise InputError(f"{path}: not a video that can be decoded")
+    finally:
+        capture.release()
+
+
+def read_picture(source: Source) -> Image:
+    """The picture of a source, see `read_image`."""
+    return read_image(source.path)
+
+
+def frame_rate(path: Path) -> float:
+    """Frames a second of a video; 25 where the file does not say."""
+    capture = cv2.VideoCapture(str(path))
+    try:
+        rate = capture.get(cv2.CAP_PROP_FPS)
+    finally:
+        capture.release()
+    return rate if np.isfinite(rate) and 0 < rate <= 1000 else 25.0

@@ -1,0 +1,159 @@
+"""What a consumer must know of a model. It travels in checkpoints, in ONNX metadata and beside an engine; nothing guesses it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from runtime.errors import ModelError
+
+FORMAT_VERSION = 1
+RESIZE_MODES = ("letterbox", "stretch")
+COLORS = ("rgb", "bgr")
+PRECISIONS = ("fp32", "fp16", "int8")
+
+Anchors = tuple[tuple[tuple[float, float], ...], ...]
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """Everything that pre- and postprocessing need, and where the model came from.
+
+    Attributes:
+        name: the recipe or model name.
+        class_names: in the order of the class ids.
+        input_size: (height, width) in pixels, multiples of the largest stride.
+        resize: `letterbox` (aspect ratio kept, centred, padded with `pad_value`) or `stretch`.
+        pad_value: grey level of the letterbox border, 0-255 (114; Darknet's weights: 127.5).
+        mean, std: per channel in `color` order; the network sees `(pixel / 255 - mean) / std`.
+        color: channel order of the network's input, `rgb` or `bgr`.
+        anchors: per output level, (width, height) in pixels of each anchor, in channel order.
+        strides: pixels per cell of each output level; outputs are ordered like this (p5, p4, p3 for 32, 16, 8).
+        score_threshold: detections below it are not worth evaluating (0.01 in the paper).
+        nms_threshold: IoU above which the lower-scored of two boxes of one class goes (0.6 in the paper).
+        precision: of the graph: `fp32`, `fp16` or `int8`.
+        source_sha256: of the checkpoint the model was made from, empty if there is none.
+        made_with: versions of the tools that made it.
+    """
+
+    name: str
+    class_names: tuple[str, ...]
+    input_size: tuple[int, int]
+    anchors: Anchors
+    strides: tuple[int, ...] = (32, 16, 8)
+    resize: str = "letterbox"
+    pad_value: float = 114.0
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    color: str = "rgb"
+    score_threshold: float = 0.01
+    nms_threshold: float = 0.6
+    precision: str = "fp32"
+    source_sha256: str = ""
+    made_with: tuple[str, ...] = ()
+    format_version: int = FORMAT_VERSION
+
+    def __post_init__(self) -> None:
+        for problem in _problems(self):
+            raise ModelError(f"model description of {self.name!r}: {problem}")
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes, C."""
+        return len(self.class_names)
+
+    @property
+    def output_names(self) -> tuple[str, ...]:
+        """Names of the raw maps, coarsest level first: p5, p4, p3."""
+        return tuple(f"p{int(math.log2(stride))}" for stride in self.strides)
+
+    def output_shape(self, level: int) -> tuple[int, int, int]:
+        """(channels, height, width) of the raw map of `level`: channels = anchors * (5 + C)."""
+        height, width = self.input_size
+        stride = self.strides[level]
+        return len(self.anchors[level]) * (5 + self.num_classes), height // stride, width // stride
+
+    def replace(self, **changes: Any) -> ModelSpec:
+        """A copy with some fields changed, validated again."""
+        return dataclasses.replace(self, **changes)
+
+    def to_metadata(self) -> dict[str, str]:
+        """One JSON text per field, for ONNX `metadata_props` and checkpoints."""
+        return {field.name: json.dumps(getattr(self, field.name)) for field in dataclasses.fields(self)}
+
+    @classmethod
+    def from_metadata(cls, metadata: Mapping[str, str]) -> ModelSpec:
+        """The inverse of `to_metadata`; keys it does not know are left alone.
+
+        Raises:
+            ModelError: a field is missing, not JSON or of a wrong type, or the format is newer than this code.
+        """
+        names = [field.name for field in dataclasses.fields(cls)]
+        missing = [name for name in names if name not in metadata]
+        if "format_version" in missing:
+            raise ModelError("no model description in its metadata; export it with `python -m export.onnx`")
+        if missing:
+            raise ModelError(f"its model description lacks {', '.join(missing)}; export it again with `python -m export.onnx`")
+        try:
+            values = {name: _freeze(json.loads(metadata[name])) for name in names}
+        except (TypeError, ValueError, RecursionError) as error:
+            raise ModelError(f"its model description is not valid JSON ({error}); export it again") from error
+        version = values["format_version"]
+        if not isinstance(version, int) or version > FORMAT_VERSION:
+            raise ModelError(f"its model description has format {version!r}, this code reads up to {FORMAT_VERSION}; update the code")
+        return cls(**values)
+
+
+def _freeze(value: Any) -> Any:
+    return tuple(_freeze(item) for item in value) if isinstance(value, list) else value
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _is_tuple_of(value: Any, check: Any, length: int = 0) -> bool:
+    return isinstance(value, tuple) and (len(value) == length or not length) and len(value) > 0 and all(map(check, value))
+
+
+def _is_anchor(value: Any) -> bool:
+    return _is_tuple_of(value, lambda side: _is_number(side) and side > 0, 2)
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+
+
+def _problems(spec: ModelSpec) -> list[str]:
+    """What is wrong with a spec, in words; metadata comes from files, so types are checked as well as values."""
+    is_text = [isinstance(value, str) for value in (spec.name, spec.source_sha256, spec.resize, spec.color, spec.precision)]
+    checks = [
+        (all(is_text), "name, source_sha256, resize, color and precision must be texts"),
+        (_is_tuple_of(spec.class_names, lambda name: isinstance(name, str)), "class_names must be a list of texts"),
+        (_is_tuple_of(spec.strides, lambda stride: _is_count(stride) and stride & (stride - 1) == 0), "strides must be powers of 2"),
+        (_is_tuple_of(spec.input_size, _is_count, 2), "input_size must be (height, width) in pixels"),
+        (
+            _is_tuple_of(spec.anchors, lambda level: _is_tuple_of(level, _is_anchor)),
+            "anchors must list (width, height) pairs of positive numbers for each level",
+        ),
+        (spec.resize in RESIZE_MODES, f"resize is {spec.resize!r}, expected one of {', '.join(RESIZE_MODES)}"),
+        (spec.color in COLORS, f"color is {spec.color!r}, expected one of {', '.join(COLORS)}"),
+        (spec.precision in PRECISIONS, f"precision is {spec.precision!r}, expected one of {', '.join(PRECISIONS)}"),
+        (_is_tuple_of(spec.mean, _is_number, 3), "mean must be 3 numbers"),
+        (_is_tuple_of(spec.std, lambda value: _is_number(value) and value > 0, 3), "std must be 3 positive numbers"),
+        (_is_number(spec.pad_value) and 0 <= spec.pad_value <= 255, "pad_value must be in 0-255"),
+        (_is_number(spec.score_threshold) and 0 <= spec.score_threshold <= 1, "score_threshold must be in 0-1"),
+        (_is_number(spec.nms_threshold) and 0 < spec.nms_threshold <= 1, "nms_threshold must be above 0 and at most 1"),
+        (isinstance(spec.made_with, tuple) and all(isinstance(v, str) for v in spec.made_with), "made_with must list texts"),
+    ]
+    problems = [message for passed, message in checks if not passed]
+    if not problems and len(spec.anchors) != len(spec.strides):
+        problems.append(f"{len(spec.anchors)} anchor levels for {len(spec.strides)} strides")
+    if not problems and any(side % max(spec.strides) for side in spec.input_size):
+        height, width = spec.input_size
+        problems.append(f"input size {height}x{width} is not a multiple of {max(spec.strides)} in both directions")
+    return problems

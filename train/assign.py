@@ -1,0 +1,182 @@
+"""Which anchor of which cell answers for a label (spec of the matching: paper section 2, guided anchoring; see docs/detector.md)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Optional
+
+import torch
+from torch import Tensor
+
+from runtime.spec import Anchors
+
+IOU_EPSILON = 1e-16  # added to the union
+ANCHOR_FREE_SIDE = 4  # the anchor-free anchor is 4 strides wide and high
+
+
+@dataclass(frozen=True)
+class AnchorSet:
+    """Anchors of all levels.
+
+    Attributes:
+        base: (width, height) in pixels of the base anchors, small to large; the coarsest level takes the last ones.
+        strides: of the levels, coarsest first.
+        guided: whether each level has an anchor-free anchor behind its base ones.
+    """
+
+    base: tuple[tuple[float, float], ...]
+    strides: tuple[int, ...]
+    guided: bool
+
+    @classmethod
+    def from_base(cls, base: Sequence[Sequence[float]], strides: Sequence[int], guided: bool) -> AnchorSet:
+        """Check and freeze."""
+        if len(base) % len(strides):
+            raise ValueError(f"anchors: expected a multiple of {len(strides)}, got {len(base)}")
+        return cls(tuple((float(w), float(h)) for w, h in base), tuple(strides), guided)
+
+    @property
+    def base_per_level(self) -> int:
+        """Base anchors of a level (3)."""
+        return len(self.base) // len(self.strides)
+
+    @property
+    def per_level(self) -> Anchors:
+        """Per level, its anchors in channel order: base ones small to large, then the anchor-free one."""
+        levels = []
+        for level, stride in enumerate(self.strides):
+            free = ((float(ANCHOR_FREE_SIDE * stride),) * 2,) if self.guided else ()
+            levels.append((*self.base[self.first(level) : self.first(level) + self.base_per_level], *free))
+        return tuple(levels)
+
+    def first(self, level: int) -> int:
+        """Index in `base` of a level's first anchor."""
+        return (len(self.strides) - 1 - level) * self.base_per_level
+
+
+@dataclass(frozen=True)
+class Labels:
+    """The real labels of a batch, padding removed, in image order and within an image in their own order.
+
+    Attributes:
+        image: int64 `[P]`, which image of the batch.
+        boxes: float32 `[P, 4]` cxcywh in input pixels.
+        class_ids: int64 `[P]`.
+        weights: float32 `[P]`, mixing weights.
+        anchor: int64 `[P]`, index in `AnchorSet.base` of the best base anchor by shape.
+        anchor_iou: float32 `[P]`, its shape IoU.
+    """
+
+    image: Tensor
+    boxes: Tensor
+    class_ids: Tensor
+    weights: Tensor
+    anchor: Tensor
+    anchor_iou: Tensor
+
+
+def match(labels: Tensor, anchors: AnchorSet) -> Labels:
+    """Padded labels `[N, M, 5 or 6]` (class, cx, cy, w, h[, mixing weight]) to `Labels`, each with its best base anchor.
+
+    The shape IoU is that of boxes at the origin; the first anchor wins a tie.
+    """
+    image, row = torch.nonzero(labels.abs().sum(dim=2) > 0, as_tuple=True)
+    real = labels[image, row].float()
+    base = torch.tensor(anchors.base, device=labels.device)
+    ious = shape_iou(real[:, None, 3:5], base[None])
+    best, anchor = ious.max(dim=1) if len(real) else (real.new_zeros(0), image)
+    weights = real[:, 5] if labels.shape[2] > 5 else torch.ones_like(real[:, 0])
+    return Labels(image, real[:, 1:5], real[:, 0].long(), weights, anchor, best)
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """What the labels of a batch ask of one level. An element is one anchor of one cell of one image.
+
+    Labels are written in their order and later ones win; so an element has one *writer* for its box and, where some label
+    chose it, one writer for everything else.
+
+    Attributes:
+        written: int64 `[B, 4]` (image, anchor, row, column), elements that hold a label's box.
+        written_by: int64 `[B]`, index into `Labels` of the last label that wrote there.
+        chosen: int64 `[K, 4]`, elements that some label chose; each is among `written`.
+        chosen_by: int64 `[K]`, index into `Labels` of the last label that chose it.
+        chosen_box: int64 `[K]`, index into `Labels` of the label whose box stands there.
+        pairs: int64 `[P', 2]`, every (row of `chosen`, index into `Labels`) that chose it, overwritten ones too.
+    """
+
+    written: Tensor
+    written_by: Tensor
+    chosen: Tensor
+    chosen_by: Tensor
+    chosen_box: Tensor
+    pairs: Tensor
+
+
+def assign(
+    labels: Labels, anchors: AnchorSet, level: int, size: tuple[int, int], guide: Optional[Tensor]
+) -> Assignment:
+    """Choose cells and anchors at one level.
+
+    The label's cell holds its centre. Its best base anchor decides the level; there, the guided anchor-free anchor takes its
+    place where it fits the label's shape better than that *base* anchor does.
+
+    Args:
+        size: (rows, columns) of the level's map.
+        guide: `[N, A * 2, rows, columns]` log sides over the base anchors, or None without guiding.
+    """
+    stride, per_level, first = anchors.strides[level], anchors.base_per_level, anchors.first(level)
+    mine = torch.nonzero((labels.anchor >= first) & (labels.anchor < first + per_level))[:, 0]
+    boxes, image = labels.boxes[mine], labels.image[mine]
+    column = (boxes[:, 0] / stride).floor().long().clamp(0, size[1] - 1)
+    row = (boxes[:, 1] / stride).floor().long().clamp(0, size[0] - 1)
+    own = labels.anchor[mine] - first
+    chosen = own
+    writes = [(own, mine)]
+    if guide is not None:
+        free = torch.full_like(own, per_level)
+        sides = ANCHOR_FREE_SIDE * stride * guide.detach()[image, 2 * per_level :, row, column].float().exp()
+        fits = shape_iou(boxes[:, 2:], sides) > labels.anchor_iou[mine]
+        chosen = torch.where(fits, free, own)
+        writes.append((free, mine))
+
+    count = per_level + (guide is not None)
+
+    def key(anchor: Tensor) -> Tensor:
+        return ((image * count + anchor) * size[0] + row) * size[1] + column
+
+    written, written_by, _ = _last(torch.cat([key(anchor) for anchor, _ in writes]), torch.cat([by for _, by in writes]))
+    keys, chosen_by, inverse = _last(key(chosen), mine)
+    chosen_box = written_by[torch.searchsorted(written, keys)]
+
+    def elements(flat: Tensor) -> Tensor:
+        cells = size[0] * size[1]
+        anchor_of = flat // cells
+        return torch.stack([anchor_of // count, anchor_of % count, flat // size[1] % size[0], flat % size[1]], dim=1)
+
+    pairs = torch.stack([inverse, mine], dim=1)
+    return Assignment(elements(written), written_by, elements(keys), chosen_by, chosen_box, pairs)
+
+
+def _last(keys: Tensor, writers: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Distinct keys in ascending order, the largest (last) writer of each, and each given key's place among them."""
+    distinct, inverse = torch.unique(keys, return_inverse=True)
+    last = torch.zeros_like(distinct).scatter_reduce(0, inverse, writers, "amax", include_self=False)
+    return distinct, last, inverse
+
+
+def shape_iou(first: Tensor, second: Tensor) -> Tensor:
+    """IoU of boxes with a common corner: (width, height) `[..., 2]` broadcast against `[..., 2]` to `[...]`."""
+    intersection = torch.minimum(first, second).prod(dim=-1)
+    union = first.prod(dim=-1) + second.prod(dim=-1) - intersection
+    return intersection / (union + IOU_EPSILON)
+
+
+def box_iou(first: Tensor, second: Tensor) -> Tensor:
+    """IoU of cxcywh boxes `[..., 4]` row by row, to `[...]`."""
+    low = torch.maximum(first[..., :2] - first[..., 2:] / 2, second[..., :2] - second[..., 2:] / 2)
+    high = torch.minimum(first[..., :2] + first[..., 2:] / 2, second[..., :2] + second[..., 2:] / 2)
+    intersection = (high - low).clamp(min=0).prod(dim=-1)
+    union = first[..., 2:].prod(dim=-1) + second[..., 2:].prod(dim=-1) - intersection
+    return intersection / (union + IOU_EPSILON)

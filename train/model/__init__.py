@@ -1,0 +1,6 @@
+"""The detector's parts and `build_model`, which puts them together."""
+
+from train.model.build import build_model
+from train.model.yolo import YOLOv3, decode_maps
+
+__all__ = ["YOLOv3", "build_model", "decode_maps"]

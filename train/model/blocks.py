@@ -1,0 +1,97 @@
+"""Building blocks shared by backbones, neck, fusion and heads. All tensors are `[N, C, H, W]`."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+LEAKY, RELU6 = "leaky", "relu6"
+
+
+def scaled(channels: int, width: float) -> int:
+    """A channel count times a width multiplier, as a multiple of 8 (at least 8), so that groups of 4 always divide it."""
+    return max(8, round(channels * width / 8) * 8)
+
+
+def activation(kind: str) -> nn.Module:
+    """LeakyReLU(0.1) for DarkNet variants, ReLU6 for MobileNetV2 ones."""
+    return nn.LeakyReLU(0.1, inplace=True) if kind == LEAKY else nn.ReLU6(inplace=True)
+
+
+class ConvBlock(nn.Module):
+    """Convolution without bias, batch norm, activation; padding keeps the size at stride 1."""
+
+    def __init__(
+        self, inputs: int, outputs: int, kernel: int, stride: int = 1, act: str = LEAKY, groups: int = 1, linear: bool = False
+    ) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(inputs, outputs, kernel, stride, (kernel - 1) // 2, groups=groups, bias=False)
+        self.norm = nn.BatchNorm2d(outputs, eps=1e-5)
+        self.act = nn.Identity() if linear else activation(act)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`[N, inputs, H, W]` to `[N, outputs, H/stride, W/stride]`."""
+        out: Tensor = self.act(self.norm(self.conv(x)))
+        return out
+
+
+def unit(inputs: int, outputs: int, act: str) -> nn.Sequential:
+    """conv1 to half the channels, conv3 back: a residual unit's body, used without the addition in the neck."""
+    return nn.Sequential(ConvBlock(inputs, outputs // 2, 1, act=act), ConvBlock(outputs // 2, outputs, 3, act=act))
+
+
+class SPP(nn.Module):
+    """Spatial pyramid pooling: the input and its stride-1 max pools of 5, 9 and 13, concatenated in that order."""
+
+    sizes = (5, 9, 13)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`[N, C, H, W]` to `[N, 4C, H, W]`."""
+        return torch.cat([x, *(functional.max_pool2d(x, size, 1, size // 2) for size in self.sizes)], dim=1)
+
+
+class DeformConv(nn.Module):
+    """3x3 deformable convolution (DCNv1: no modulation), padding 1, expressed through GridSample so that it exports anywhere.
+
+    Each group of channels is sampled bilinearly (zero outside the map) at its nine taps' displaced positions; the samples
+    then meet the weights in a 1x1 convolution.
+    """
+
+    taps = 9
+
+    def __init__(self, channels: int, groups: int = 4) -> None:
+        super().__init__()
+        self.groups = groups
+        self.weight = nn.Parameter(torch.empty(channels, channels, 3, 3))
+        self.bias = nn.Parameter(torch.zeros(channels))
+        nn.init.kaiming_normal_(self.weight, nonlinearity="relu")
+
+    def forward(self, x: Tensor, offsets: Tensor) -> Tensor:
+        """Convolve `x` `[N, C, H, W]` at displaced taps, same shape out.
+
+        Args:
+            offsets: `[N, groups * 9 * 2, H, W]`, displacement of each tap in cells, channels ordered (group, tap row-major,
+                [dy, dx]).
+        """
+        channels, height, width = (int(side) for side in x.shape[1:])
+        # The grid is float32 whatever the activations are: half steps by up to 0.06 px on wide maps.
+        grid = self._grid(offsets.float(), height, width)
+        maps = x.reshape(-1, channels // self.groups, height, width)
+        sampled = functional.grid_sample(maps.float(), grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+        # [N * groups, C / groups, 9 * H, W] is, read in order, [N, C * 9, H, W] with taps fastest: the weight's own layout.
+        columns = sampled.to(x.dtype).reshape(-1, channels * self.taps, height, width)
+        return functional.conv2d(columns, self.weight.reshape(channels, channels * self.taps, 1, 1), self.bias)
+
+    def _grid(self, offsets: Tensor, height: int, width: int) -> Tensor:
+        """Sampling positions `[N * groups, 9 * H, W, 2]` (x, y) in [-1, 1], float32."""
+        steps = offsets.reshape(-1, self.taps, 2, height, width).permute(0, 1, 3, 4, 2)  # [N * groups, 9, H, W, (dy, dx)]
+        ys = torch.arange(height, dtype=torch.float32, device=offsets.device)
+        xs = torch.arange(width, dtype=torch.float32, device=offsets.device)
+        reach = torch.arange(-1, 2, dtype=torch.float32, device=offsets.device)
+        row = ys.reshape(1, 1, -1, 1) + reach.repeat_interleave(3).reshape(1, -1, 1, 1)  # [1, 9, H, 1]
+        column = xs.reshape(1, 1, 1, -1) + reach.repeat(3).reshape(1, -1, 1, 1)  # [1, 9, 1, W]
+        # Without aligned corners, the centre of pixel p is at (2p + 1) / size - 1.
+        x = (2 * (steps[..., 1] + column) + 1) / width - 1
+        y = (2 * (steps[..., 0] + row) + 1) / height - 1
+        return torch.stack([x, y], dim=-1).reshape(-1, self.taps * height, width, 2)

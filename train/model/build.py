@@ -1,0 +1,52 @@
+"""The one builder: every constant that makes a variant what it is stands here."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from train.assign import AnchorSet
+from train.config import LossConfig, ModelConfig
+from train.model.blocks import ConvBlock, scaled
+from train.model.darknet import DarkNet53
+from train.model.fusion import LevelFusion
+from train.model.head import Head
+from train.model.mobilenet import MobileNetV2
+from train.model.neck import Neck
+from train.model.yolo import YOLOv3
+
+STRIDES = (32, 16, 8)
+_HEAD_CHANNELS = (1024, 512, 256)
+
+
+def build_model(config: ModelConfig, num_classes: int, loss: LossConfig | None = None) -> YOLOv3:
+    """A freshly initialised detector (MSRA for convolutions).
+
+    Args:
+        num_classes: C, at least 1.
+    """
+    anchors = AnchorSet.from_base(config.anchors, STRIDES, config.guided)
+    is_darknet = config.backbone == "darknet53"
+    backbone = DarkNet53(config.width, config.depth) if is_darknet else MobileNetV2(config.width)
+    neck = Neck(backbone.channels, config.width, backbone.act)
+    p5, p4, p3 = neck.channels
+    widen: nn.Module = nn.Identity()
+    if is_darknet and config.fusion != "none":  # P3 gets as many channels as P4 before it is fused
+        widen = ConvBlock(p3, scaled(256, config.width), 3)
+        p3 = scaled(256, config.width)
+    outputs = [scaled(channels, config.width) for channels in _HEAD_CHANNELS]
+    fusion = [
+        LevelFusion((p5, p4, p3), outputs[level], level, config.fusion, config.compress, backbone.act) for level in range(3)
+    ]
+    heads = [
+        Head(channels, num_classes, len(config.anchors) // 3, config.guided, config.adaption) for channels in outputs
+    ]
+    for module in (backbone, neck, widen, *fusion):
+        module.apply(_initialise)
+    return YOLOv3(backbone, neck, widen, fusion, heads, anchors, num_classes, loss or LossConfig())
+
+
+def _initialise(module: nn.Module) -> None:
+    if isinstance(module, nn.Conv2d):
+        nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)

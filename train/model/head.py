@@ -1,0 +1,86 @@
+"""The detection head: anchor guiding, feature adaption, prediction (one per level)."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple, Optional
+
+import torch
+from torch import Tensor, nn
+
+from train.model.blocks import DeformConv
+
+GUIDED_ANCHORS = 4
+"""Anchors of a guided head: 3 from the base anchors and 1 anchor-free."""
+_PRIOR = 0.01  # initial objectness: nearly every anchor is background
+
+
+class HeadOutput(NamedTuple):
+    """One level's prediction before guiding is folded in.
+
+    Attributes:
+        raw: `[N, A * (5 + C), H, W]` logits, channels anchor-major (tx, ty, tw, th, to, classes).
+        guide: `[N, A * 2, H, W]`, anchor-major (log w, log h) added to the base anchors' log sides; None without guiding.
+    """
+
+    raw: Tensor
+    guide: Optional[Tensor]
+
+    def fold(self, num_classes: int) -> Tensor:
+        """The exported contract: as exp(g + t) = exp(g) * exp(t), adding `guide` to (tw, th) gives a head with fixed anchors."""
+        if self.guide is None:
+            return self.raw
+        height, width = (int(side) for side in self.raw.shape[2:])
+        raw = self.raw.float().reshape(-1, GUIDED_ANCHORS, 5 + num_classes, height, width)
+        guide = self.guide.float().reshape(-1, GUIDED_ANCHORS, 2, height, width)
+        folded = torch.cat([raw[:, :, :2], raw[:, :, 2:4] + guide, raw[:, :, 4:]], dim=2)
+        return folded.reshape(-1, GUIDED_ANCHORS * (5 + num_classes), height, width)
+
+
+class FeatureAdaption(nn.Module):
+    """A deformable convolution whose offsets come from the guided anchors' shapes (4 groups: one per anchor)."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.offsets = nn.Conv2d(2 * GUIDED_ANCHORS, GUIDED_ANCHORS * DeformConv.taps * 2, 1, groups=GUIDED_ANCHORS)
+        self.conv = DeformConv(channels, GUIDED_ANCHORS)
+
+    def forward(self, x: Tensor, guide: Tensor) -> Tensor:
+        """`x` `[N, C, H, W]` and `guide` `[N, 8, H, W]` to `[N, C, H, W]`; the guide gets no gradient from here."""
+        out: Tensor = self.conv(x, self.offsets(guide.detach()))
+        return out
+
+
+class Head(nn.Module):
+    """One level's head.
+
+    Args:
+        channels: of the input. num_classes: C. base_anchors: 3 without guiding.
+        guided: predict guided anchors (3 + 1). adaption: deform the feature by them (DarkNet variants).
+    """
+
+    def __init__(self, channels: int, num_classes: int, base_anchors: int, guided: bool, adaption: bool) -> None:
+        super().__init__()
+        anchors = GUIDED_ANCHORS if guided else base_anchors
+        self.guide = nn.Conv2d(channels, 2 * anchors, 1) if guided else None
+        self.adapt = FeatureAdaption(channels) if guided and adaption else None
+        self.predict = nn.Conv2d(channels, anchors * (5 + num_classes), 1)
+        self._initialise(anchors, num_classes)
+
+    def _initialise(self, anchors: int, num_classes: int) -> None:
+        """Start from the base anchors, undisplaced taps and a low objectness."""
+        small = [self.predict, self.guide, self.adapt.offsets if self.adapt else None]
+        for conv in filter(None, small):
+            nn.init.normal_(conv.weight, std=0.01)
+            if conv.bias is not None:
+                nn.init.zeros_(conv.bias)
+        with torch.no_grad():
+            assert self.predict.bias is not None
+            self.predict.bias.view(anchors, 5 + num_classes)[:, 4] = -math.log((1 - _PRIOR) / _PRIOR)
+
+    def forward(self, x: Tensor) -> HeadOutput:
+        """`[N, channels, H, W]` to this level's `HeadOutput`."""
+        guide = self.guide(x) if self.guide is not None else None
+        if self.adapt is not None and guide is not None:
+            x = self.adapt(x, guide)
+        return HeadOutput(self.predict(x), guide)

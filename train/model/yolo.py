@@ -1,0 +1,88 @@
+"""The detector: backbone, neck, fusion, heads."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Optional
+
+import torch
+from torch import Tensor, nn
+
+from runtime.spec import Anchors
+from train.assign import AnchorSet
+from train.config import LossConfig
+from train.loss import detection_loss
+from train.model.fusion import LevelFusion
+from train.model.head import Head, HeadOutput
+from train.model.neck import Neck
+
+
+class YOLOv3(nn.Module):
+    """YOLOv3 with any fusion, guided or not. Build one with `train.model.build_model`.
+
+    Args:
+        backbone: images to C3, C4, C5. neck: those to P5, P4, P3.
+        widen: applied to P3 before fusion. fusion: one per level. heads: one per level.
+        anchors: of all levels. loss: how to measure a prediction against labels.
+    """
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        neck: Neck,
+        widen: nn.Module,
+        fusion: Sequence[LevelFusion],
+        heads: Sequence[Head],
+        anchors: AnchorSet,
+        num_classes: int,
+        loss: LossConfig,
+    ) -> None:
+        super().__init__()
+        self.backbone, self.neck, self.widen = backbone, neck, widen
+        self.fusion, self.heads = nn.ModuleList(fusion), nn.ModuleList(heads)
+        self.anchors, self.num_classes, self.loss_config = anchors, num_classes, loss
+
+    def head_outputs(self, images: Tensor) -> list[HeadOutput]:
+        """Normalised images float `[N, 3, H, W]`, sides multiples of 32, to one `HeadOutput` per level (stride 32, 16, 8)."""
+        p5, p4, p3 = self.neck(*self.backbone(images))
+        features = (p5, p4, self.widen(p3))
+        return [head(fuse(features)) for fuse, head in zip(self.fusion, self.heads)]
+
+    def maps(self, images: Tensor) -> list[Tensor]:
+        """The exported contract: per level float32 `[N, A * (5 + C), H/s, W/s]` with the guiding folded in."""
+        return [output.fold(self.num_classes).float() for output in self.head_outputs(images)]
+
+    def forward(self, images: Tensor, labels: Optional[Tensor] = None) -> Tensor | dict[str, Tensor]:
+        """Decoded predictions (see `decode_maps`); with labels, the losses instead (see `loss`)."""
+        if labels is not None:
+            return self.loss(images, labels)
+        return decode_maps(self.maps(images), self.anchors.per_level, self.anchors.strides)
+
+    def loss(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        """Scalars `anchor, iou, offset, objectness, classes, total` (paper section 2 and 3; see `detection_loss`).
+
+        Args:
+            labels: `[N, M, 5 or 6]` (class, cx, cy, w, h in input pixels, mixing weight); all-zero rows are padding.
+        """
+        outputs = self.head_outputs(images)
+        return detection_loss(outputs, labels, self.anchors, self.num_classes, self.loss_config)
+
+
+def decode_maps(maps: Sequence[Tensor], anchors: Anchors, strides: Sequence[int]) -> Tensor:
+    """Raw maps to `[N, total anchors, 5 + C]`: cx, cy, w, h in input pixels, objectness and class probabilities in [0, 1].
+
+    Levels in order; within a level anchor-major, then row, then column.
+    """
+    decoded = []
+    for raw, level_anchors, stride in zip(maps, anchors, strides):
+        batch, channels, height, width = raw.shape
+        count = len(level_anchors)
+        t = raw.reshape(batch, count, channels // count, height, width).permute(0, 1, 3, 4, 2)
+        sides = torch.tensor(level_anchors, dtype=t.dtype, device=t.device).reshape(1, count, 1, 1, 2)
+        rows = torch.arange(height, dtype=t.dtype, device=t.device)
+        columns = torch.arange(width, dtype=t.dtype, device=t.device)
+        cells = torch.stack(torch.meshgrid(columns, rows, indexing="xy"), dim=-1)  # [H, W, (x, y)]
+        centres = (torch.sigmoid(t[..., :2]) + cells) * stride
+        boxes = torch.cat([centres, sides * torch.exp(t[..., 2:4]), torch.sigmoid(t[..., 4:])], dim=-1)
+        decoded.append(boxes.reshape(batch, -1, channels // count))
+    return torch.cat(decoded, dim=1)
