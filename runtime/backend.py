@@ -56,7 +56,9 @@ def open_backend(path: PathLike) -> Backend:
         return OrtBackend(file)
     if file.suffix == ".engine":
         raise MissingComponentError(f"{file}: TensorRT engines are not supported yet; run the .onnx file it was built from")
-    raise InputError(f"{file}: expected an .onnx model, got {file.suffix or 'no suffix'}; make one with `python -m export.onnx`")
+    raise InputError(
+        f"{file}: expected an .onnx model, got {file.suffix or 'no suffix'}; make one with `python -m export.onnx`"
+    )
 
 
 def check_images(images: NDArray[np.float32], spec: ModelSpec, batch_size: Optional[int]) -> None:
@@ -75,4 +77,6 @@ def check_outputs(source: object, spec: ModelSpec, names: Sequence[str], shapes:
         if name not in found:
             raise ModelError(f"{source}: has no output {name!r}; its outputs are {', '.join(names)}")
         if found[name][1:] != expected:
-            raise ModelError(f"{source}: output {name} is {list(found[name])}, its description says [N, {', '.join(map(str, expected))}]")
+            raise ModelError(
+                f"{source}: output {name} is {list(found[name])}, its description says [N, {', '.join(map(str, expected))}]"
+            )

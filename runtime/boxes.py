@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-Floats = NDArray[np.floating[Any]]
+Floats = NDArray[Any]
 
 
 def cxcywh_to_xyxy(boxes: Floats) -> Floats:
@@ -29,7 +29,8 @@ def xyxy_to_xywh(boxes: Floats) -> Floats:
 def clip(boxes: Floats, width: float, height: float) -> Floats:
     """`[..., 4]` xyxy kept inside `[0, width] x [0, height]`."""
     limit = np.array([width, height, width, height], boxes.dtype)
-    return np.minimum(np.maximum(boxes, np.zeros(4, boxes.dtype)), limit)
+    clipped: Floats = np.minimum(np.maximum(boxes, np.zeros(4, boxes.dtype)), limit)
+    return clipped
 
 
 def iou(first: Floats, second: Floats) -> Floats:
@@ -40,9 +41,11 @@ def iou(first: Floats, second: Floats) -> Floats:
     y2 = np.minimum(first[:, None, 3], second[None, :, 3])
     intersection = np.maximum(x2 - x1, 0) * np.maximum(y2 - y1, 0)
     union = area(first)[:, None] + area(second)[None, :] - intersection
-    return np.divide(intersection, union, out=np.zeros_like(intersection), where=union > 0)
+    ratio: Floats = np.divide(intersection, union, out=np.zeros_like(intersection), where=union > 0)
+    return ratio
 
 
 def area(boxes: Floats) -> Floats:
     """`[..., 4]` xyxy to `[...]`, never negative."""
-    return np.maximum(boxes[..., 2] - boxes[..., 0], 0) * np.maximum(boxes[..., 3] - boxes[..., 1], 0)
+    result: Floats = np.maximum(boxes[..., 2] - boxes[..., 0], 0) * np.maximum(boxes[..., 3] - boxes[..., 1], 0)
+    return result

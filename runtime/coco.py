@@ -1,4 +1,4 @@
-"""Reader of the COCO layout: `annotations/instances_<split>.json` with the pictures in `<split>/`, `images/<split>/` or `images/`."""
+"""Reader of the COCO layout: `annotations/instances_<split>.json`, pictures in `<split>/`, `images/<split>/` or `images/`."""
 
 from __future__ import annotations
 

@@ -115,9 +115,7 @@ def choose_split(root: Path, wanted: str, names: Sequence[str]) -> str:
     raise InputError(f"{root}: no split {wanted!r}; found {', '.join(sorted(names))}")
 
 
-def labelled_image(
-    image_id: int, path: Path, size: tuple[int, int], boxes: Any, class_ids: Any, crowd: Any
-) -> LabelledImage:
+def labelled_image(image_id: int, path: Path, size: tuple[int, int], boxes: Any, class_ids: Any, crowd: Any) -> LabelledImage:
     """Build a `LabelledImage` from raw annotation rows: boxes are clipped to the image and those left without area dropped.
 
     Args:

@@ -63,9 +63,7 @@ def _decode_level(
     # before anything else is read.
     anchor_ids, cells = np.nonzero(objectness >= _logit(score_threshold))
     starts = np.searchsorted(anchor_ids, np.arange(len(anchors) + 1))
-    columns = [
-        np.take(plane, cells[begin:end], axis=1) for plane, begin, end in zip(per_anchor, starts[:-1], starts[1:])
-    ]
+    columns = [np.take(plane, cells[begin:end], axis=1) for plane, begin, end in zip(per_anchor, starts[:-1], starts[1:])]
     logits = np.concatenate(columns, axis=1)  # [5 + C, K]
     best = logits[5:].max(axis=0)
     with np.errstate(over="ignore"):  # exp(-x) may overflow to infinity, which makes the sigmoid 0

@@ -65,7 +65,12 @@ class Detections:
     def to_dicts(self, class_names: Sequence[str]) -> list[dict[str, Any]]:
         """Plain values for JSON: `box` in original pixels, `score`, `class_id`, `class_name`."""
         return [
-            {"box": [round(float(v), 2) for v in box], "score": round(float(score), 5), "class_id": int(k), "class_name": class_names[k]}
+            {
+                "box": [round(float(v), 2) for v in box],
+                "score": round(float(score), 5),
+                "class_id": int(k),
+                "class_name": class_names[k],
+            }
             for box, score, k in zip(self.boxes, self.scores, self.class_ids)
         ]
 

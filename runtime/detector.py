@@ -50,7 +50,7 @@ class Detector:
             raise InputError(f"IoU threshold: expected a number above 0 and at most 1, got {iou_threshold}")
         if max_detections < 1:
             raise InputError(f"max detections: expected at least 1, got {max_detections}")
-        self._backend: Backend = model if hasattr(model, "infer") else open_backend(model)  # type: ignore[assignment,arg-type]
+        self._backend: Backend = model if hasattr(model, "infer") else open_backend(model)  # type: ignore[assignment]
         self._score_threshold = score_threshold
         self._iou_threshold = self.spec.nms_threshold if iou_threshold is None else iou_threshold
         self._max_detections = max_detections

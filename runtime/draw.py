@@ -40,6 +40,4 @@ def _label(canvas: Image, text: str, corner: tuple[int, int], color: tuple[int, 
     bottom = max(corner[1], height + baseline)
     cv2.rectangle(canvas, (left, bottom - height - baseline), (left + width + 2, bottom), color, cv2.FILLED)
     ink = (0, 0, 0) if np.dot(color, (0.114, 0.587, 0.299)) > 110 else (255, 255, 255)
-    cv2.putText(
-        canvas, text, (left + 1, bottom - baseline // 2 - 1), cv2.FONT_HERSHEY_SIMPLEX, font_scale, ink, 1, cv2.LINE_AA
-    )
+    cv2.putText(canvas, text, (left + 1, bottom - baseline // 2 - 1), cv2.FONT_HERSHEY_SIMPLEX, font_scale, ink, 1, cv2.LINE_AA)

@@ -7,6 +7,7 @@ import json
 from typing import Optional
 
 from runtime import cli
+from runtime.backend import Backend, open_backend
 from runtime.dataset import open_dataset
 from runtime.detector import Detector
 from runtime.evaluation import FIGURES, Evaluation, evaluate
@@ -35,10 +36,11 @@ def parse(arguments: Optional[list[str]] = None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def measure(detector: Detector, options: argparse.Namespace) -> Evaluation:
-    """Score a detector as the options say."""
+def measure(backend: Backend, options: argparse.Namespace) -> Evaluation:
+    """Score a model as the options say, at the thresholds that its own description gives for evaluation."""
     dataset = open_dataset(options.data, options.split)
-    return evaluate(detector, dataset, detector.spec.class_names, batch=options.batch, strict=options.strict)
+    detector = Detector(backend, score_threshold=backend.spec.score_threshold)
+    return evaluate(detector, dataset, backend.spec.class_names, batch=options.batch, strict=options.strict)
 
 
 def report(result: Evaluation, options: argparse.Namespace) -> None:
@@ -65,8 +67,8 @@ def _percent(value: float) -> str:
 def main(arguments: Optional[list[str]] = None) -> int:
     """Run the command; returns its exit code."""
     options = parse(arguments)
-    with Detector(options.engine, score_threshold=0.01) as detector:
-        report(measure(detector, options), options)
+    with open_backend(options.engine) as backend:
+        report(measure(backend, options), options)
     return 0
 
 

@@ -177,9 +177,7 @@ def _mean(precision: Any) -> float:
     return float(valid.mean()) if valid.size else -1.0
 
 
-def _read(
-    entries: Sequence[LabelledImage], strict: bool, skipped: list[str]
-) -> tuple[list[LabelledImage], list[Image]]:
+def _read(entries: Sequence[LabelledImage], strict: bool, skipped: list[str]) -> tuple[list[LabelledImage], list[Image]]:
     readable, pictures = [], []
     for entry in entries:
         try:

@@ -37,7 +37,9 @@ def replacing(path: PathLike) -> Iterator[Path]:
         os.replace(temporary, target)
         temporary = None
     except OSError as error:
-        raise InputError(f"cannot write {target}: {error.strerror or error}; choose another output or free some space") from error
+        raise InputError(
+            f"cannot write {target}: {error.strerror or error}; choose another output or free some space"
+        ) from error
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)

@@ -39,7 +39,9 @@ def read_image(path: PathLike, size: Optional[tuple[int, int]] = None) -> Image:
     if size is not None and (image.shape[1], image.shape[0]) != size:
         stored = _decode(path, data, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
         if (stored.shape[1], stored.shape[0]) != size:
-            raise InputError(f"{path}: the picture is {image.shape[1]}x{image.shape[0]} but its annotation says {size[0]}x{size[1]}")
+            raise InputError(
+                f"{path}: the picture is {image.shape[1]}x{image.shape[0]} but its annotation says {size[0]}x{size[1]}"
+            )
         image = stored
     return image
 

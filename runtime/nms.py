@@ -17,7 +17,7 @@ def nms(
     iou_threshold: float,
     max_detections: int,
 ) -> NDArray[np.int64]:
-    """Indices of the boxes that survive, best first: a box goes if a better one of its class overlaps it by more than the threshold.
+    """Indices of the boxes that survive, best first: a box goes if a better one of its class overlaps it beyond the threshold.
 
     Equal scores keep their order. It works through the boxes in blocks of descending score: a block is held against
     what is already kept, then against itself, and it ends as soon as `max_detections` are kept. So the cost grows with
@@ -43,11 +43,16 @@ def nms(
 
 
 def _suppresses(
-    boxes: NDArray[np.float32], class_ids: NDArray[np.int64], better: NDArray[np.int64], worse: NDArray[np.int64], threshold: float
+    boxes: NDArray[np.float32],
+    class_ids: NDArray[np.int64],
+    better: NDArray[np.int64],
+    worse: NDArray[np.int64],
+    threshold: float,
 ) -> NDArray[np.bool_]:
     """bool `[len(better), len(worse)]`: same class and IoU above the threshold."""
     overlap = box_ops.iou(boxes[better], boxes[worse]) > threshold
-    return overlap & (class_ids[better][:, None] == class_ids[worse][None, :])
+    result: NDArray[np.bool_] = overlap & (class_ids[better][:, None] == class_ids[worse][None, :])
+    return result
 
 
 def _greedy(suppresses: NDArray[np.bool_]) -> NDArray[np.int64]:

@@ -42,7 +42,7 @@ class Geometry:
 
     def to_original(self, boxes: NDArray[np.float32]) -> NDArray[np.float32]:
         """`[N, 4]` xyxy from input pixels to original pixels, clipped to the picture, float32."""
-        original = (boxes - self._pad()) / np.array(self.scale * 2, np.float32)
+        original = np.divide(boxes - self._pad(), np.array(self.scale * 2, np.float32))
         return box_ops.clip(original, self.width, self.height).astype(np.float32)
 
     def _pad(self) -> NDArray[np.float32]:
@@ -66,7 +66,7 @@ def fit(width: int, height: int, input_size: tuple[int, int], resize: str) -> Ge
 
 
 def resize(image: Image, geometry: Geometry, input_size: tuple[int, int], pad_value: float) -> Image:
-    """Place a uint8 picture `[h, w, 3]` in an input of (height, width) `input_size` by bilinear interpolation, uint8 `[H, W, 3]`."""
+    """Place a uint8 picture `[h, w, 3]` in an input of (height, width) `input_size`, bilinearly; uint8 `[H, W, 3]`."""
     size = (geometry.resized_width, geometry.resized_height)
     resized = image if size == (geometry.width, geometry.height) else cv2.resize(image, size, interpolation=cv2.INTER_LINEAR)
     if size == (input_size[1], input_size[0]):

@@ -1,4 +1,4 @@
-"""What a consumer must know of a model. It travels in checkpoints, in ONNX metadata and beside an engine; nothing guesses it."""
+"""What a consumer must know of a model. It travels in checkpoints, ONNX metadata and beside an engine; nothing guesses it."""
 
 from __future__ import annotations
 
@@ -104,7 +104,9 @@ class ModelSpec:
             raise ModelError(f"its model description is not valid JSON ({error}); export it again") from error
         version = values["format_version"]
         if not isinstance(version, int) or version > FORMAT_VERSION:
-            raise ModelError(f"its model description has format {version!r}, this code reads up to {FORMAT_VERSION}; update the code")
+            raise ModelError(
+                f"its model description has format {version!r}, this code reads up to {FORMAT_VERSION}; update the code"
+            )
         return cls(**values)
 
 
@@ -134,7 +136,10 @@ def _problems(spec: ModelSpec) -> list[str]:
     checks = [
         (all(is_text), "name, source_sha256, resize, color and precision must be texts"),
         (_is_tuple_of(spec.class_names, lambda name: isinstance(name, str)), "class_names must be a list of texts"),
-        (_is_tuple_of(spec.strides, lambda stride: _is_count(stride) and stride & (stride - 1) == 0), "strides must be powers of 2"),
+        (
+            _is_tuple_of(spec.strides, lambda stride: _is_count(stride) and stride & (stride - 1) == 0),
+            "strides must be powers of 2",
+        ),
         (_is_tuple_of(spec.input_size, _is_count, 2), "input_size must be (height, width) in pixels"),
         (
             _is_tuple_of(spec.anchors, lambda level: _is_tuple_of(level, _is_anchor)),

@@ -7,7 +7,7 @@ import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 from typing import Any, Optional
 
-from runtime.dataset import Dataset, find_image, labelled_image, report_dropped
+from runtime.dataset import Dataset, LabelledImage, find_image, labelled_image, report_dropped
 from runtime.errors import InputError
 from runtime.images import IMAGE_SUFFIXES
 
@@ -35,7 +35,8 @@ def read(root: Path, split: str) -> Dataset:
     if not names:
         raise InputError(f"{root / 'Annotations'}: no object is marked in any image")
     class_of = {name: index for index, name in enumerate(names)}
-    images, annotations = [], []
+    images: list[LabelledImage] = []
+    annotations: list[dict[str, Any]] = []
     for image_id, stem in enumerate(_stems(root, split), 1):
         parsed = everything[stem]
         image = labelled_image(

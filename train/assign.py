@@ -1,4 +1,4 @@
-"""Which anchor of which cell answers for a label (spec of the matching: paper section 2, guided anchoring; see docs/detector.md)."""
+"""Which anchor of which cell answers for a label (paper section 2 and its guided anchoring)."""
 
 from __future__ import annotations
 
@@ -114,9 +114,7 @@ class Assignment:
     pairs: Tensor
 
 
-def assign(
-    labels: Labels, anchors: AnchorSet, level: int, size: tuple[int, int], guide: Optional[Tensor]
-) -> Assignment:
+def assign(labels: Labels, anchors: AnchorSet, level: int, size: tuple[int, int], guide: Optional[Tensor]) -> Assignment:
     """Choose cells and anchors at one level.
 
     The label's cell holds its centre. Its best base anchor decides the level; there, the guided anchor-free anchor takes its

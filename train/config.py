@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any
 
 from runtime.errors import InputError, ModelError
 from train.data.augment import AugmentConfig
@@ -118,13 +118,21 @@ class TrainConfig:
     """Of everything random."""
 
     def __post_init__(self) -> None:
-        _require(bool(self.sizes) and all(s > 0 and s % 32 == 0 for s in (self.size, *self.sizes)), "sizes must be multiples of 32")
+        _require(
+            bool(self.sizes) and all(s > 0 and s % 32 == 0 for s in (self.size, *self.sizes)), "sizes must be multiples of 32"
+        )
         _require(self.resize in ("letterbox", "stretch"), f"resize {self.resize!r}, expected letterbox or stretch")
-        _require(self.epochs >= 1 and self.batch >= 1 and self.evaluate_every >= 1, "epochs, batch and evaluate_every must be at least 1")
+        _require(
+            self.epochs >= 1 and self.batch >= 1 and self.evaluate_every >= 1,
+            "epochs, batch and evaluate_every must be at least 1",
+        )
         spans = (self.fixed_epochs, self.plain_epochs, self.tail_epochs, self.warmup_epochs)
         _require(min(spans) >= 0, "spans of epochs must not be negative")
         _require(self.learning_rate > 0 and self.final_learning_rate >= 0, "learning rates must be positive")
-        _require(0 <= self.momentum < 1 and self.weight_decay >= 0 and self.clip_gradient >= 0, "momentum, weight_decay or clip_gradient out of range")
+        _require(
+            0 <= self.momentum < 1 and self.weight_decay >= 0 and self.clip_gradient >= 0,
+            "momentum, weight_decay or clip_gradient out of range",
+        )
 
     def replace(self, **changes: Any) -> TrainConfig:
         """A copy with some fields changed, validated again."""
@@ -143,16 +151,14 @@ class TrainConfig:
         """
         try:
             values = json.loads(text)
-            parts = {"model": ModelConfig, "loss": LossConfig, "augment": AugmentConfig}
-            return cls(**{key: _build(parts[key], value) if key in parts else _freeze(value) for key, value in values.items()})
+            parts: dict[str, Callable[..., Any]] = {"model": ModelConfig, "loss": LossConfig, "augment": AugmentConfig}
+            fields: dict[str, Any] = {k: _build(parts[k], v) if k in parts else _freeze(v) for k, v in values.items()}
+            return cls(**fields)
         except (TypeError, ValueError, AttributeError, RecursionError) as error:
             raise ModelError(f"its configuration cannot be read ({error})") from error
 
 
-_Config = TypeVar("_Config", ModelConfig, LossConfig, AugmentConfig)
-
-
-def _build(kind: type[_Config], values: Mapping[str, Any]) -> _Config:
+def _build(kind: Callable[..., Any], values: Mapping[str, Any]) -> Any:
     return kind(**{key: _freeze(value) for key, value in values.items()})
 
 

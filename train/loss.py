@@ -90,7 +90,7 @@ class _LevelLoss:
         return (self.box_weights * (1 - ious**2)).sum()
 
     def offset(self) -> Tensor:
-        """BCE of the position within the cell plus L1 of the log sides over the guided anchor; the logarithm is not detached."""
+        """BCE of the position in the cell plus L1 of the log sides over the guided anchor; the logarithm is not detached."""
         boxes, cells = self.labels.boxes[self.assignment.chosen_by], self.assignment.chosen[:, [3, 2]]
         position = boxes[:, :2] / self.stride - cells
         sides = torch.log(boxes[:, 2:] / self._sides(self.assignment.chosen) + 1e-12)

@@ -37,9 +37,7 @@ def build_model(config: ModelConfig, num_classes: int, loss: LossConfig | None =
     fusion = [
         LevelFusion((p5, p4, p3), outputs[level], level, config.fusion, config.compress, backbone.act) for level in range(3)
     ]
-    heads = [
-        Head(channels, num_classes, len(config.anchors) // 3, config.guided, config.adaption) for channels in outputs
-    ]
+    heads = [Head(channels, num_classes, len(config.anchors) // 3, config.guided, config.adaption) for channels in outputs]
     for module in (backbone, neck, widen, *fusion):
         module.apply(_initialise)
     return YOLOv3(backbone, neck, widen, fusion, heads, anchors, num_classes, loss or LossConfig())

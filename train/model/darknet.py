@@ -44,7 +44,8 @@ class DarkNet53(nn.Module):
             residuals = [Residual(outputs) for _ in range(math.ceil(count * depth))]
             self.stages.append(nn.Sequential(ConvBlock(channels, outputs, 3, stride=2), *residuals))
             channels = outputs
-        self.channels = tuple(scaled(base, width) for base, _ in _STAGES[-3:])
+        c3, c4, c5 = (scaled(base, width) for base, _ in _STAGES[-3:])
+        self.channels = (c3, c4, c5)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """`[N, 3, H, W]` to C3, C4, C5 (`self.channels`) at strides 8, 16, 32."""

@@ -91,7 +91,8 @@ class LevelFusion(nn.Module):
         resized = [resize(x) for resize, x in zip(self.resize, features)]
         if self.kind == "concat":
             return torch.cat(resized, dim=1)
-        if self.kind == "sum":
-            return resized[0] + resized[1] + resized[2]
-        alpha, beta, gamma = self.weights(resized).split(1, dim=1)
-        return resized[0] * alpha + resized[1] * beta + resized[2] * gamma
+        if self.kind == "asff":
+            weights = self.weights(resized).split(1, dim=1)
+            resized = [x * weight for x, weight in zip(resized, weights)]
+        total: Tensor = resized[0] + resized[1] + resized[2]
+        return total

@@ -27,7 +27,7 @@ class HeadOutput(NamedTuple):
     guide: Optional[Tensor]
 
     def fold(self, num_classes: int) -> Tensor:
-        """The exported contract: as exp(g + t) = exp(g) * exp(t), adding `guide` to (tw, th) gives a head with fixed anchors."""
+        """The exported contract: exp(g + t) = exp(g) exp(t), so adding `guide` to (tw, th) gives a head with fixed anchors."""
         if self.guide is None:
             return self.raw
         height, width = (int(side) for side in self.raw.shape[2:])

@@ -1,0 +1,85 @@
+# `make help` lists what there is. Every target prints the exact command it runs.
+.DEFAULT_GOAL := help
+SHELL := /bin/bash
+
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+RUN    := $(BIN)/python -m
+
+# A machine with an NVIDIA driver gets the GPU packages too.
+ACCELERATOR := $(shell nvidia-smi >/dev/null 2>&1 && echo gpu || echo cpu)
+
+DATA      ?=
+RECIPE    ?= yolov3-asff
+OUTPUT    ?= runs/$(RECIPE)
+WEIGHTS   ?= $(OUTPUT)/best.pt
+MODEL     ?= $(WEIGHTS:.pt=.onnx)
+PRECISION ?= fp32
+SIZE      ?=
+EPOCHS    ?=
+SPLIT     ?=
+SOURCE    ?=
+ARGS      ?=
+
+# Make a missing folder or file one clear line instead of a traceback further down.
+need = $(if $(strip $($(1))),,$(error $(1) is not set; try: make $@ $(1)=$(2)))
+SHOW = @printf '+ %s\n' '$(1)' && $(1)
+
+.PHONY: help setup demo train onnx engine eval detect bench test check lint types clean
+
+help: ## this list
+	@echo 'usage: make TARGET [VARIABLE=value ...]'
+	@echo
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/\1|\2/' | awk -F'|' '{ printf "  %-8s %s\n", $$1, $$2 }'
+	@echo
+	@echo 'variables: DATA= dataset folder, RECIPE= see "make train ARGS=--list", SIZE= input side, EPOCHS=,'
+	@echo '  WEIGHTS= checkpoint, MODEL= .onnx file, PRECISION= fp32, SOURCE= pictures, SPLIT=, OUTPUT=, ARGS= anything else'
+
+setup: $(VENV)/.installed ## make .venv and install everything into it (all other targets do so by themselves)
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { echo 'error: Python 3.10 or newer is needed (set PYTHON=)'; exit 3; }
+	$(PYTHON) -m venv $(VENV) || { echo 'error: python3 -m venv failed; on Debian: apt-get install python3-venv'; exit 3; }
+	$(BIN)/pip install --disable-pip-version-check --quiet --constraint constraints.txt --editable '.[$(ACCELERATOR),train,dev]'
+	@touch $@
+
+demo: setup ## train a small detector on synthetic pictures, export it, prove the export, draw detections (5 minutes)
+	$(call SHOW,$(RUN) export.demo $(if $(EPOCHS),--epochs $(EPOCHS)) $(ARGS))
+
+train: setup ## train RECIPE on DATA into OUTPUT
+	$(if $(findstring --list,$(ARGS)),,$(call need,DATA,datasets/coco))
+	$(call SHOW,$(RUN) train $(if $(DATA),--data "$(DATA)") --recipe $(RECIPE) --output "$(OUTPUT)" $(if $(SIZE),--size $(SIZE)) $(if $(EPOCHS),--epochs $(EPOCHS)) $(ARGS))
+
+onnx: setup ## export WEIGHTS to MODEL and compare it with PyTorch
+	$(call SHOW,$(RUN) export.onnx --weights "$(WEIGHTS)" --output "$(MODEL)" $(if $(SIZE),--size $(SIZE)) $(ARGS))
+
+engine: setup ## build a TensorRT engine (not there yet: answers with exit 3)
+	@echo 'error: TensorRT engines are not supported yet; `make onnx` gives a file that runs on any CPU' >&2; exit 3
+
+eval: setup ## COCO accuracy of MODEL (or, with WEIGHTS= given, of a checkpoint) on DATA
+	$(call need,DATA,datasets/coco)
+	$(call SHOW,$(RUN) $(if $(filter command line,$(origin WEIGHTS)),$(if $(filter command line,$(origin MODEL)),runtime.evaluate --engine "$(MODEL)",train.validate --weights "$(WEIGHTS)"),runtime.evaluate --engine "$(MODEL)") --data "$(DATA)" $(if $(SPLIT),--split $(SPLIT)) $(ARGS))
+
+detect: setup ## detect with MODEL in SOURCE: a picture, folder, glob pattern or video
+	$(call need,SOURCE,photos/)
+	$(call SHOW,$(RUN) runtime.detect --engine "$(MODEL)" --source "$(SOURCE)" $(ARGS))
+
+bench: setup ## measure speed; prints ratios against named references (DATA= adds those that need pictures)
+	$(call SHOW,$(RUN) benchmarks $(if $(DATA),--data "$(DATA)") $(ARGS))
+
+test: setup ## the whole test suite
+	$(call SHOW,$(RUN) pytest $(ARGS))
+
+lint: setup ## ruff
+	$(call SHOW,$(BIN)/ruff check .)
+	$(call SHOW,$(BIN)/ruff format --check .)
+
+types: setup ## mypy --strict
+	$(call SHOW,$(BIN)/mypy)
+
+check: lint types test ## lint, types, tests
+
+clean: ## remove what was made here (.venv, demo/, caches); runs/ stays
+	rm -rf $(VENV) demo build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

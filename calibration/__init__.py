@@ -1,0 +1,1 @@
+"""INT8 ranges and explicit quantisation of exported ONNX files."""

@@ -1,0 +1,1 @@
+"""From a checkpoint to files that run elsewhere, each compared with what it was made from."""

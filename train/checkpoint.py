@@ -1,0 +1,133 @@
+"""Checkpoints: everything a resumed run, an export or an evaluation needs. Tensors and plain values only, never code."""
+
+from __future__ import annotations
+
+import pickle
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from runtime.errors import InputError, ModelError
+from runtime.files import PathLike, replacing
+from runtime.spec import ModelSpec
+from train.config import TrainConfig
+from train.model import YOLOv3, build_model
+
+_KIND = "yolov3-asff-checkpoint"
+_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What a checkpoint file holds.
+
+    Attributes:
+        config: of the run. spec: of the model.
+        weights: the model's state dict.
+        optimizer: state dict, or None in a file made for use alone.
+        epoch: epochs completed. best_ap: the best AP so far, -1 before the first evaluation.
+    """
+
+    config: TrainConfig
+    spec: ModelSpec
+    weights: dict[str, torch.Tensor]
+    optimizer: dict[str, Any] | None
+    epoch: int
+    best_ap: float
+
+
+def save(path: PathLike, checkpoint: Checkpoint) -> None:
+    """Write a checkpoint, whole or not at all."""
+    content = {
+        "kind": _KIND,
+        "version": _VERSION,
+        "config": checkpoint.config.to_json(),
+        "spec": checkpoint.spec.to_metadata(),
+        "weights": checkpoint.weights,
+        "optimizer": checkpoint.optimizer,
+        "epoch": checkpoint.epoch,
+        "best_ap": checkpoint.best_ap,
+    }
+    with replacing(path) as temporary:
+        try:
+            torch.save(content, temporary)
+        except RuntimeError as error:  # what torch makes of a full disk
+            raise InputError(f"cannot write {path}: {_first_line(error)}; free some space") from error
+
+
+def load(path: PathLike) -> Checkpoint:
+    """Read a checkpoint onto the CPU.
+
+    Raises:
+        InputError: no such file.
+        ModelError: damaged, or not one of ours. No code in the file is ever run.
+    """
+    if not Path(path).is_file():
+        raise InputError(f"{path}: no such checkpoint")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except (
+        pickle.UnpicklingError,
+        zipfile.BadZipFile,
+        RuntimeError,
+        EOFError,
+        ValueError,
+        KeyError,
+        OSError,
+        AttributeError,
+        TypeError,
+    ) as error:
+        raise ModelError(f"{path}: not a checkpoint that can be read; it is damaged, or holds more than tensors") from error
+    if not isinstance(content, dict) or content.get("kind") != _KIND:
+        raise ModelError(f"{path}: not a checkpoint of this project; expected one written by python -m train")
+    if content.get("version") != _VERSION:
+        raise ModelError(f"{path}: checkpoint version {content.get('version')!r}, this code reads {_VERSION}")
+    try:
+        return Checkpoint(
+            TrainConfig.from_json(content["config"]),
+            ModelSpec.from_metadata(content["spec"]),
+            content["weights"],
+            content["optimizer"],
+            int(content["epoch"]),
+            float(content["best_ap"]),
+        )
+    except ModelError as error:
+        raise ModelError(f"{path}: {error}") from error
+    except (KeyError, TypeError, ValueError) as error:
+        raise ModelError(f"{path}: the checkpoint lacks or misstates {error}") from error
+
+
+def restore(path: PathLike, checkpoint: Checkpoint) -> YOLOv3:
+    """The checkpoint's model in evaluation mode, on the CPU.
+
+    Raises:
+        ModelError: the weights are not those of the model it describes, or not finite.
+    """
+    model = build_model(checkpoint.config.model, checkpoint.spec.num_classes, checkpoint.config.loss)
+    load_weights(path, model, checkpoint.weights)
+    return model.eval()
+
+
+def load_weights(path: PathLike, model: nn.Module, weights: Any) -> None:
+    """Load a state dict, all keys and shapes equal and all values finite, or raise ModelError."""
+    try:
+        model.load_state_dict(weights)
+    except (RuntimeError, TypeError, AttributeError) as error:
+        raise ModelError(f"{path}: its weights do not fit the model it describes ({_first_line(error)})") from error
+    broken = [name for name, value in model.state_dict().items() if not torch.isfinite(value).all()]
+    if broken:
+        raise ModelError(f"{path}: {len(broken)} weights hold values that are not finite, the first is {broken[0]}")
+
+
+def load_model(path: PathLike) -> YOLOv3:
+    """A trained model in evaluation mode from a checkpoint file; see `load` and `restore` for errors."""
+    return restore(path, load(path))
+
+
+def _first_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return " ".join(lines[:2])[:200] if lines else type(error).__name__

@@ -1,0 +1,243 @@
+"""The training loop, from a configuration and a dataset to the best and the last checkpoint."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from runtime.dataset import Dataset, open_dataset
+from runtime.detector import Detector
+from runtime.draw import draw
+from runtime.errors import CheckFailed, InputError, MissingComponentError
+from runtime.evaluation import Evaluation, evaluate
+from runtime.files import output_folder
+from runtime.images import Image
+from runtime.spec import ModelSpec
+from train import checkpoint
+from train.backend import TorchBackend
+from train.checkpoint import Checkpoint
+from train.config import TrainConfig
+from train.data.loader import Batch, TrainingSet, training_batches
+from train.journal import Journal, show_batch, tile
+from train.loss import COMPONENTS
+from train.model import YOLOv3, build_model
+from train.optim import build_optimizer, learning_rate
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunOptions:
+    """What a run needs besides its configuration; none of it changes the result's meaning."""
+
+    data: Path
+    """Dataset folder, COCO or VOC layout."""
+    output: Path
+    """Folder for checkpoints, metrics and pictures."""
+    train_split: str = "train"
+    """Split to train on: a name or `train`."""
+    val_split: str = "val"
+    """Split to evaluate on: a name or `val`."""
+    device: str = "auto"
+    """`auto`, `cpu`, `cuda`, `cuda:1`, ..."""
+    workers: int = 1
+    """Processes that prepare batches; 0 prepares them in this one."""
+    half: bool = True
+    """Compute in bfloat16 where the device is faster for it."""
+    strict: bool = False
+    """Fail on the first unreadable picture."""
+    progress: bool = True
+    """Show progress bars on a terminal."""
+
+
+def model_spec(config: TrainConfig, class_names: tuple[str, ...]) -> ModelSpec:
+    """The description that travels with a model of this configuration."""
+    from train.assign import AnchorSet
+    from train.model.build import STRIDES
+
+    anchors = AnchorSet.from_base(config.model.anchors, STRIDES, config.model.guided).per_level
+    return ModelSpec(
+        name=config.recipe,
+        class_names=class_names,
+        input_size=(config.size, config.size),
+        anchors=anchors,
+        strides=STRIDES,
+        resize=config.resize,
+    )
+
+
+def train(config: TrainConfig, options: RunOptions, resume: Checkpoint | None = None) -> Path:
+    """Train to the end and return the best checkpoint's path.
+
+    Raises:
+        InputError: the data cannot be used, or the output cannot be written.
+        CheckFailed: the loss is not finite; the message names the batch.
+    """
+    train_data, val_data = (open_dataset(options.data, split) for split in (options.train_split, options.val_split))
+    spec = resume.spec if resume else model_spec(config, train_data.class_names)
+    _check_classes(spec, train_data, val_data)
+    folder = output_folder(options.output)
+    device = choose_device(options.device)
+    torch.manual_seed(config.seed)
+    model = build_model(config.model, spec.num_classes, config.loss).to(device)
+    optimizer = build_optimizer(model, config)
+    state = _State(config, spec, model, optimizer)
+    if resume:
+        state.restore(resume)
+    else:
+        state.save(folder / "last.pt")  # so that there is something to resume from at any moment
+    training_set = TrainingSet(train_data, spec, config.augment, config.seed, cache=True, strict=options.strict)
+    journal = Journal(folder, state.epoch)
+    log.info("training %s on %d pictures of %s (%s), %s", spec.name, len(train_data), options.data, train_data.split, device)
+    try:
+        while state.epoch < config.epochs:
+            _run_epoch(state, training_set, val_data, journal, folder, options)
+    finally:
+        journal.close()
+    if not (folder / "best.pt").is_file():
+        raise InputError(f"{folder}: the run is complete but best.pt is missing; train again into another --output")
+    return folder / "best.pt"
+
+
+class _State:
+    """What a checkpoint keeps of a run."""
+
+    def __init__(self, config: TrainConfig, spec: ModelSpec, model: YOLOv3, optimizer: torch.optim.SGD) -> None:
+        self.config, self.spec, self.model, self.optimizer = config, spec, model, optimizer
+        self.epoch, self.best_ap = 0, -1.0
+
+    def restore(self, saved: Checkpoint) -> None:
+        checkpoint.load_weights("the checkpoint", self.model, saved.weights)
+        if saved.optimizer is None:
+            raise InputError("the checkpoint has no optimiser state to resume from; use last.pt")
+        self.optimizer.load_state_dict(saved.optimizer)
+        self.epoch, self.best_ap = saved.epoch, saved.best_ap
+
+    def save(self, path: Path, for_use: bool = False) -> None:
+        optimizer = None if for_use else self.optimizer.state_dict()
+        saved = Checkpoint(self.config, self.spec, self.model.state_dict(), optimizer, self.epoch, self.best_ap)
+        checkpoint.save(path, saved)
+
+
+def _run_epoch(
+    state: _State, training_set: TrainingSet, val_data: Dataset, journal: Journal, folder: Path, options: RunOptions
+) -> None:
+    """Train one epoch, evaluate if it is due, and write everything down."""
+    config, number = state.config, state.epoch + 1
+    values = _train_epoch(state, training_set, journal, options)
+    state.epoch = number
+    message = f"epoch {number}/{config.epochs}  loss {values['total']:.2f}  {values['images_per_second']:.1f} images/s"
+    if number % config.evaluate_every == 0 or number == config.epochs:
+        result = _evaluate(state, val_data, options)
+        values.update(AP=result.ap, AP50=result.ap50)
+        message += f"  AP {result.ap * 100:.1f}  AP50 {result.ap50 * 100:.1f}"
+        journal.picture("validation", _show_detections(state, val_data), number)
+        if result.ap >= state.best_ap:
+            state.best_ap = result.ap
+            state.save(folder / "best.pt", for_use=True)
+    state.save(folder / "last.pt")
+    journal.record(number, values)
+    log.info(message)
+
+
+def _train_epoch(state: _State, training_set: TrainingSet, journal: Journal, options: RunOptions) -> dict[str, float]:
+    """One pass over the training set; mean losses a step, the last learning rate, and images a second."""
+    config, model, optimizer, epoch = state.config, state.model, state.optimizer, state.epoch
+    device = next(model.parameters()).device
+    left = config.epochs - epoch
+    sizes = (config.size,) if left <= config.fixed_epochs else config.sizes
+    mixup = config.mixup and left > config.plain_epochs
+    batches = training_batches(training_set, epoch, config.batch, sizes, mixup, options.workers)
+    steps = max(len(training_set) // config.batch, 1)
+    sums = dict.fromkeys((*COMPONENTS, "total"), 0.0)
+    model.train()
+    start, images, rate = time.perf_counter(), 0, 0.0
+    for step, batch in enumerate(_progress(batches, steps, f"epoch {epoch + 1}/{config.epochs}", options)):
+        if step == 0 and epoch % 10 == 0:
+            journal.picture("training", show_batch(batch, state.spec), epoch + 1)
+        rate = learning_rate(epoch + (step + 1) / steps, config)
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        with torch.autocast(device.type, torch.bfloat16, enabled=options.half):
+            losses = model.loss(batch.images.to(device), batch.labels.to(device))
+        values = dict(zip(losses, torch.stack(list(losses.values())).tolist()))
+        _check_finite(values, epoch, step, batch)
+        optimizer.zero_grad()
+        losses["total"].backward()  # type: ignore[no-untyped-call]
+        if config.clip_gradient:
+            torch.nn.utils.clip_grad_norm_(model.parameters(), config.clip_gradient)
+        optimizer.step()
+        images += len(batch.images)
+        for name in sums:
+            sums[name] += values[name]
+    speed = images / (time.perf_counter() - start)
+    return {"learning_rate": rate, **{name: total / steps for name, total in sums.items()}, "images_per_second": speed}
+
+
+def _progress(batches: Iterator[Batch], steps: int, title: str, options: RunOptions) -> Iterator[Batch]:
+    bar: Any = tqdm(batches, total=steps, desc=title, unit="batch", leave=False, disable=None if options.progress else True)
+    yield from bar
+
+
+def _check_finite(values: dict[str, float], epoch: int, step: int, batch: Batch) -> None:
+    broken = [name for name, value in values.items() if value != value or abs(value) == float("inf")]
+    if broken:
+        names = ", ".join(batch.sources[:8]) + (" ..." if len(batch.sources) > 8 else "")
+        raise CheckFailed(
+            f"the loss ({', '.join(broken)}) is not finite in epoch {epoch + 1}, batch {step + 1}: {names};"
+            " the last checkpoint is intact; check these labels or lower --learning-rate"
+        )
+
+
+def _evaluate(state: _State, val_data: Dataset, options: RunOptions) -> Evaluation:
+    detector = Detector(TorchBackend(state.model, state.spec), score_threshold=state.spec.score_threshold)
+    batch = min(state.config.batch, 8)
+    names = state.spec.class_names
+    return evaluate(detector, val_data, names, batch=batch, strict=options.strict, progress=options.progress)
+
+
+def _show_detections(state: _State, val_data: Dataset, most: int = 8) -> Image:
+    """The first readable validation pictures with what the model finds in them."""
+    detector = Detector(TorchBackend(state.model, state.spec), score_threshold=0.25)
+    pictures: list[Image] = []
+    for entry in val_data.images:
+        if len(pictures) == most:
+            break
+        try:
+            picture = entry.read()
+        except InputError:
+            continue  # the evaluation has named it
+        pictures.append(draw(picture, detector(picture), state.spec.class_names))
+    return tile(pictures)
+
+
+def _check_classes(spec: ModelSpec, *datasets: Dataset) -> None:
+    for dataset in datasets:
+        if dataset.class_names != spec.class_names:
+            raise InputError(
+                f"{dataset.root}: split {dataset.split!r} has the classes {', '.join(dataset.class_names[:5])}"
+                f" ({len(dataset.class_names)}), but the model has {', '.join(spec.class_names[:5])} ({spec.num_classes})"
+            )
+
+
+def choose_device(name: str) -> torch.device:
+    """The torch device of that name; `auto` is a GPU where there is one.
+
+    Raises:
+        MissingComponentError: it is not on this machine.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise MissingComponentError(f"device {name!r} is not available here; use --device cpu") from error
+    return device

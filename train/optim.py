@@ -1,0 +1,28 @@
+"""The optimiser and the learning rate over time (training recipe)."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import nn
+
+from train.config import TrainConfig
+
+
+def build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.SGD:
+    """SGD with momentum; weight decay on convolution weights alone."""
+    decayed = [p for p in model.parameters() if p.requires_grad and p.ndim > 1]
+    plain = [p for p in model.parameters() if p.requires_grad and p.ndim <= 1]
+    groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": plain, "weight_decay": 0.0}]
+    return torch.optim.SGD(groups, lr=config.learning_rate, momentum=config.momentum)
+
+
+def learning_rate(epoch: float, config: TrainConfig) -> float:
+    """The rate at a (fractional) epoch: rises with the 4th power over the warm-up, falls as a cosine, ends in a flat tail."""
+    if epoch < config.warmup_epochs:
+        return config.learning_rate * (epoch / config.warmup_epochs) ** 4
+    fall = max(config.epochs - config.tail_epochs - config.warmup_epochs, 1e-9)
+    done = min((epoch - config.warmup_epochs) / fall, 1.0)
+    share = (1 + math.cos(math.pi * done)) / 2
+    return config.final_learning_rate + (config.learning_rate - config.final_learning_rate) * share

@@ -1,0 +1,35 @@
+"""`python -m train.validate`: COCO accuracy of a PyTorch checkpoint, by the code that scores exported files."""
+
+from __future__ import annotations
+
+import argparse
+
+from runtime import cli
+from runtime.evaluate import add_arguments, measure, report
+from train import checkpoint
+from train.backend import TorchBackend
+
+
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    """The command's arguments."""
+    parser = cli.parser(
+        "train.validate",
+        "Measure the COCO accuracy of a checkpoint: the 12 COCO figures and AP per class.",
+        "python -m train.validate --weights runs/train/best.pt --data datasets/coco",
+    )
+    parser.add_argument("--weights", required=True, help="checkpoint (.pt) written by python -m train")
+    add_arguments(parser)
+    return parser.parse_args(arguments)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command; returns its exit code."""
+    options = parse(arguments)
+    loaded = checkpoint.load(options.weights)
+    backend = TorchBackend(checkpoint.restore(options.weights, loaded), loaded.spec)
+    report(measure(backend, options), options)
+    return 0
+
+
+if __name__ == "__main__":
+    cli.run(main)
