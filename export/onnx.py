@@ -15,7 +15,6 @@ import onnx
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from export import parity
 from export.parity import Difference
@@ -54,9 +53,19 @@ def fold_batch_norm(model: YOLOv3) -> YOLOv3:
     folded = copy.deepcopy(model).eval()
     for block in folded.modules():
         if isinstance(block, ConvBlock):
-            block.conv = fuse_conv_bn_eval(block.conv, block.norm)
+            block.conv = _absorb(block.conv, block.norm)
             block.norm = nn.Identity()  # type: ignore[assignment]
     return folded
+
+
+def _absorb(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> nn.Conv2d:
+    """A convolution with bias equal to `norm(conv(x))`; the arithmetic is done in float64 and rounded once."""
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    scale = norm.weight.double() / (norm.running_var.double() + norm.eps).sqrt()
+    conv.bias = nn.Parameter((norm.bias.double() - norm.running_mean.double() * scale).float())
+    conv.weight = nn.Parameter((conv.weight.double() * scale.reshape(-1, 1, 1, 1)).float())
+    return conv
 
 
 def write_onnx(model: YOLOv3, spec: ModelSpec, path: Path, *, batch: int | None = None, opset: int = OPSET) -> None:

@@ -52,6 +52,7 @@ class ModelConfig:
         _require(0 < self.width <= 4 and 0 < self.depth <= 4, "width and depth must be above 0 and at most 4")
         _require(self.compress >= 1, "compress must be at least 1")
         _require(len(self.anchors) > 0 and len(self.anchors) % 3 == 0, "the number of anchors must be a multiple of 3")
+        _require(not self.guided or len(self.anchors) == 9, "guided anchors need 9 base anchors, 3 per level")
         _require(all(len(a) == 2 and min(a) > 0 for a in self.anchors), "anchors must be pairs of positive numbers")
 
 

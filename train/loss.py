@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from train.assign import AnchorSet, Assignment, Labels, assign, box_iou, match, shape_iou
 from train.config import LossConfig
-from train.model.head import HeadOutput
+from train.outputs import HeadOutput
 
 COMPONENTS = ("anchor", "iou", "offset", "objectness", "classes")
 

@@ -3,38 +3,16 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple, Optional
 
 import torch
 from torch import Tensor, nn
 
 from train.model.blocks import DeformConv
+from train.outputs import HeadOutput
 
 GUIDED_ANCHORS = 4
 """Anchors of a guided head: 3 from the base anchors and 1 anchor-free."""
 _PRIOR = 0.01  # initial objectness: nearly every anchor is background
-
-
-class HeadOutput(NamedTuple):
-    """One level's prediction before guiding is folded in.
-
-    Attributes:
-        raw: `[N, A * (5 + C), H, W]` logits, channels anchor-major (tx, ty, tw, th, to, classes).
-        guide: `[N, A * 2, H, W]`, anchor-major (log w, log h) added to the base anchors' log sides; None without guiding.
-    """
-
-    raw: Tensor
-    guide: Optional[Tensor]
-
-    def fold(self, num_classes: int) -> Tensor:
-        """The exported contract: exp(g + t) = exp(g) exp(t), so adding `guide` to (tw, th) gives a head with fixed anchors."""
-        if self.guide is None:
-            return self.raw
-        height, width = (int(side) for side in self.raw.shape[2:])
-        raw = self.raw.float().reshape(-1, GUIDED_ANCHORS, 5 + num_classes, height, width)
-        guide = self.guide.float().reshape(-1, GUIDED_ANCHORS, 2, height, width)
-        folded = torch.cat([raw[:, :, :2], raw[:, :, 2:4] + guide, raw[:, :, 4:]], dim=2)
-        return folded.reshape(-1, GUIDED_ANCHORS * (5 + num_classes), height, width)
 
 
 class FeatureAdaption(nn.Module):

@@ -13,8 +13,9 @@ from train.assign import AnchorSet
 from train.config import LossConfig
 from train.loss import detection_loss
 from train.model.fusion import LevelFusion
-from train.model.head import Head, HeadOutput
+from train.model.head import Head
 from train.model.neck import Neck
+from train.outputs import HeadOutput
 
 
 class YOLOv3(nn.Module):

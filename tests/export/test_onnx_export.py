@@ -1,0 +1,146 @@
+"""Exported files compute what PyTorch does: every backbone and fusion, at small width."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from conftest import CLASSES, settled, tiny
+
+from export import onnx as exporter
+from export.parity import Difference
+from runtime.backend import open_backend
+from runtime.files import sha256
+from runtime.ort_backend import OrtBackend
+from runtime.spec import ModelSpec
+from train.backend import TorchBackend
+from train.config import MOBILENET_ANCHORS
+from train.loop import model_spec
+
+VARIANTS = [
+    {"backbone": backbone, "fusion": fusion, "adaption": backbone == "darknet53"}
+    for backbone in ("darknet53", "mobilenetv2")
+    for fusion in ("none", "sum", "concat", "asff")
+]
+VARIANTS.append({"guided": False, "adaption": False, "fusion": "none"})  # plain YOLOv3
+VARIANTS.append({"backbone": "mobilenetv2", "adaption": False, "anchors": MOBILENET_ANCHORS})
+
+
+def run(arguments: list[str]) -> int:
+    return exporter.main(arguments)
+
+
+@pytest.mark.parametrize("variant", VARIANTS, ids=lambda v: "-".join(str(x) for x in v.values() if isinstance(x, (str, bool))))
+def test_onnx_equals_pytorch(variant: dict[str, object], tmp_path: Path) -> None:
+    config = tiny(**variant)
+    model, spec = settled(config), model_spec(config, CLASSES)
+    for size in ((64, 64), (96, 64)):  # square and not
+        described = spec.replace(input_size=size)
+        path = tmp_path / f"{size[0]}.onnx"
+        exporter.write_onnx(model, described, path)
+        images = np.random.default_rng(0).normal(size=(3, 3, *size)).astype(np.float32)
+        with OrtBackend(path) as exported:
+            difference = exporter.check_parity(TorchBackend(model, described), exported, images)
+            assert difference.within(1e-4), difference
+            assert exported.spec == described
+
+
+def test_the_command_writes_the_contract(make_checkpoint: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    weights, output = make_checkpoint(), tmp_path / "model.onnx"
+    assert run(["--weights", str(weights), "--output", str(output), "--size", "96"]) == 0
+    captured = capsys.readouterr()
+    assert captured.out.strip() == str(output)
+    assert "96x96, batch 1 and 3" in captured.err
+    assert "160x160, batch 1 and 3" in captured.err
+    model = onnx.load(str(output))
+    assert [(entry.domain, entry.version) for entry in model.opset_import] == [("", 17)]
+    assert {node.domain for node in model.graph.node} == {""}
+    operators = {node.op_type for node in model.graph.node}
+    assert "GridSample" in operators
+    assert "BatchNormalization" not in operators
+    with open_backend(output) as backend:
+        assert backend.batch_size is None
+        assert backend.spec.class_names == CLASSES
+        assert backend.spec.input_size == (96, 96)
+        assert backend.spec.source_sha256 == sha256(weights)
+        assert any(tool.startswith("torch ") for tool in backend.spec.made_with)
+        outputs = backend.infer(np.zeros((2, 3, 96, 96), np.float32))
+        assert [o.shape for o in outputs] == [(2, 32, 3, 3), (2, 32, 6, 6), (2, 32, 12, 12)]
+        assert all(o.dtype == np.float32 for o in outputs)
+
+
+def test_the_same_weights_give_the_same_bytes(make_checkpoint: Callable[..., Path], tmp_path: Path) -> None:
+    weights = make_checkpoint()
+    for name in ("a.onnx", "b.onnx"):
+        assert run(["--weights", str(weights), "--output", str(tmp_path / name)]) == 0
+    assert (tmp_path / "a.onnx").read_bytes() == (tmp_path / "b.onnx").read_bytes()
+
+
+def test_a_fixed_batch_is_fixed(make_checkpoint: Callable[..., Path], tmp_path: Path) -> None:
+    output = tmp_path / "m.onnx"
+    assert run(["--weights", str(make_checkpoint()), "--output", str(output), "--batch", "2", "--opset", "16"]) == 0
+    with open_backend(output) as backend:
+        assert backend.batch_size == 2
+    assert onnx.load(str(output)).opset_import[0].version == 16
+
+
+def test_real_pictures_can_be_compared_on(make_checkpoint: Callable[..., Path], coco_set: Path, tmp_path: Path) -> None:
+    arguments = ["--weights", str(make_checkpoint()), "--output", str(tmp_path / "m.onnx"), "--images", str(coco_set / "val")]
+    assert run(arguments) == 0
+
+
+def test_a_file_that_differs_is_refused_and_not_written(
+    make_checkpoint: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from runtime.errors import CheckFailed
+
+    weights, output = make_checkpoint(), tmp_path / "out" / "m.onnx"
+    fold = exporter.fold_batch_norm
+
+    def damaged(model: torch.nn.Module) -> torch.nn.Module:
+        folded = fold(model)
+        folded.heads[1].predict.bias.data += 0.01  # what a wrong conversion would do to one output
+        return folded
+
+    monkeypatch.setattr(exporter, "fold_batch_norm", damaged)
+    with pytest.raises(CheckFailed, match="output p4 differs"):
+        run(["--weights", str(weights), "--output", str(output)])
+    assert list(output.parent.iterdir()) == []
+
+
+def test_folding_batch_norm_changes_nothing_and_leaves_the_original() -> None:
+    model = settled(tiny())
+    images = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        before = model.maps(images)
+        folded = exporter.fold_batch_norm(model)
+        assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in folded.modules())
+        for a, b, again in zip(before, folded.maps(images), model.maps(images)):
+            torch.testing.assert_close(b, a, rtol=1e-4, atol=1e-4)
+            torch.testing.assert_close(again, a, rtol=0, atol=0)
+
+
+def test_a_difference_is_reported_for_the_worst_output() -> None:
+    config = tiny()
+    spec = model_spec(config, CLASSES)
+
+    class Shifted(TorchBackend):
+        def infer(self, images: np.ndarray) -> list[np.ndarray]:
+            maps = super().infer(images)
+            return [maps[0], maps[1], maps[2] + 1]
+
+    model = settled(config)
+    found: Difference = exporter.check_parity(TorchBackend(model, spec), Shifted(model, spec), np.zeros((1, 3, 64, 64), np.float32))
+    assert found.output == "p3"
+    assert found.absolute == pytest.approx(1, rel=1e-5)
+
+
+def test_metadata_is_the_whole_description(make_checkpoint: Callable[..., Path], tmp_path: Path) -> None:
+    output = tmp_path / "m.onnx"
+    run(["--weights", str(make_checkpoint()), "--output", str(output)])
+    entries = {entry.key: entry.value for entry in onnx.load(str(output)).metadata_props}
+    assert set(entries) == set(ModelSpec.from_metadata(entries).to_metadata())

@@ -1,0 +1,20 @@
+"""Training data: augmentation, mixup, and batches of tensors. `train.data.synthetic` makes a small set to try things on."""
+
+from train.data.augment import AugmentConfig, InputFrame, Sample, augment
+from train.data.epoch import Draw, epoch_batches
+from train.data.loader import Batch, TrainingSet, pack_labels, training_batches
+from train.data.mixup import mixup
+
+__all__ = [
+    "AugmentConfig",
+    "Batch",
+    "Draw",
+    "InputFrame",
+    "Sample",
+    "TrainingSet",
+    "augment",
+    "epoch_batches",
+    "mixup",
+    "pack_labels",
+    "training_batches",
+]

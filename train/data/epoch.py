@@ -1,0 +1,86 @@
+"""The plan of one epoch: which image goes where, at which input size. All of it follows from the seed and the epoch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from enum import IntEnum
+from typing import NamedTuple
+
+import numpy as np
+
+from runtime.errors import InputError
+
+RESIZE_EVERY = 10
+
+
+class Purpose(IntEnum):
+    """What a generator is for."""
+
+    SAMPLE = 0
+    ORDER = 1
+    SIZES = 2
+    SUBSTITUTE = 3
+    PARTNER_SUBSTITUTE = 4
+
+
+def generator(seed: int, epoch: int, position: int, purpose: Purpose) -> np.random.Generator:
+    """The one source of randomness for `purpose` at a position of an epoch.
+
+    All four numbers are always given: NumPy takes [seed, epoch] and [seed, epoch, 0] for the same seed.
+    """
+    return np.random.default_rng([seed, epoch, position, int(purpose)])
+
+
+class Draw(NamedTuple):
+    """One place of one epoch.
+
+    Attributes:
+        epoch, position: count from 0; with the seed of the set they fix everything random about the sample.
+        image: its index in the set.
+        size: (height, width) of the network's input in pixels.
+        mixup: whether a second image is mixed in.
+    """
+
+    epoch: int
+    position: int
+    image: int
+    size: tuple[int, int]
+    mixup: bool
+
+
+def epoch_batches(
+    count: int,
+    epoch: int,
+    seed: int,
+    batch_size: int,
+    sizes: Sequence[int | tuple[int, int]],
+    mixup: bool,
+    resize_every: int = RESIZE_EVERY,
+) -> list[list[Draw]]:
+    """The shuffled batches of one epoch; every `resize_every` of them the input size is drawn anew (training recipe).
+
+    Args:
+        count: images in the set; each occurs once, less those of a last partial batch,
+            which is dropped unless it is the only one.
+        epoch: counts from 0.
+        sizes: sides in pixels, or (height, width) pairs, to draw from.
+
+    Raises:
+        InputError: nothing to draw from, or a count or size that is not positive.
+    """
+    if min(count, batch_size, resize_every) < 1 or not sizes:
+        raise InputError("a training epoch needs at least one image, a batch size of at least 1 and one input size")
+    frames = [(size, size) if isinstance(size, int) else (int(size[0]), int(size[1])) for size in sizes]
+    if min(min(frame) for frame in frames) < 1:
+        raise InputError(f"the input sizes are {list(sizes)}, expected positive numbers of pixels")
+    order = generator(seed, epoch, 0, Purpose.ORDER).permutation(count).tolist()
+    batches = max(count // batch_size, 1)
+    changes = -(-batches // resize_every)
+    drawn = generator(seed, epoch, 0, Purpose.SIZES).integers(len(frames), size=changes).tolist()
+    return [
+        [
+            Draw(epoch, position, order[position], frames[drawn[number // resize_every]], mixup)
+            for position in range(number * batch_size, min((number + 1) * batch_size, count))
+        ]
+        for number in range(batches)
+    ]

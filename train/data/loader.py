@@ -1,0 +1,320 @@
+"""From a labelled set to batches of tensors.
+
+Everything random follows from (seed, epoch, position in the epoch) alone, so a run gives the same batches with any number
+of workers and can be taken up at any batch.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import signal
+import sys
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from types import FrameType, TracebackType
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.utils.data import DataLoader
+from torch.utils.data import Dataset as TorchDataset
+
+from runtime import boxes as box_ops
+from runtime.dataset import Dataset
+from runtime.errors import DetectorError, InputError
+from runtime.images import Image
+from runtime.preprocess import normalise
+from runtime.spec import ModelSpec
+from train.data.augment import AugmentConfig, InputFrame, Sample, augment
+from train.data.epoch import RESIZE_EVERY, Draw, Purpose, epoch_batches, generator
+from train.data.mixup import mixup
+
+log = logging.getLogger(__name__)
+
+CACHE_BYTES = 1 << 30
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """What the network trains on.
+
+    Attributes:
+        images: float32 `[N, 3, H, W]`, normalised as the model's spec says.
+        labels: float32 `[N, M, 6]`: class, cx, cy, w, h in input pixels, mixing weight in [0, 1]. M is the most objects of
+            one image, at least 1; rows that are all zero are padding.
+        sources: the file of each image; two joined by ' + ' with mixup.
+        unreadable: reason by index of the images that had to be replaced.
+    """
+
+    images: torch.Tensor
+    labels: torch.Tensor
+    sources: list[str]
+    unreadable: dict[int, str] = field(default_factory=dict)
+
+
+class TrainingSet:
+    """The images of a split as augmented samples; crowds are left out.
+
+    Attributes:
+        dataset, spec, augment, seed: as given.
+        unreadable: reason by index of the images found unreadable so far; they are named in the log once and replaced
+            by others, chosen by (seed, epoch, position) too.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        spec: ModelSpec,
+        augment: AugmentConfig,
+        seed: int,
+        cache: bool = False,
+        *,
+        strict: bool = False,
+        cache_bytes: int = CACHE_BYTES,
+    ) -> None:
+        """
+        Args:
+            spec: its input size does not matter here, each `Draw` brings its own.
+            seed: not negative.
+            cache: keep the decoded pictures in memory if all of them fit in `cache_bytes`.
+            strict: raise at the first unreadable image instead of replacing it.
+
+        Raises:
+            InputError: the set is empty or of another number of classes than the model, the seed is negative, or (with
+                `cache` only, as nothing is read before) an image is unreadable under `strict`.
+        """
+        if not len(dataset):
+            raise InputError(f"{dataset.root}: split {dataset.split!r} has no images to train on")
+        if len(dataset.class_names) != spec.num_classes:
+            raise InputError(f"{dataset.root}: {len(dataset.class_names)} classes, but the model has {spec.num_classes}")
+        if seed < 0:
+            raise InputError(f"the seed is {seed}, expected 0 or more")
+        self.dataset, self.spec, self.augment, self.seed = dataset, spec, augment, seed
+        self.unreadable: dict[int, str] = {}
+        self._strict = strict
+        self._cache: dict[int, Image] = {}
+        if cache:
+            self._fill_cache(cache_bytes)
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def sample(self, draw: Draw, unreadable: dict[int, str]) -> tuple[Sample, str]:
+        """The augmented sample in input pixels and its source; images found unreadable are added to `unreadable`.
+
+        Raises:
+            InputError: no image of the set can be read, or under `strict` this one cannot.
+        """
+        rng = self._rng(draw, Purpose.SAMPLE)
+        frame = InputFrame.of(self.spec, draw.size)
+        sample, source = self._read_or_replace(draw, draw.image, Purpose.SUBSTITUTE, unreadable)
+        if draw.mixup:
+            partner = int(rng.integers(len(self)))
+            other, other_source = self._read_or_replace(draw, partner, Purpose.PARTNER_SUBSTITUTE, unreadable)
+            sample = mixup(sample, other, rng, fill=frame.fill)
+            source = f"{source} + {other_source}"
+        return augment(sample, frame, rng, self.augment), source
+
+    def batch(self, draws: Sequence[Draw]) -> Batch:
+        """The samples of `draws`, which share one size, as tensors.
+
+        Raises:
+            InputError: as `sample`.
+        """
+        images = torch.empty((len(draws), 3, *draws[0].size), dtype=torch.float32)
+        pixels = images.numpy()
+        samples, sources, unreadable = [], [], dict[int, str]()
+        for target, draw in zip(pixels, draws):
+            sample, source = self.sample(draw, unreadable)
+            target[:] = normalise(sample.image, self.spec)
+            samples.append(sample)
+            sources.append(source)
+        return Batch(images, torch.from_numpy(pack_labels(samples)), sources, unreadable)
+
+    def report(self, unreadable: Mapping[int, str]) -> None:
+        """Name images found unreadable, each once, and remember them so that they are not tried again."""
+        for index, reason in unreadable.items():
+            if index not in self.unreadable:
+                self.unreadable[index] = reason
+                log.warning("left out of training: %s", reason)
+
+    def _rng(self, draw: Draw, purpose: Purpose) -> np.random.Generator:
+        return generator(self.seed, draw.epoch, draw.position, purpose)
+
+    def _read_or_replace(self, draw: Draw, index: int, purpose: Purpose, unreadable: dict[int, str]) -> tuple[Sample, str]:
+        """Image `index`, or the first readable one of an order that depends on `draw` and `purpose` alone."""
+        image = self._read(index, unreadable)
+        if image is None:
+            # The whole order is gone through, known unreadable ones included: what was found before must not change it.
+            for candidate in self._rng(draw, purpose).permutation(len(self)).tolist():
+                index, image = candidate, self._read(candidate, unreadable)
+                if image is not None:
+                    break
+        if image is None:
+            reason = {**self.unreadable, **unreadable}[draw.image]
+            raise InputError(f"{self.dataset.root}: none of the {len(self)} images of the training split can be read; {reason}")
+        record = self.dataset.images[index]
+        objects = ~record.crowd
+        weights = np.ones(int(objects.sum()), np.float32)
+        return Sample(image, record.boxes[objects], record.class_ids[objects], weights), str(record.path)
+
+    def _read(self, index: int, unreadable: dict[int, str]) -> Image | None:
+        """The picture, or None if it cannot be read, the reason then added to `unreadable`."""
+        if index in self._cache:
+            return self._cache[index]
+        if index in self.unreadable or index in unreadable:
+            return None
+        try:
+            return self.dataset.images[index].read()
+        except InputError as error:
+            if self._strict:
+                raise
+            unreadable[index] = str(error)
+            return None
+
+    def _fill_cache(self, limit: int) -> None:
+        """Decode every picture now, before workers are forked, so that they share the memory."""
+        needed = sum(3 * image.width * image.height for image in self.dataset.images)
+        if needed > limit:
+            log.info(
+                "the decoded images need %.1f GiB, more than the %.1f GiB of the cache: not cached",
+                needed / 2**30,
+                limit / 2**30,
+            )
+            return
+        unreadable: dict[int, str] = {}
+        for index in range(len(self)):
+            image = self._read(index, unreadable)
+            if image is not None:
+                self._cache[index] = image
+        self.report(unreadable)
+
+
+def pack_labels(samples: Sequence[Sample]) -> NDArray[np.float32]:
+    """The labels of a batch, float32 `[N, M, 6]` as in `Batch`."""
+    most = max([1, *(len(sample.boxes) for sample in samples)])
+    labels = np.zeros((len(samples), most, 6), np.float32)
+    for row, sample in zip(labels, samples):
+        count = len(sample.boxes)
+        row[:count, 0] = sample.class_ids
+        row[:count, 1:5] = box_ops.xyxy_to_cxcywh(sample.boxes)
+        row[:count, 5] = sample.weights
+    return labels
+
+
+def training_batches(
+    training_set: TrainingSet,
+    epoch: int,
+    batch_size: int,
+    sizes: Sequence[int | tuple[int, int]],
+    mixup: bool,
+    workers: int,
+    *,
+    start: int = 0,
+    resize_every: int = RESIZE_EVERY,
+) -> Iterator[Batch]:
+    """The batches of one epoch in order, made by `workers` processes (0: by this one).
+
+    Args:
+        epoch, sizes, mixup, resize_every: see `epoch_batches`.
+        start: batches to leave out at the beginning, to take up an interrupted epoch.
+
+    Raises:
+        InputError: as `epoch_batches`; while iterating, as `TrainingSet.sample`.
+    """
+    batches = epoch_batches(len(training_set), epoch, training_set.seed, batch_size, sizes, mixup, resize_every)
+    return _load(training_set, batches[start:], workers)
+
+
+def _load(training_set: TrainingSet, batches: list[list[Draw]], workers: int) -> Iterator[Batch]:
+    workers = min(workers, len(batches))
+    loader: DataLoader[Batch | DetectorError] = DataLoader(
+        _Batches(training_set, batches),
+        batch_size=None,
+        collate_fn=_as_it_is,
+        num_workers=workers,
+        worker_init_fn=_start_worker,
+        # Forked workers share the cache and need no pickled copy of the set; other systems cannot fork safely.
+        multiprocessing_context="fork" if workers and sys.platform == "linux" else None,
+        # A generator of its own, or the loader would take a number from torch's global one.
+        generator=torch.Generator(),
+    )
+    for batch in _started(loader):
+        if isinstance(batch, DetectorError):
+            raise batch
+        training_set.report(batch.unreadable)
+        yield batch
+
+
+def _started(loader: DataLoader[Batch | DetectorError]) -> Iterator[Batch | DetectorError]:
+    """The loader's iterator, its workers forked while OpenCV has no thread pool and Ctrl-C waits.
+
+    A pool does not survive a fork: a worker would wait for threads it does not have. Afterwards this process has its
+    threads back. An interrupt amid a fork would be lost, since Python ignores errors in what it runs around one.
+    """
+    if not loader.num_workers:
+        return iter(loader)
+    threads = cv2.getNumThreads()
+    cv2.setNumThreads(1)
+    try:
+        with _interrupts_held():
+            return iter(loader)
+    finally:
+        cv2.setNumThreads(threads)
+
+
+@contextlib.contextmanager
+def _interrupts_held() -> Iterator[None]:
+    """Ctrl-C takes effect at the end of the block. Only the main thread can arrange that; in others nothing changes."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    held: list[tuple[int, FrameType | None]] = []
+    before = signal.signal(signal.SIGINT, lambda number, frame: held.append((number, frame)))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.SIG_DFL if before is None else before)
+    if held and callable(before):
+        before(*held[0])
+
+
+class _Batches(TorchDataset["Batch | DetectorError"]):
+    """Whole batches by their number.
+
+    An error is handed over as a value: raised in a worker, its message would be a traceback.
+    """
+
+    def __init__(self, training_set: TrainingSet, batches: list[list[Draw]]) -> None:
+        self.training_set, self.batches = training_set, batches
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __getitem__(self, number: int) -> Batch | DetectorError:
+        try:
+            return self.training_set.batch(self.batches[number])
+        except DetectorError as error:
+            return error
+
+
+def _as_it_is(batch: Any) -> Any:
+    """In place of torch's own collation."""
+    return batch
+
+
+def _start_worker(_: int) -> None:
+    """One thread each, and Ctrl-C left to the main process, which ends the workers in order."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    sys.excepthook = _report_unless_parted
+    cv2.setNumThreads(1)
+
+
+def _report_unless_parted(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """The usual report of an uncaught error, but for a connection lost while handing over a batch: that is Ctrl-C at work."""
+    if not issubclass(kind, (EOFError, ConnectionError)):
+        sys.__excepthook__(kind, error, trace)

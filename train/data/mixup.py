@@ -1,0 +1,52 @@
+"""Mixup of whole pictures (training recipe): the blend is made once, on the raw pictures, before the one geometric map."""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+
+from runtime.images import Image
+from train.data.augment import Sample
+
+# The mean colour of ImageNet as (blue, green, red); it normalises to zero.
+_MEAN_COLOUR = (104, 116, 124)
+
+
+def mixup(
+    first: Sample,
+    second: Sample,
+    rng: np.random.Generator,
+    alpha: float = 1.5,
+    fill: tuple[int, int, int] = _MEAN_COLOUR,
+) -> Sample:
+    """Blend two samples by a share drawn from Beta(alpha, alpha) (training recipe: 1.5).
+
+    Both keep their scale and lie at the top left of a canvas as large as the larger of them in each direction.
+
+    Args:
+        first, second: in original pixels.
+        fill: (blue, green, red) of the canvas where a picture does not reach.
+
+    Returns:
+        The boxes of both, first those of `first`; their weights are multiplied by the share of their picture.
+    """
+    share = float(rng.beta(alpha, alpha))
+    height = max(first.image.shape[0], second.image.shape[0])
+    width = max(first.image.shape[1], second.image.shape[1])
+    image = cv2.addWeighted(
+        _on_canvas(first.image, height, width, fill), share, _on_canvas(second.image, height, width, fill), 1 - share, 0
+    )
+    return Sample(
+        np.asarray(image, np.uint8),
+        np.concatenate([first.boxes, second.boxes]),
+        np.concatenate([first.class_ids, second.class_ids]),
+        np.concatenate([first.weights * np.float32(share), second.weights * np.float32(1 - share)]),
+    )
+
+
+def _on_canvas(image: Image, height: int, width: int, fill: tuple[int, int, int]) -> Image:
+    """The picture at the top left of a `[height, width, 3]` canvas; itself where it fills it."""
+    below, right = height - image.shape[0], width - image.shape[1]
+    if not below and not right:
+        return image
+    return np.asarray(cv2.copyMakeBorder(image, 0, below, 0, right, cv2.BORDER_CONSTANT, value=fill), np.uint8)
