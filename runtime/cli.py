@@ -9,6 +9,8 @@ import sys
 from collections.abc import Callable
 from typing import NoReturn
 
+import cv2
+
 from runtime.errors import DetectorError, InputError
 
 INTERRUPTED = 130  # what shells report for a program ended by Ctrl-C
@@ -16,6 +18,7 @@ INTERRUPTED = 130  # what shells report for a program ended by Ctrl-C
 
 def run(main: Callable[[], int]) -> NoReturn:
     """Call `main`, exit with what it returns; 0 done, 1 a check failed, 2 bad input, 3 a missing component, 130 Ctrl-C."""
+    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)  # a bad picture is reported once, by us
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     try:
         code = main()

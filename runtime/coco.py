@@ -79,7 +79,7 @@ def _category(source: Path, record: Any) -> tuple[int, str]:
         if not isinstance(record["name"], str):
             raise TypeError
         return _integer(record["id"]), record["name"]
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise InputError(f"{source}: bad category {_short(record)}; expected an integer id and a name") from error
 
 
@@ -88,7 +88,7 @@ def _image(source: Path, record: Any) -> dict[str, Any]:
         image = {key: _integer(record[key]) for key in ("id", "width", "height")}
         if image["width"] <= 0 or image["height"] <= 0 or not isinstance(record["file_name"], str):
             raise ValueError
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise InputError(
             f"{source}: bad image {_short(record)}; expected id, file_name, and positive width and height"
         ) from error
@@ -102,7 +102,7 @@ def _annotation(source: Path, index: int, record: Any, images: dict[int, Any], c
         x, y, width, height = (float(value) for value in record["bbox"])
         area = float(record.get("area", width * height))
         crowd = _integer(record.get("iscrowd", 0))
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise InputError(
             f"{source}: bad annotation {_short(record)}; expected image_id, category_id and a bbox of 4 numbers"
         ) from error

@@ -84,9 +84,8 @@ def _sigmoid(x: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 def _logit(probability: float) -> Any:
-    """The logit of a probability, rounded down a little so that no score of exactly the threshold is lost."""
+    """The logit of a probability, rounded down by more than float32 errs, so that no score of exactly the threshold is lost."""
     if probability <= 0:
         return np.float32(-np.inf)
-    if probability >= 1:
-        return np.float32(15)
-    return np.float32(np.log(probability / (1 - probability)) - 1e-4)
+    reduced = probability * (1 - 1e-6)
+    return np.float32(np.log(reduced / (1 - reduced)) - 1e-4)

@@ -24,6 +24,7 @@ from runtime.sources import Source, find_sources, frame_rate, read_picture, read
 log = logging.getLogger(__name__)
 
 DEFAULT_OUTPUT = "runs/detect"
+_WRITABLE = IMAGE_SUFFIXES - {".pgm"}  # which holds grey pictures alone
 
 
 def parse(arguments: Optional[list[str]] = None) -> argparse.Namespace:
@@ -113,15 +114,15 @@ def _open_writer(path: Path, frame: Image, rate: float) -> cv2.VideoWriter:
 
 
 def _target(source: Source, folder: Path) -> Path:
-    """Where the annotated copy goes: the source's own name; kinds that OpenCV cannot write get .mp4 or .png."""
+    """Where the annotated copy goes: the source's own name, to which kinds that OpenCV cannot write add .mp4 or .png."""
     name = folder / source.name
     if source.is_video:
-        return name.with_name(f"{name.stem}.mp4")
-    return name if name.suffix.lower() in IMAGE_SUFFIXES else name.with_name(f"{name.name}.png")
+        return name if name.suffix == ".mp4" else name.with_name(f"{name.name}.mp4")
+    return name if name.suffix.lower() in _WRITABLE else name.with_name(f"{name.name}.png")
 
 
 def _check_target(source: Source, folder: Optional[Path]) -> None:
-    if folder and _target(source, folder).absolute() == source.path.absolute():
+    if folder and _target(source, folder).resolve() == source.path.resolve():
         raise InputError(f"{source.path}: its annotated copy would overwrite it; choose another --output")
 
 

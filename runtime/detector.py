@@ -96,11 +96,11 @@ class Detector:
     def postprocess(self, maps: Sequence[NDArray[np.float32]], geometry: Geometry) -> Detections:
         """One picture's raw maps, per level float32 `[A * (5 + C), H/s, W/s]`, to its detections in original pixels."""
         candidates = decode(maps, self.spec, self._score_threshold)
-        scores, class_ids = candidates.scores, candidates.class_ids
-        keep = nms(candidates.boxes, scores, class_ids, self._iou_threshold, self._max_detections)
-        boxes = geometry.to_original(candidates.boxes[keep])
-        found = Detections(boxes, scores[keep], class_ids[keep])
-        return found[box_ops.area(boxes) > 0]  # what lay in the letterbox border alone is nothing in the picture
+        found = Detections(geometry.to_original(candidates.boxes), candidates.scores, candidates.class_ids)
+        inside = box_ops.area(found.boxes) > 0  # what lies in the letterbox border alone is nothing in the picture
+        found = found[inside]
+        keep = nms(candidates.boxes[inside], found.scores, found.class_ids, self._iou_threshold, self._max_detections)
+        return found[keep]
 
     def close(self) -> None:
         """Release the model."""

@@ -28,7 +28,8 @@ def draw(image: Image, found: Detections, class_names: Sequence[str]) -> Image:
     for box, score, class_id in reversed(list(zip(found.boxes, found.scores, found.class_ids.tolist()))):
         color = class_color(class_id)
         left, top, right, bottom = (round(float(value)) for value in box)
-        cv2.rectangle(canvas, (left, top), (right, bottom), color, thickness, cv2.LINE_AA)
+        last = min(right, image.shape[1] - 1), min(bottom, image.shape[0] - 1)  # pixels end where their index plus 1 is
+        cv2.rectangle(canvas, (left, top), last, color, thickness, cv2.LINE_AA)
         _label(canvas, f"{class_names[class_id]} {score:.2f}", (left, top), color, font_scale)
     return canvas
 

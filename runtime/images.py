@@ -65,12 +65,17 @@ def _is_truncated(data: bytes) -> bool:
     if data.startswith(b"\xff\xd8"):
         return data.rfind(b"\xff\xd9") < data.rfind(b"\xff\xda")
     if data.startswith(b"\x89PNG"):
-        return b"IEND" not in data[-64:]
+        return b"IEND\xaeB`\x82" not in data  # the empty end chunk with its checksum; garbage may follow it
     return False
 
 
 def write_image(path: PathLike, image: Image) -> None:
     """Write a uint8 BGR picture; the suffix chooses the format. Whole or not at all."""
-    with replacing(path) as temporary:
-        if not cv2.imwrite(str(temporary), image):
-            raise InputError(f"cannot write {path}: the picture was not encoded; is the disk full?")
+    try:
+        encoded, data = cv2.imencode(Path(path).suffix, image)
+    except cv2.error as error:
+        raise InputError(f"cannot write {path}: {error.err}") from error
+    if not encoded:
+        raise InputError(f"cannot write {path}: OpenCV cannot encode this picture as {Path(path).suffix}")
+    with replacing(path) as temporary:  # not cv2.imwrite, which reports success for a BMP cut short by a full disk
+        temporary.write_bytes(data.tobytes())

@@ -34,8 +34,7 @@ class OrtBackend:
         try:
             self._session: Any = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         except Exception as error:  # onnxruntime raises a different type for every way a file can be wrong
-            reason = str(error).strip().splitlines()
-            raise ModelError(f"{path}: not a usable ONNX model ({reason[0] if reason else type(error).__name__})") from error
+            raise ModelError(f"{path}: not a usable ONNX model ({_first_line(error)})") from error
         try:
             self._spec = ModelSpec.from_metadata(self._session.get_modelmeta().custom_metadata_map)
         except ModelError as error:
@@ -57,7 +56,10 @@ class OrtBackend:
         if self._session is None:
             raise ModelError("the model was closed; open it again")
         check_images(images, self._spec, self._batch_size)
-        outputs: list[NDArray[np.float32]] = self._session.run(list(self._spec.output_names), {INPUT_NAME: images})
+        try:
+            outputs: list[NDArray[np.float32]] = self._session.run(list(self._spec.output_names), {INPUT_NAME: images})
+        except Exception as error:  # onnxruntime raises a different type for every way a run can fail
+            raise ModelError(f"the model failed to run on {list(images.shape)} ({_first_line(error)})") from error
         return outputs
 
     def close(self) -> None:
@@ -73,6 +75,11 @@ class OrtBackend:
         self.close()
 
 
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
+
+
 def _check_signature(path: PathLike, session: Any, spec: ModelSpec) -> Optional[int]:
     """Hold the file's inputs and outputs against its own description; return the fixed batch size, if any."""
     inputs = session.get_inputs()
@@ -84,4 +91,7 @@ def _check_signature(path: PathLike, session: Any, spec: ModelSpec) -> Optional[
         raise ModelError(f"{path}: input is {shape}, its description says [N, 3, {spec.input_size[0]}, {spec.input_size[1]}]")
     outputs = session.get_outputs()
     check_outputs(path, spec, [item.name for item in outputs], [item.shape for item in outputs])
+    for item in outputs:
+        if item.name in spec.output_names and item.type != "tensor(float)":
+            raise ModelError(f"{path}: output {item.name} is {item.type}, expected tensor(float); export it again")
     return shape[0] if isinstance(shape[0], int) else None

@@ -42,6 +42,8 @@ def find_sources(source: str) -> list[Source]:
         InputError: nothing there.
     """
     path = Path(source)
+    if not source:
+        raise InputError("no source given; name a picture, folder, glob pattern or video")
     if path.is_dir():
         files = sorted(item for item in path.iterdir() if item.is_file() and not item.name.startswith("."))
         if not files:

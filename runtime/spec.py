@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -103,7 +104,7 @@ class ModelSpec:
         except (TypeError, ValueError, RecursionError) as error:
             raise ModelError(f"its model description is not valid JSON ({error}); export it again") from error
         version = values["format_version"]
-        if not isinstance(version, int) or version > FORMAT_VERSION:
+        if not _is_count(version) or version > FORMAT_VERSION:
             raise ModelError(
                 f"its model description has format {version!r}, this code reads up to {FORMAT_VERSION}; update the code"
             )
@@ -115,7 +116,8 @@ def _freeze(value: Any) -> Any:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    # Compared rather than passed to isfinite, which cannot take a whole number beyond the floats.
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
 
 
 def _is_tuple_of(value: Any, check: Any, length: int = 0) -> bool:

@@ -15,11 +15,11 @@ _CORNERS = ("xmin", "ymin", "xmax", "ymax")
 
 
 def splits(root: Path) -> list[str]:
-    """Names of the lists in `ImageSets/Main`, the per-class ones (`cat_train.txt`) left out."""
+    """Names of the lists in `ImageSets/Main`, the per-class ones (`cat_train.txt`, whose lines end in 1, 0 or -1) left out."""
     if not (root / "Annotations").is_dir():
         return []
-    names = [path.stem for path in (root / "ImageSets" / "Main").glob("*.txt")]
-    return sorted(name for name in names if not any(name.endswith(f"_{other}") for other in names))
+    lists = sorted((root / "ImageSets" / "Main").glob("*.txt"))
+    return [path.stem for path in lists if not any(len(line.split()) > 1 for line in _lines(path)[:1])]
 
 
 def read(root: Path, split: str) -> Dataset:
@@ -30,7 +30,8 @@ def read(root: Path, split: str) -> Dataset:
     Raises:
         InputError: an annotation that is missing or not VOC XML, a missing picture, a box that is not finite or inverted.
     """
-    everything = {stem: _parse(root, stem) for name in splits(root) for stem in _stems(root, name)}
+    stems = {stem for name in splits(root) for stem in _stems(root, name) if name == split or _annotation(root, stem).is_file()}
+    everything = {stem: _parse(root, stem) for stem in sorted(stems)}
     names = tuple(sorted({thing["name"] for parsed in everything.values() for thing in parsed["objects"]}))
     if not names:
         raise InputError(f"{root / 'Annotations'}: no object is marked in any image")
@@ -64,23 +65,31 @@ def read(root: Path, split: str) -> Dataset:
 
 
 def _stems(root: Path, split: str) -> list[str]:
-    source = root / "ImageSets" / "Main" / f"{split}.txt"
+    lines = _lines(root / "ImageSets" / "Main" / f"{split}.txt")
+    return list(dict.fromkeys(line.split()[0] for line in lines))
+
+
+def _lines(source: Path) -> list[str]:
+    """The lines of a list that are not blank."""
     try:
-        lines = source.read_text(encoding="utf-8").splitlines()
+        return [line for line in source.read_text(encoding="utf-8").splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{source}: not a readable list of image names ({error})") from error
-    return list(dict.fromkeys(line.split()[0] for line in lines if line.strip()))
+
+
+def _annotation(root: Path, stem: str) -> Path:
+    return root / "Annotations" / f"{stem}.xml"
 
 
 def _parse(root: Path, stem: str) -> dict[str, Any]:
-    source = root / "Annotations" / f"{stem}.xml"
+    source = _annotation(root, stem)
     try:
         tree = ElementTree.fromstring(source.read_bytes())
         size = int(_text(tree, "size/width")), int(_text(tree, "size/height"))
         if min(size) <= 0:
             raise ValueError(f"size {size[0]}x{size[1]}")
         objects = [_object(node) for node in tree.iter("object")]
-    except (OSError, ElementTree.ParseError, ValueError) as error:
+    except (OSError, ElementTree.ParseError, ValueError, LookupError) as error:
         raise InputError(f"{source}: not a VOC annotation ({error})") from error
     return {"filename": tree.findtext("filename"), "size": size, "objects": objects}
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import cv2
@@ -22,11 +22,11 @@ CLASSES = ("cat", "dog", "bird")
 
 
 @pytest.fixture(autouse=True)
-def _steady() -> Iterator[None]:
+def _steady() -> None:
     """Every test starts from the same random state."""
     torch.manual_seed(0)
     cv2.setRNGSeed(0)
-    yield
+    return
 
 
 def tiny(**changes: object) -> TrainConfig:

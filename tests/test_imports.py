@@ -91,7 +91,9 @@ def test_the_public_names_of_the_runtime_exist() -> None:
     assert all(hasattr(runtime, name) for name in runtime.__all__)
 
 
-@pytest.mark.parametrize("module", ["runtime.detect", "runtime.evaluate", "train", "train.validate", "export.onnx", "export.demo"])
+@pytest.mark.parametrize(
+    "module", ["runtime.detect", "runtime.evaluate", "train", "train.validate", "export.onnx", "export.demo"]
+)
 def test_every_command_explains_itself_with_an_example(module: str) -> None:
     result = subprocess.run([sys.executable, "-m", module, "--help"], cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert result.returncode == 0, result.stderr

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import warnings
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,19 @@ from train.model import YOLOv3, build_model
 
 _KIND = "yolov3-asff-checkpoint"
 _VERSION = 1
+
+# What torch raises for the many ways in which a file can be damaged or foreign.
+_UNREADABLE = (
+    pickle.UnpicklingError,
+    zipfile.BadZipFile,
+    RuntimeError,
+    EOFError,
+    OSError,
+    LookupError,
+    AttributeError,
+    TypeError,
+    ValueError,
+)
 
 
 @dataclass(frozen=True)
@@ -69,18 +83,10 @@ def load(path: PathLike) -> Checkpoint:
     if not Path(path).is_file():
         raise InputError(f"{path}: no such checkpoint")
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except (
-        pickle.UnpicklingError,
-        zipfile.BadZipFile,
-        RuntimeError,
-        EOFError,
-        ValueError,
-        KeyError,
-        OSError,
-        AttributeError,
-        TypeError,
-    ) as error:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch muses about foreign pickles; they are refused below in one line
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except _UNREADABLE as error:
         raise ModelError(f"{path}: not a checkpoint that can be read; it is damaged, or holds more than tensors") from error
     if not isinstance(content, dict) or content.get("kind") != _KIND:
         raise ModelError(f"{path}: not a checkpoint of this project; expected one written by python -m train")

@@ -64,22 +64,21 @@ def _fused(config: TrainConfig, fusion: str, name: str) -> TrainConfig:
 
 
 def _small(name: str, model: ModelConfig) -> TrainConfig:
-    """From scratch on a few hundred pictures: a higher rate, small batches, gentle augmentation and no mixup."""
+    """From scratch on a few hundred pictures: small batches, gentle augmentation, no mixup and no label smoothing."""
     return TrainConfig(
         recipe=name,
         model=model,
         loss=LossConfig(label_smoothing=False),
-        augment=AugmentConfig(zoom_out=0.2, max_zoom=1.5, crop=0.5, affine=0.3, min_side=3.0),
+        augment=AugmentConfig(photometric=0.3, zoom_out=0.0, crop=0.0, min_side=3.0),
         size=256,
         sizes=(224, 256, 288),
         epochs=60,
         fixed_epochs=10,
         plain_epochs=0,
         tail_epochs=2,
-        warmup_epochs=2,
+        warmup_epochs=1,
         mixup=False,
-        batch=8,
-        learning_rate=2e-3,
+        batch=4,
         clip_gradient=100.0,
         evaluate_every=10,
     )

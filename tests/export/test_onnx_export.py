@@ -49,7 +49,9 @@ def test_onnx_equals_pytorch(variant: dict[str, object], tmp_path: Path) -> None
             assert exported.spec == described
 
 
-def test_the_command_writes_the_contract(make_checkpoint: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_writes_the_contract(
+    make_checkpoint: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     weights, output = make_checkpoint(), tmp_path / "model.onnx"
     assert run(["--weights", str(weights), "--output", str(output), "--size", "96"]) == 0
     captured = capsys.readouterr()
@@ -134,7 +136,9 @@ def test_a_difference_is_reported_for_the_worst_output() -> None:
             return [maps[0], maps[1], maps[2] + 1]
 
     model = settled(config)
-    found: Difference = exporter.check_parity(TorchBackend(model, spec), Shifted(model, spec), np.zeros((1, 3, 64, 64), np.float32))
+    found: Difference = exporter.check_parity(
+        TorchBackend(model, spec), Shifted(model, spec), np.zeros((1, 3, 64, 64), np.float32)
+    )
     assert found.output == "p3"
     assert found.absolute == pytest.approx(1, rel=1e-5)
 

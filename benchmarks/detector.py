@@ -1,0 +1,80 @@
+"""`python -m benchmarks.detector`: the whole `Detector` on real pictures against the bare session on a ready tensor.
+
+The full YOLOv3+ASFF at 416 pixels in FP32 on the CPU, with random weights unless --engine names a model.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from pathlib import Path
+
+import torch
+
+from benchmarks.timing import alternate
+from export.onnx import write_onnx
+from runtime import cli
+from runtime.dataset import open_dataset
+from runtime.detector import Detector
+from runtime.ort_backend import OrtBackend
+from runtime.preprocess import preprocess
+from train.loop import model_spec
+from train.model import build_model
+from train.recipes import recipe
+
+
+def make_model(folder: Path, size: int) -> Path:
+    """An exported full model with random weights."""
+    config = recipe("yolov3-asff").replace(size=size)
+    torch.manual_seed(0)
+    model = build_model(config.model, 80, config.loss)
+    write_onnx(model.eval(), model_spec(config, tuple(map(str, range(80)))), folder / "model.onnx")
+    return folder / "model.onnx"
+
+
+def measure(engine: Path, data: str, split: str, pictures: int) -> dict[str, float]:
+    """Median milliseconds a picture of the detector and of the session alone, over real pictures in turn."""
+    images = [entry.read() for entry in open_dataset(data, split).images[:pictures]]
+    with OrtBackend(engine) as backend:
+        detector = Detector(backend)
+        ready = [preprocess(image, backend.spec)[0][None] for image in images]
+        whole: list[float] = []
+        bare: list[float] = []
+        for image, tensor in zip(images, ready):
+            times = alternate(
+                {"whole": lambda i=image: detector(i), "bare": lambda t=tensor: backend.infer(t)},  # type: ignore[misc]
+                repeats=1,
+                warm_up=1 if not whole else 0,
+            )
+            whole.append(times["whole"])
+            bare.append(times["bare"])
+    return {"detector": sorted(whole)[len(whole) // 2], "session": sorted(bare)[len(bare) // 2]}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the benchmark; returns the exit code."""
+    parser = cli.parser(
+        "benchmarks.detector",
+        "End-to-end time of a picture against the bare session.",
+        "python -m benchmarks.detector --data datasets/coco",
+    )
+    parser.add_argument("--data", required=True, help="dataset folder, COCO or VOC layout")
+    parser.add_argument("--split", default="val", help="default: the one that plays `val`")
+    parser.add_argument("--engine", type=Path, help="an exported model (default: full yolov3-asff, random weights)")
+    parser.add_argument("--size", type=cli.image_side, default=416, help="of the random model (default: 416)")
+    parser.add_argument("--pictures", type=cli.positive, default=30, help="default: 30")
+    parser.add_argument("--json", action="store_true", help="figures as JSON on stdout")
+    options = parser.parse_args(arguments)
+    with tempfile.TemporaryDirectory() as folder:
+        engine = options.engine or make_model(Path(folder), options.size)
+        times = measure(engine, options.data, options.split, options.pictures)
+    if options.json:
+        print(json.dumps(times, indent=1))
+    else:
+        ratio = times["detector"] / times["session"]
+        print(f"detector {times['detector']:.1f} ms, bare session {times['session']:.1f} ms: {ratio:.3f} x")
+    return 0
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,168 @@
+"""Shared by the runtime tests: a small spec, an ONNX model that finds one known object, a COCO folder, commands."""
+
+from __future__ import annotations
+
+import json
+import logging
+import resource
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from runtime import cli
+from runtime.spec import ModelSpec
+
+ANCHORS = (
+    ((24.0, 20.0), (30.0, 60.0), (60.0, 30.0), (150.0, 150.0)),
+    ((10.0, 14.0), (16.0, 24.0), (16.0, 12.0), (70.0, 70.0)),
+    ((4.0, 4.0), (8.0, 6.0), (6.0, 8.0), (36.0, 36.0)),
+)
+
+
+@pytest.fixture(scope="session")
+def make_spec() -> Callable[..., ModelSpec]:
+    """A valid spec of a 64x64 model with two classes; keywords change it."""
+
+    def build(**changes: Any) -> ModelSpec:
+        base: dict[str, Any] = {
+            "name": "tiny",
+            "class_names": ("dot", "ring"),
+            "input_size": (64, 64),
+            "anchors": ANCHORS,
+            "mean": (0.0, 0.0, 0.0),
+            "std": (1.0, 1.0, 1.0),
+        }
+        return ModelSpec(**{**base, **changes})
+
+    return build
+
+
+@pytest.fixture(scope="session")
+def known_maps() -> Callable[[ModelSpec], list[np.ndarray]]:
+    """Raw maps `[C, H, W]` of a black picture. 20 x the mean brightness (0-1) is to be added to every objectness; so a
+    white picture holds one `ring` at level 1, anchor 2, row 1, column 2: in input pixels (32, 18, 48, 30), score 0.9999."""
+
+    def build(spec: ModelSpec) -> list[np.ndarray]:
+        maps = []
+        for level in range(len(spec.strides)):
+            _, height, width = spec.output_shape(level)
+            raw = np.zeros((len(spec.anchors[level]), 5 + spec.num_classes, height, width), np.float32)
+            raw[:, 4] = -40
+            maps.append(raw)
+        maps[1][2, 4:, 1, 2] = -10
+        maps[1][2, 6, 1, 2] = 10
+        return [raw.reshape(-1, *raw.shape[2:]) for raw in maps]
+
+    return build
+
+
+WriteOnnx = Callable[..., Path]
+
+
+@pytest.fixture(scope="session")
+def write_onnx(make_spec: Callable[..., ModelSpec], known_maps: Callable[[ModelSpec], list[np.ndarray]]) -> WriteOnnx:
+    """Write the model of `known_maps` as ONNX; `metadata` replaces the spec's own, `batch` fixes the batch size."""
+
+    def write(
+        path: Path,
+        spec: ModelSpec | None = None,
+        batch: int | None = None,
+        metadata: dict[str, str] | None = None,
+        input_name: str = "images",
+        cast: int = TensorProto.FLOAT,
+    ) -> Path:
+        spec = spec or make_spec()
+        nodes = [helper.make_node("GlobalAveragePool", [input_name], ["mean"])]
+        weights, outputs = [], []
+        for name, raw, anchors in zip(spec.output_names, known_maps(spec), spec.anchors, strict=True):
+            gain = np.zeros((len(anchors), 5 + spec.num_classes, 3, 1, 1), np.float32)
+            gain[:, 4] = 20 / 3
+            weights += [
+                numpy_helper.from_array(gain.reshape(-1, 3, 1, 1), f"{name}_w"),
+                numpy_helper.from_array(raw[None], f"{name}_b"),
+            ]
+            nodes += [
+                helper.make_node("Conv", ["mean", f"{name}_w"], [f"{name}_c"]),
+                helper.make_node("Add", [f"{name}_c", f"{name}_b"], [f"{name}_a"]),
+                helper.make_node("Cast", [f"{name}_a"], [name], to=cast),
+            ]
+            outputs.append(helper.make_tensor_value_info(name, cast, [batch or "N", *raw.shape]))
+        images = helper.make_tensor_value_info(input_name, TensorProto.FLOAT, [batch or "N", 3, *spec.input_size])
+        graph = helper.make_graph(nodes, "tiny", [images], outputs, weights)
+        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+        helper.set_model_props(model, spec.to_metadata() if metadata is None else metadata)
+        onnx.save(model, path)
+        return path
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def tiny_onnx(tmp_path_factory: pytest.TempPathFactory, write_onnx: WriteOnnx) -> Path:
+    return write_onnx(tmp_path_factory.mktemp("model") / "tiny.onnx")
+
+
+@pytest.fixture
+def make_coco(tmp_path: Path) -> Callable[..., Path]:
+    """Write a COCO folder: `images` are (id, width, height, grey level), `boxes` are (image id, category id, bbox, extras)."""
+
+    def build(
+        images: Any = (), boxes: Any = (), categories: Any = ((3, "dot"), (9, "ring")), split: str = "val2017", folder: str = ""
+    ) -> Path:
+        root = tmp_path / "coco"
+        pictures = root / (folder or split)
+        pictures.mkdir(parents=True, exist_ok=True)
+        (root / "annotations").mkdir(exist_ok=True)
+        for image_id, width, height, grey in images:
+            cv2.imwrite(str(pictures / f"{image_id}.png"), np.full((height, width, 3), grey, np.uint8))
+        content = {
+            "images": [{"id": i, "file_name": f"{i}.png", "width": w, "height": h} for i, w, h, _ in images],
+            "annotations": [
+                {
+                    "id": number,
+                    "image_id": image_id,
+                    "category_id": category,
+                    "bbox": list(box),
+                    "area": box[2] * box[3],
+                    "iscrowd": 0,
+                    **(extras[0] if extras else {}),
+                }
+                for number, (image_id, category, box, *extras) in enumerate(boxes)
+            ],
+            "categories": [{"id": k, "name": name} for k, name in categories],
+        }
+        (root / "annotations" / f"instances_{split}.json").write_text(json.dumps(content))
+        return root
+
+    return build
+
+
+@pytest.fixture
+def full_disk() -> Iterator[None]:
+    """Until the end of the test no file can grow beyond 2 kB, as on a full disk."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2048, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.fixture
+def command(capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture) -> Callable[..., tuple[int, str, str]]:
+    """Run a command's `main` as the command line does; its exit code, stdout and stderr (log lines included)."""
+
+    def call(main: Callable[[list[str]], int], *arguments: object) -> tuple[int, str, str]:
+        caplog.clear()
+        with caplog.at_level(logging.INFO), pytest.raises(SystemExit) as exit_:
+            cli.run(lambda: main([str(item) for item in arguments]))
+        out, err = capfd.readouterr()
+        return int(exit_.value.code or 0), out, err + "".join(f"{record.getMessage()}\n" for record in caplog.records)
+
+    return call

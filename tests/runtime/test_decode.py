@@ -1,0 +1,169 @@
+"""The vectorised decode agrees with a readable loop over every cell, and survives what damaged or extreme maps hold."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from runtime.decode import Candidates, decode
+from runtime.errors import ModelError
+from runtime.spec import ModelSpec
+
+Row = tuple[list[float], float, int]
+MakeSpec = Callable[..., ModelSpec]
+
+
+def sigmoid(x: float) -> float:
+    return 1 / (1 + math.exp(-x)) if x > -700 else 0.0
+
+
+def slow_decode(maps: Sequence[np.ndarray], spec: ModelSpec, threshold: float) -> list[Row]:
+    """Cell by cell in float64, in the order level, anchor, row, column."""
+    found: list[Row] = []
+    for level, raw in enumerate(maps):
+        stride, block = spec.strides[level], 5 + spec.num_classes
+        for a, (anchor_width, anchor_height) in enumerate(spec.anchors[level]):
+            for row in range(raw.shape[1]):
+                for column in range(raw.shape[2]):
+                    tx, ty, tw, th, to, *classes = raw[a * block : (a + 1) * block, row, column].tolist()
+                    best = max(range(spec.num_classes), key=classes.__getitem__)
+                    score = sigmoid(to) * sigmoid(classes[best])
+                    if score < threshold:
+                        continue
+                    x, y = (sigmoid(tx) + column) * stride, (sigmoid(ty) + row) * stride
+                    w, h = anchor_width * math.exp(tw), anchor_height * math.exp(th)
+                    found.append(([x - w / 2, y - h / 2, x + w / 2, y + h / 2], score, best))
+    return found
+
+
+def assert_same(found: Candidates, expected: list[Row]) -> None:
+    assert found.boxes.dtype == np.float32 and found.boxes.shape == (len(expected), 4)
+    assert found.scores.dtype == np.float32 and found.class_ids.dtype == np.int64
+    assert found.class_ids.tolist() == [row[2] for row in expected]
+    np.testing.assert_allclose(found.scores, [row[1] for row in expected], rtol=5e-7, atol=0)
+    boxes = np.array([row[0] for row in expected]).reshape(-1, 4)
+    np.testing.assert_allclose(found.boxes, boxes, rtol=1e-6, atol=1e-6 * max(np.abs(boxes).max(initial=0), 1))
+
+
+def random_maps(spec: ModelSpec, seed: int, spread: float = 3) -> list[np.ndarray]:
+    rng = np.random.default_rng(seed)
+    shapes = [spec.output_shape(level) for level in range(len(spec.strides))]
+    return [rng.normal(0, spread, shape).astype(np.float32) for shape in shapes]
+
+
+def one_cell(spec: ModelSpec, level: int, anchor: int, row: int, column: int, logits: Sequence[float]) -> list[np.ndarray]:
+    """Maps that are silent but for one cell."""
+    maps = [np.full(spec.output_shape(k), -100, np.float32) for k in range(len(spec.strides))]
+    block = 5 + spec.num_classes
+    maps[level][anchor * block : (anchor + 1) * block, row, column] = logits
+    return maps
+
+
+@pytest.mark.parametrize("threshold", [0, 0.01, 0.25, 0.6, 1])
+@pytest.mark.parametrize("size", [(64, 64), (32, 96)])
+@pytest.mark.parametrize(("anchors", "classes"), [(4, 2), (3, 1), (3, 80), (4, 80), (1, 1)])
+def test_equals_the_loop(anchors: int, classes: int, size: tuple[int, int], threshold: float, make_spec: MakeSpec) -> None:
+    rng = np.random.default_rng(anchors)
+    sides = rng.uniform(5, 60, (3, anchors, 2)).tolist()
+    spec = make_spec(
+        class_names=tuple(map(str, range(classes))),
+        input_size=size,
+        anchors=tuple(tuple((w, h) for w, h in level) for level in sides),
+    )
+    maps = random_maps(spec, classes)
+    expected = slow_decode(maps, spec, threshold)
+    assert (len(expected) > 0) == (threshold < 1)
+    assert_same(decode(maps, spec, threshold), expected)
+
+
+def test_levels_may_differ_in_anchors(make_spec: MakeSpec) -> None:
+    spec = make_spec(anchors=(((9.0, 8.0),), ((9.0, 8.0), (3.0, 5.0)), ((2.0, 7.0),) * 4))
+    maps = random_maps(spec, 5)
+    assert_same(decode(maps, spec, 0.1), slow_decode(maps, spec, 0.1))
+
+
+def test_nothing_found(make_spec: MakeSpec) -> None:
+    spec = make_spec()
+    assert_same(decode(one_cell(spec, 0, 0, 0, 0, [-100] * 7), spec, 0.01), [])
+
+
+def test_one_object_by_hand(make_spec: MakeSpec) -> None:
+    # level 1: stride 16, anchor 2 is 16 x 12, row 1, column 2: centre ((0.5 + 2) * 16, (0.5 + 1) * 16)
+    found = decode(one_cell(make_spec(), 1, 2, 1, 2, [0, 0, 0, math.log(2), 50, -50, 0]), make_spec(), 0.1)
+    np.testing.assert_allclose(found.boxes, [[32, 12, 48, 36]], rtol=1e-6)
+    assert found.scores.tolist() == [0.5] and found.class_ids.tolist() == [1]
+
+
+def test_a_tie_between_classes_goes_to_the_first(make_spec: MakeSpec) -> None:
+    found = decode(one_cell(make_spec(), 0, 0, 0, 0, [0, 0, 0, 0, 50, 2, 2]), make_spec(), 0.1)
+    assert found.class_ids.tolist() == [0]
+
+
+@pytest.mark.parametrize(
+    ("objectness", "best", "threshold", "kept"),
+    [
+        # the score is exactly the threshold: kept
+        (50, 0, 0.5, True),
+        (0, 50, 0.5, True),
+        (0, 0, 0.25, True),
+        (50, 50, 1, True),
+        (-200, 50, 0, True),
+        (-np.inf, -np.inf, 0, True),
+        # the next float32 above it: not
+        (50, 0, float(np.nextafter(np.float32(0.5), np.float32(1))), False),
+        (0, 50, float(np.nextafter(np.float32(0.5), np.float32(1))), False),
+        (0, 0, float(np.nextafter(np.float32(0.25), np.float32(1))), False),
+        (15.9, 50, 1, False),
+        (-200, 50, 1e-30, False),
+    ],
+)
+def test_threshold_boundary(objectness: float, best: float, threshold: float, kept: bool, make_spec: MakeSpec) -> None:
+    spec = make_spec()
+    maps = [raw[:7, :1, :1] for raw in one_cell(spec, 0, 0, 0, 0, [0, 0, 0, 0, objectness, best, -300])]
+    spec = make_spec(input_size=(32, 32), strides=(32,), anchors=(((8.0, 8.0),),))
+    assert len(decode(maps[:1], spec, threshold).scores) == kept
+
+
+@settings(deadline=None, max_examples=300)
+@given(st.floats(-80, 20, width=32), st.integers(-3, 3))
+def test_the_objectness_shortcut_loses_nothing(make_spec: MakeSpec, objectness: float, steps: int) -> None:
+    """A threshold of just about the score that float32 gives must decide by that score alone."""
+    spec = make_spec(input_size=(32, 32), strides=(32,), anchors=(((8.0, 8.0),),))
+    maps = [np.array([0, 0, 0, 0, objectness, 200, -200], np.float32).reshape(7, 1, 1)]
+    score = decode(maps, spec, 0).scores[0]
+    threshold = np.float32(score)
+    for _ in range(abs(steps)):
+        threshold = np.nextafter(threshold, np.float32(np.sign(steps)))
+    threshold = np.clip(threshold, np.float32(0), np.float32(1))
+    assert len(decode(maps, spec, float(threshold)).scores) == (score >= threshold)
+
+
+@settings(deadline=None)
+@given(st.lists(st.floats(-(2.0**100), 2.0**100, width=32) | st.sampled_from([np.inf, -np.inf]), min_size=7, max_size=7))
+def test_extreme_logits_stay_finite(make_spec: MakeSpec, logits: list[float]) -> None:
+    spec = make_spec()
+    found = decode(one_cell(spec, 2, 3, 1, 4, logits), spec, 0)
+    assert np.isfinite(found.boxes).all()
+    assert (found.boxes[:, :2] <= found.boxes[:, 2:]).all()
+    assert ((found.scores >= 0) & (found.scores <= 1)).all()
+    area = (found.boxes[:, 2] - found.boxes[:, 0]) * (found.boxes[:, 3] - found.boxes[:, 1])
+    assert np.isfinite(area).all()
+
+
+@pytest.mark.parametrize("channel", range(6))
+def test_nan_is_a_damaged_model(channel: int, make_spec: MakeSpec) -> None:
+    logits = [0.0, 0, 0, 0, 50, 50, -50]
+    logits[channel] = np.nan
+    with pytest.raises(ModelError, match="output p4 holds values that are not numbers"):
+        decode(one_cell(make_spec(), 1, 1, 0, 3, logits), make_spec(), 0.01)
+
+
+def test_nan_in_the_objectness_is_noticed_at_any_threshold(make_spec: MakeSpec) -> None:
+    for threshold in (0.0, 0.5, 1.0):
+        with pytest.raises(ModelError, match="p5"):
+            decode(one_cell(make_spec(), 0, 1, 0, 1, [0, 0, 0, 0, np.nan, -9, -9]), make_spec(), threshold)

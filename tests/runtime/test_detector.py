@@ -1,0 +1,200 @@
+"""`Detector` from picture to boxes in the picture's own pixels, over a backend whose answer is known."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import TracebackType
+
+import numpy as np
+import pytest
+
+from runtime.backend import Backend, check_images
+from runtime.detector import Detector
+from runtime.errors import InputError
+from runtime.spec import ModelSpec
+
+MakeSpec = Callable[..., ModelSpec]
+
+
+class KnownBackend:
+    """Answers every picture with the given maps; objectness rises by 20 times the mean brightness."""
+
+    def __init__(self, spec: ModelSpec, maps: list[np.ndarray], batch_size: int | None = None) -> None:
+        self.spec, self.batch_size = spec, batch_size
+        self.maps = maps
+        self.batches: list[np.ndarray] = []
+        self.closed = 0
+
+    def infer(self, images: np.ndarray) -> list[np.ndarray]:
+        check_images(images, self.spec, self.batch_size)
+        self.batches.append(images)
+        outputs = []
+        for raw in self.maps:
+            batch = np.repeat(raw[None], len(images), 0)
+            batch[:, 4 :: 5 + self.spec.num_classes] += 20 * images.mean((1, 2, 3))[:, None, None, None]
+            outputs.append(batch)
+        return outputs
+
+    def close(self) -> None:
+        self.closed += 1
+
+    def __enter__(self) -> Backend:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+
+@pytest.fixture
+def backend(make_spec: MakeSpec, known_maps: Callable[[ModelSpec], list[np.ndarray]]) -> Callable[..., KnownBackend]:
+    def build(batch_size: int | None = None, **changes: object) -> KnownBackend:
+        spec = make_spec(**changes)
+        return KnownBackend(spec, known_maps(spec), batch_size)
+
+    return build
+
+
+def white(width: int, height: int) -> np.ndarray:
+    return np.full((height, width, 3), 255, np.uint8)
+
+
+# The known object covers (32, 18, 48, 30) of the 64 x 64 input.
+@pytest.mark.parametrize(
+    ("mode", "size", "box"),
+    [
+        ("letterbox", (64, 64), [32, 18, 48, 30]),
+        ("stretch", (64, 64), [32, 18, 48, 30]),
+        ("letterbox", (128, 128), [64, 36, 96, 60]),
+        # wide: 64 x 32 of the input from y = 16; tall: 32 x 64 from x = 16
+        ("letterbox", (128, 64), [64, 4, 96, 28]),
+        ("letterbox", (64, 128), [32, 36, 64, 60]),
+        ("stretch", (128, 64), [64, 18, 96, 30]),
+        ("stretch", (32, 640), [16, 180, 24, 300]),
+        # wide, 64 x 16 from y = 24: the object's upper half lies in the border and is cut
+        ("letterbox", (256, 64), [128, 0, 192, 24]),
+    ],
+)
+def test_boxes_are_in_original_pixels(
+    mode: str, size: tuple[int, int], box: list[float], backend: Callable[..., KnownBackend]
+) -> None:
+    found = Detector(backend(resize=mode))(white(*size))
+    np.testing.assert_allclose(found.boxes, [box], atol=1e-3)
+    assert found.class_ids.tolist() == [1]
+    assert found.scores[0] > 0.8 and found.boxes.dtype == np.float32
+
+
+def test_what_lies_in_the_border_alone_is_dropped(backend: Callable[..., KnownBackend]) -> None:
+    detector = Detector(backend(pad_value=255))
+    assert len(detector(white(640, 70))) == 1  # y from 28 or 29: the object reaches 1 or 2 px into the picture
+    assert len(detector(white(640, 20))) == 0  # y from 31: beyond the object
+
+
+def test_black_holds_nothing(backend: Callable[..., KnownBackend]) -> None:
+    found = Detector(backend(), score_threshold=0.01)(np.zeros((64, 64, 3), np.uint8))
+    assert len(found) == 0 and found.boxes.shape == (0, 4)
+
+
+@pytest.mark.parametrize("batch_size", [None, 1, 2, 3, 5])
+def test_a_list_equals_its_pictures(batch_size: int | None, backend: Callable[..., KnownBackend]) -> None:
+    pictures = [white(64, 64), np.zeros((30, 40, 3), np.uint8), white(128, 64), white(1, 1), white(40, 64)]
+    one_by_one = [Detector(backend())(picture) for picture in pictures]
+    model = backend(batch_size=batch_size)
+    together = Detector(model)(pictures)
+    assert [len(found) for found in together] == [1, 0, 1, 1, 1]
+    for single, found in zip(one_by_one, together, strict=True):
+        np.testing.assert_array_equal(found.boxes, single.boxes)
+        np.testing.assert_array_equal(found.scores, single.scores)
+    expected = {None: [5], 1: [1] * 5, 2: [2] * 3, 3: [3] * 2, 5: [5]}[batch_size]
+    assert [len(batch) for batch in model.batches] == expected
+
+
+def test_an_incomplete_batch_is_padded(backend: Callable[..., KnownBackend]) -> None:
+    model = backend(batch_size=4)
+    assert len(Detector(model)(white(64, 64))) == 1
+    assert model.batches[0].shape == (4, 3, 64, 64) and not model.batches[0][1:].any()
+
+
+@pytest.mark.parametrize("nothing", [[], ()])
+def test_an_empty_list(nothing: list[np.ndarray], backend: Callable[..., KnownBackend]) -> None:
+    model = backend(batch_size=2)
+    assert Detector(model)(nothing) == [] and model.batches == []
+
+
+@pytest.mark.parametrize(
+    ("image", "message"),
+    [
+        (np.empty((0, 0, 3), np.uint8), r"got uint8 \[0, 0, 3\]"),
+        (np.empty((0, 5, 3), np.uint8), r"got uint8 \[0, 5, 3\]"),
+        (np.zeros((8, 8), np.uint8), r"got uint8 \[8, 8\]"),
+        (np.zeros((8, 8, 1), np.uint8), r"got uint8 \[8, 8, 1\]"),
+        (np.zeros((8, 8, 4), np.uint8), r"got uint8 \[8, 8, 4\]"),
+        (np.zeros((3, 8, 8), np.uint8), r"got uint8 \[3, 8, 8\]"),
+        (np.zeros((1, 8, 8, 3), np.uint8), r"got uint8 \[1, 8, 8, 3\]"),
+        (np.zeros((8, 8, 3), np.float32), r"got float32 \[8, 8, 3\]"),
+        (np.zeros((8, 8, 3), np.uint16), r"got uint16 \[8, 8, 3\]"),
+        (None, "got NoneType"),
+        ("picture.jpg", "got str"),
+    ],
+)
+def test_wrong_pictures(image: object, message: str, backend: Callable[..., KnownBackend]) -> None:
+    model = backend()
+    with pytest.raises(InputError, match=f"expected uint8 BGR .*{message}"):
+        Detector(model)([white(8, 8), image])  # type: ignore[list-item]
+    if isinstance(image, np.ndarray):
+        with pytest.raises(InputError, match=message):
+            Detector(model)(image)
+    assert model.batches == []  # refused before anything ran
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"score_threshold": -0.1},
+        {"score_threshold": 1.1},
+        {"score_threshold": float("nan")},
+        {"iou_threshold": 0},
+        {"iou_threshold": 1.1},
+        {"iou_threshold": float("nan")},
+        {"max_detections": 0},
+        {"max_detections": -1},
+    ],
+)
+def test_parameters_out_of_range(options: dict[str, float], backend: Callable[..., KnownBackend]) -> None:
+    with pytest.raises(InputError, match=next(iter(options)).split("_")[0].replace("iou", "IoU")):
+        Detector(backend(), **options)  # type: ignore[arg-type]
+
+
+def everywhere(spec: ModelSpec) -> list[np.ndarray]:
+    """Maps with an object of the first class in every cell of every anchor."""
+    maps = [np.zeros(spec.output_shape(level), np.float32) for level in range(3)]
+    for raw in maps:
+        raw.reshape(-1, 7, *raw.shape[1:])[:, 4:6] = 9
+    return maps
+
+
+def test_thresholds_are_applied(make_spec: MakeSpec) -> None:
+    model = KnownBackend(make_spec(), everywhere(make_spec()))
+    picture = np.zeros((64, 64, 3), np.uint8)
+    counts = [len(Detector(model, iou_threshold=iou, max_detections=1000)(picture)) for iou in (0.1, 0.6, 1)]
+    assert counts[0] < counts[1] < counts[2] == 4 * (4 + 16 + 64)
+    assert len(Detector(model, iou_threshold=1, max_detections=7)(picture)) == 7
+    assert len(Detector(model, score_threshold=0.9999)(picture)) == 0
+    assert len(Detector(model, max_detections=1000)(picture)) == counts[1]  # the spec's own 0.6
+    stricter = KnownBackend(make_spec(nms_threshold=0.1), everywhere(make_spec()))
+    assert len(Detector(stricter, max_detections=1000)(picture)) == counts[0]
+
+
+def test_best_first(make_spec: MakeSpec) -> None:
+    rng = np.random.default_rng(0)
+    spec = make_spec()
+    maps = [rng.normal(0, 2, spec.output_shape(level)).astype(np.float32) for level in range(3)]
+    found = Detector(KnownBackend(spec, maps))(np.zeros((50, 90, 3), np.uint8))
+    assert len(found) == 100 and (np.diff(found.scores) <= 0).all()
+    assert (found.boxes >= 0).all() and (found.boxes <= [90, 50, 90, 50]).all()
+
+
+def test_close_and_context(backend: Callable[..., KnownBackend]) -> None:
+    model = backend()
+    with Detector(model) as detector:
+        assert detector.spec is model.spec
+    assert model.closed == 1

@@ -1,0 +1,183 @@
+"""The model description survives its metadata, and nothing incomplete or malformed gets through."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from runtime.errors import ModelError
+from runtime.spec import FORMAT_VERSION, ModelSpec
+
+FIELDS = [field.name for field in dataclasses.fields(ModelSpec)]
+SIDE = st.floats(0.5, 2000)
+LEVEL = st.lists(st.tuples(SIDE, SIDE), min_size=1, max_size=4).map(tuple)
+TRIPLE = st.tuples(*[st.floats(0.01, 2)] * 3)
+
+
+@st.composite
+def specs(draw: st.DrawFn) -> ModelSpec:
+    strides = tuple(draw(st.lists(st.sampled_from([4, 8, 16, 32, 64]), min_size=1, max_size=4, unique=True)))
+    return ModelSpec(
+        name=draw(st.text()),
+        class_names=tuple(draw(st.lists(st.text(), min_size=1, max_size=5))),
+        input_size=draw(st.tuples(*[st.integers(1, 20).map(lambda n: n * 64)] * 2)),
+        anchors=tuple(draw(LEVEL) for _ in strides),
+        strides=strides,
+        resize=draw(st.sampled_from(["letterbox", "stretch"])),
+        pad_value=draw(st.floats(0, 255)),
+        mean=draw(TRIPLE),
+        std=draw(TRIPLE),
+        color=draw(st.sampled_from(["rgb", "bgr"])),
+        score_threshold=draw(st.floats(0, 1)),
+        nms_threshold=draw(st.floats(0.01, 1)),
+        precision=draw(st.sampled_from(["fp32", "fp16", "int8"])),
+        source_sha256=draw(st.text("0123456789abcdef", max_size=64)),
+        made_with=tuple(draw(st.lists(st.text(), max_size=3))),
+    )
+
+
+@settings(deadline=None)
+@given(specs(), st.dictionaries(st.text().filter(lambda key: key not in FIELDS), st.text(), max_size=2))
+def test_metadata_round_trip(spec: ModelSpec, foreign: dict[str, str]) -> None:
+    metadata = spec.to_metadata()
+    assert all(isinstance(value, str) for value in metadata.values())
+    assert ModelSpec.from_metadata({**metadata, **foreign}) == spec
+
+
+@pytest.mark.parametrize("metadata", [{}, {"other": "1"}])
+def test_a_foreign_model_has_no_description(metadata: dict[str, str]) -> None:
+    with pytest.raises(ModelError, match="no model description"):
+        ModelSpec.from_metadata(metadata)
+
+
+@pytest.mark.parametrize("field", FIELDS)
+def test_every_field_must_be_there(field: str, make_spec: Callable[..., ModelSpec]) -> None:
+    metadata = make_spec().to_metadata()
+    del metadata[field]
+    with pytest.raises(ModelError, match="no model description" if field == "format_version" else f"lacks {field};"):
+        ModelSpec.from_metadata(metadata)
+
+
+@pytest.mark.parametrize("text", ["", "{", "letterbox", "'letterbox'", "[1, 2", "[" * 100_000])
+@pytest.mark.parametrize("field", ["name", "anchors"])
+def test_not_json(field: str, text: str, make_spec: Callable[..., ModelSpec]) -> None:
+    with pytest.raises(ModelError, match="not valid JSON"):
+        ModelSpec.from_metadata({**make_spec().to_metadata(), field: text})
+
+
+WRONG: list[tuple[str, object]] = [
+    ("name", None),
+    ("name", 3),
+    ("class_names", []),
+    ("class_names", "dot"),
+    ("class_names", [1, 2]),
+    ("class_names", None),
+    ("input_size", 64),
+    ("input_size", [64]),
+    ("input_size", [64, 64, 64]),
+    ("input_size", [64.0, 64.0]),
+    ("input_size", [0, 64]),
+    ("input_size", [-64, 64]),
+    ("input_size", [True, 64]),
+    ("input_size", ["64", "64"]),
+    # not multiples of 32
+    ("input_size", [65, 64]),
+    ("input_size", [64, 48]),
+    ("input_size", [16, 16]),
+    ("anchors", []),
+    ("anchors", [[], [], []]),
+    ("anchors", [[[1, 2]], [[1, 2]]]),
+    ("anchors", [[[1, 2]]] * 4),
+    ("anchors", [[[1, 2, 3]]] * 3),
+    ("anchors", [[[0, 2]]] * 3),
+    ("anchors", [[[-1, 2]]] * 3),
+    ("anchors", [[[float("nan"), 2]]] * 3),
+    ("anchors", [[[float("inf"), 2]]] * 3),
+    ("anchors", [[[10**400, 2]]] * 3),
+    ("anchors", {"p5": [[1, 2]]}),
+    ("strides", []),
+    ("strides", [32, 16]),
+    ("strides", [32, 16, 0]),
+    ("strides", [32, 16, -8]),
+    ("strides", [32, 16, 7]),
+    ("strides", [32, 16, 8.0]),
+    ("strides", 32),
+    ("resize", "crop"),
+    ("resize", None),
+    ("resize", ["letterbox"]),
+    ("color", "RGB"),
+    ("color", {}),
+    ("precision", "fp64"),
+    ("pad_value", -1),
+    ("pad_value", 256),
+    ("pad_value", "114"),
+    ("pad_value", float("nan")),
+    ("mean", [0, 0]),
+    ("mean", [0, 0, "0"]),
+    ("mean", [0, 0, float("nan")]),
+    ("std", [1, 1, 0]),
+    ("std", [1, 1, -1]),
+    ("std", None),
+    ("score_threshold", -0.1),
+    ("score_threshold", 1.1),
+    ("score_threshold", None),
+    ("score_threshold", True),
+    ("nms_threshold", 0),
+    ("nms_threshold", 1.1),
+    ("nms_threshold", [0.6]),
+    ("source_sha256", None),
+    ("made_with", None),
+    ("made_with", "torch 2"),
+    ("made_with", [2]),
+    ("format_version", None),
+    ("format_version", "1"),
+    ("format_version", 1.5),
+    ("format_version", FORMAT_VERSION + 1),
+    ("format_version", 0),
+]
+
+
+@pytest.mark.parametrize(("field", "value"), WRONG)
+def test_wrong_values(field: str, value: object, make_spec: Callable[..., ModelSpec]) -> None:
+    with pytest.raises(ModelError, match=f"{field}|input size|anchor levels|has format"):
+        ModelSpec.from_metadata({**make_spec().to_metadata(), field: json.dumps(value)})
+
+
+def test_a_newer_format_names_both_versions(make_spec: Callable[..., ModelSpec]) -> None:
+    metadata = {**make_spec().to_metadata(), "format_version": "99", "anchors": json.dumps("of another kind")}
+    with pytest.raises(ModelError, match=f"has format 99, this code reads up to {FORMAT_VERSION}; update the code"):
+        ModelSpec.from_metadata(metadata)
+
+
+def test_replace_validates_again(make_spec: Callable[..., ModelSpec]) -> None:
+    assert make_spec().replace(input_size=(96, 32)).input_size == (96, 32)
+    with pytest.raises(ModelError, match="33x64 is not a multiple of 32"):
+        make_spec().replace(input_size=(33, 64))
+
+
+@pytest.mark.parametrize(
+    ("strides", "names", "shapes"),
+    [
+        ((32, 16, 8), ("p5", "p4", "p3"), [(28, 3, 5), (28, 6, 10), (28, 12, 20)]),
+        ((8, 16, 32), ("p3", "p4", "p5"), [(28, 12, 20), (28, 6, 10), (28, 3, 5)]),
+        ((16,), ("p4",), [(28, 6, 10)]),
+    ],
+)
+def test_outputs(
+    strides: tuple[int, ...], names: tuple[str, ...], shapes: list[tuple[int, ...]], make_spec: Callable[..., ModelSpec]
+) -> None:
+    anchors = (((1.0, 1.0),) * 4,) * len(strides)
+    spec = make_spec(strides=strides, anchors=anchors, input_size=(96, 160))
+    assert spec.num_classes == 2
+    assert spec.output_names == names
+    assert [spec.output_shape(level) for level in range(len(strides))] == shapes
+
+
+def test_anchors_may_differ_in_number(make_spec: Callable[..., ModelSpec]) -> None:
+    spec = make_spec(anchors=(((1.0, 1.0),), ((1.0, 1.0),) * 3, ((1.0, 1.0),) * 4))
+    assert [spec.output_shape(level)[0] for level in range(3)] == [7, 21, 28]

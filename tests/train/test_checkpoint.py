@@ -1,0 +1,122 @@
+from __future__ import annotations
+
+import os
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import CLASSES, settled, tiny
+
+from runtime.errors import InputError, ModelError
+from train import checkpoint, load_model
+from train.checkpoint import Checkpoint
+from train.loop import model_spec
+
+
+def test_what_was_saved_comes_back(tmp_path: Path) -> None:
+    config = tiny()
+    model = settled(config)
+    saved = Checkpoint(config, model_spec(config, CLASSES), model.state_dict(), {"state": {}, "param_groups": []}, 3, 0.25)
+    checkpoint.save(tmp_path / "m.pt", saved)
+    loaded = checkpoint.load(tmp_path / "m.pt")
+    assert (loaded.config, loaded.spec, loaded.epoch, loaded.best_ap) == (config, saved.spec, 3, 0.25)
+    assert loaded.optimizer == saved.optimizer
+    images = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        torch.testing.assert_close(load_model(tmp_path / "m.pt")(images), model(images), rtol=0, atol=0)
+
+
+class _Code:
+    """Unpickled by a careless loader, this leaves a file behind."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, tuple[str]]:
+        return os.mkdir, (self.path,)
+
+
+def _damage(file: Path, how: str) -> None:
+    content = torch.load(file, weights_only=True)
+    key = next(iter(content["weights"]))
+    if how == "truncated":
+        file.write_bytes(file.read_bytes()[:-2000])
+    elif how == "empty":
+        file.write_bytes(b"")
+    elif how == "text":
+        file.write_text("not a checkpoint")
+    elif how == "plain pickle":
+        file.write_bytes(pickle.dumps({"kind": "yolov3-asff-checkpoint"}))
+    elif how == "foreign":
+        torch.save({"model": content["weights"]}, file)
+    else:
+        if how == "newer":
+            content["version"] = 99
+        elif how == "lacks a key":
+            del content["weights"][key]
+        elif how == "other shape":
+            content["weights"][key] = torch.zeros(1)
+        elif how == "not finite":
+            content["weights"][key][0] = float("nan")
+        elif how == "config":
+            content["config"] = "{}"
+        elif how == "spec":
+            del content["spec"]["anchors"]
+        elif how == "other class count":
+            content["spec"]["class_names"] = '["one"]'
+        torch.save(content, file)
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        "truncated",
+        "empty",
+        "text",
+        "plain pickle",
+        "foreign",
+        "newer",
+        "lacks a key",
+        "other shape",
+        "not finite",
+        "config",
+        "spec",
+    ]
+    + ["other class count"],
+)
+def test_a_bad_file_is_refused_by_name(how: str, make_checkpoint: Callable[..., Path]) -> None:
+    file = make_checkpoint()
+    _damage(file, how)
+    with pytest.raises(ModelError, match=str(file)):
+        load_model(file)
+
+
+def test_a_missing_file_is_bad_input(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no such checkpoint"):
+        load_model(tmp_path / "none.pt")
+
+
+def test_code_in_a_file_is_never_run(tmp_path: Path) -> None:
+    trap = tmp_path / "sprung"
+    torch.save({"kind": "yolov3-asff-checkpoint", "weights": _Code(str(trap))}, tmp_path / "evil.pt")
+    with pytest.raises(ModelError):
+        checkpoint.load(tmp_path / "evil.pt")
+    assert not trap.exists()
+
+
+def test_a_full_disk_leaves_the_old_checkpoint(make_checkpoint: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    file = make_checkpoint()
+    before = file.read_bytes()
+
+    def full(content: object, path: Path) -> None:
+        path.write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(InputError, match="No space left"):
+        checkpoint.save(file, checkpoint.load(file))
+    assert file.read_bytes() == before
+    assert [item.name for item in file.parent.iterdir()] == [file.name]

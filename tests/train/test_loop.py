@@ -1,0 +1,171 @@
+"""Training end to end on a handful of small pictures."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import CLASSES, tiny
+
+from runtime.errors import CheckFailed, InputError, MissingComponentError
+from train import checkpoint
+from train import loop as training
+from train.config import LossConfig, TrainConfig
+from train.data import AugmentConfig
+from train.loop import RunOptions, choose_device, train
+from train.validate import main as validate
+
+ROOT = Path(__file__).parents[2]
+
+
+def config(**changes: object) -> TrainConfig:
+    plain = tiny().replace(augment=AugmentConfig.none(), mixup=False, tail_epochs=0, fixed_epochs=0)
+    return plain.replace(loss=LossConfig(label_smoothing=False), **changes)
+
+
+def options(data: Path, output: Path, **changes: object) -> RunOptions:
+    return RunOptions(data=data, output=output, workers=0, progress=False, **changes)  # type: ignore[arg-type]
+
+
+def rows(folder: Path) -> list[dict[str, str]]:
+    with (folder / "metrics.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_a_run_leaves_checkpoints_metrics_and_pictures(coco_set: Path, tmp_path: Path) -> None:
+    plan = config(epochs=16, learning_rate=2e-2, final_learning_rate=2e-2, clip_gradient=10.0, evaluate_every=8, batch=2)
+    best = train(plan, options(coco_set, tmp_path / "run"))
+    assert best == tmp_path / "run" / "best.pt"
+    table = rows(tmp_path / "run")
+    assert [row["epoch"] for row in table] == [str(i) for i in range(1, 17)]
+    assert float(table[-1]["total"]) < 0.7 * float(table[0]["total"])  # it learns
+    assert [bool(row["AP"]) for row in table] == [False] * 7 + [True] + [False] * 7 + [True]
+    parts = ("anchor", "iou", "offset", "objectness", "classes")
+    assert sum(float(table[0][part]) for part in parts) == pytest.approx(float(table[0]["total"]), rel=1e-4)
+    for name in ("last.pt", "training.jpg", "validation.jpg"):
+        assert (tmp_path / "run" / name).is_file()
+    assert list((tmp_path / "run" / "tensorboard").glob("events*"))
+    loaded = checkpoint.load(best)
+    assert loaded.spec.class_names == CLASSES
+    assert loaded.optimizer is None
+
+
+def test_a_resumed_run_equals_an_uninterrupted_one(coco_set: Path, tmp_path: Path) -> None:
+    plan = config(epochs=4).replace(augment=AugmentConfig(), mixup=True, plain_epochs=1)
+    train(plan, options(coco_set, tmp_path / "whole"))
+    stopped = tmp_path / "stopped"
+    original = training._run_epoch
+    with pytest.MonkeyPatch.context() as patch:
+
+        def until_two(state: object, *rest: object) -> None:
+            if state.epoch == 2:  # type: ignore[attr-defined]
+                raise KeyboardInterrupt
+            original(state, *rest)  # type: ignore[arg-type]
+
+        patch.setattr(training, "_run_epoch", until_two)
+        with pytest.raises(KeyboardInterrupt):
+            train(plan, options(coco_set, stopped))
+    saved = checkpoint.load(stopped / "last.pt")
+    assert saved.epoch == 2
+    train(saved.config, options(coco_set, stopped), saved)
+    whole, resumed = (checkpoint.load(folder / "last.pt") for folder in (tmp_path / "whole", stopped))
+    assert whole.epoch == resumed.epoch == 4
+    for name, value in whole.weights.items():
+        torch.testing.assert_close(resumed.weights[name], value, rtol=1e-5, atol=1e-6)
+    assert [row["total"] for row in rows(stopped)] == [row["total"] for row in rows(tmp_path / "whole")]
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_batch(coco_set: Path, tmp_path: Path) -> None:
+    with pytest.raises(CheckFailed, match=r"not finite in epoch \d+, batch \d+: .*train.*\.png"):
+        train(config(epochs=4, learning_rate=1e12), options(coco_set, tmp_path / "run"))
+    saved = checkpoint.load(tmp_path / "run" / "last.pt")
+    assert all(torch.isfinite(value).all() for value in saved.weights.values())
+
+
+def test_validation_scores_a_checkpoint_as_training_did(
+    coco_set: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    best = train(config(epochs=6, learning_rate=2e-3), options(coco_set, tmp_path / "run"))
+    assert validate(["--weights", str(best), "--data", str(coco_set), "--json"]) == 0
+    measured = json.loads(capsys.readouterr().out)
+    assert measured["figures"]["AP"] == pytest.approx(checkpoint.load(best).best_ap, abs=1e-6)
+    assert measured["images"] == 4
+    assert set(measured["per_class"]) == set(CLASSES)
+
+
+def test_an_unknown_device_is_a_missing_component() -> None:
+    with pytest.raises(MissingComponentError, match="--device cpu"):
+        choose_device("nonsense")
+
+
+def test_splits_with_other_classes_are_refused(coco_set: Path, tmp_path: Path) -> None:
+    file = coco_set / "annotations" / "instances_val.json"
+    file.write_text(file.read_text().replace('"bird"', '"fish"'))
+    with pytest.raises(InputError, match="classes"):
+        train(config(), options(coco_set, tmp_path / "run"))
+
+
+def command(*arguments: object) -> list[str]:
+    return [sys.executable, "-m", "train", *map(str, arguments)]
+
+
+def run(*arguments: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command(*arguments), cwd=ROOT, capture_output=True, text=True, timeout=300)
+
+
+def fails(code: int, message: str, *arguments: object) -> None:
+    result = run(*arguments)
+    assert result.returncode == code, result.stderr
+    assert re.search(message, result.stderr), result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_bad_input_is_one_line_and_a_code(coco_set: Path, tmp_path: Path) -> None:
+    fails(2, "no dataset given", "--recipe", "demo")
+    fails(2, "no such dataset folder", "--data", tmp_path / "none")
+    fails(2, "no recipe 'nothing'; there are yolov3-asff", "--data", coco_set, "--recipe", "nothing")
+    fails(2, "multiple of 32", "--data", coco_set, "--size", 100)
+    fails(2, "no such checkpoint", "--data", coco_set, "--resume", tmp_path)
+    (tmp_path / "file").touch()
+    fails(2, "cannot write", "--data", coco_set, "--recipe", "demo", "--output", tmp_path / "file" / "run")
+
+
+def test_the_list_names_every_recipe() -> None:
+    result = run("--list")
+    assert result.returncode == 0
+    assert "yolov3-mobilenetv2-asff-small" in result.stdout
+
+
+def test_ctrl_c_leaves_a_checkpoint_to_resume_from(coco_set: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    arguments = ("--data", coco_set, "--recipe", "demo", "--size", 64, "--batch", 4, "--output", folder)
+    process = subprocess.Popen(
+        command(*arguments, "--epochs", 10000, "--evaluate-every", 10000),
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    deadline = time.monotonic() + 120
+    while not (folder / "metrics.csv").exists() and time.monotonic() < deadline:
+        time.sleep(0.2)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to the workers too
+    _, talk = process.communicate(timeout=60)
+    assert process.returncode == 130, talk
+    assert f"--resume {folder}" in talk
+    assert "Traceback" not in talk
+    saved = checkpoint.load(folder / "last.pt")
+    assert saved.epoch >= 1
+    assert not [item for item in folder.iterdir() if item.name.startswith(".")]
+    fails(2, "already holds a run", *arguments)
+    fails(2, "leave out --epochs", "--data", coco_set, "--resume", folder, "--epochs", 3)
