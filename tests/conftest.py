@@ -20,6 +20,8 @@ from train.model import YOLOv3, build_model
 
 CLASSES = ("cat", "dog", "bird")
 
+torch.set_num_threads(1)  # the models are so small that threads mostly wait for each other
+
 
 @pytest.fixture(autouse=True)
 def _steady() -> None:

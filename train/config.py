@@ -13,6 +13,7 @@ from train.data.augment import AugmentConfig
 
 BACKBONES = ("darknet53", "mobilenetv2")
 FUSIONS = ("none", "sum", "concat", "asff")
+OPTIMIZERS = ("sgd", "adamw")
 
 DARKNET_ANCHORS = ((10, 13), (16, 30), (33, 23), (30, 61), (62, 45), (42, 119), (116, 90), (156, 198), (121, 240))
 """Of the published DarkNet checkpoints, (width, height) in pixels, small to large."""
@@ -103,14 +104,16 @@ class TrainConfig:
     """Blend two pictures until the plain epochs."""
     batch: int = 64
     """Pictures a step."""
+    optimizer: str = "sgd"
+    """`sgd` as in the paper, or `adamw`, which gets small models further in few steps."""
     learning_rate: float = 1e-3
-    """Peak learning rate of SGD."""
+    """Peak learning rate."""
     final_learning_rate: float = 1e-5
     """Learning rate that the cosine ends in."""
     momentum: float = 0.9
     """Of SGD."""
     weight_decay: float = 5e-4
-    """Of SGD, on convolution weights; not on biases and batch norm."""
+    """On convolution weights; not on biases and batch norm."""
     clip_gradient: float = 0.0
     """Largest norm of the whole gradient; 0 for no limit."""
     evaluate_every: int = 5
@@ -127,6 +130,7 @@ class TrainConfig:
             self.epochs >= 1 and self.batch >= 1 and self.evaluate_every >= 1,
             "epochs, batch and evaluate_every must be at least 1",
         )
+        _require(self.optimizer in OPTIMIZERS, f"optimizer {self.optimizer!r}, expected one of {', '.join(OPTIMIZERS)}")
         spans = (self.fixed_epochs, self.plain_epochs, self.tail_epochs, self.warmup_epochs)
         _require(min(spans) >= 0, "spans of epochs must not be negative")
         _require(self.learning_rate > 0 and self.final_learning_rate >= 0, "learning rates must be positive")

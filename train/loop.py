@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import time
 from collections.abc import Iterator
@@ -81,6 +82,7 @@ def train(config: TrainConfig, options: RunOptions, resume: Checkpoint | None = 
         CheckFailed: the loss is not finite; the message names the batch.
     """
     train_data, val_data = (open_dataset(options.data, split) for split in (options.train_split, options.val_split))
+    config = _without_pointless_smoothing(config, len(train_data.class_names))
     spec = resume.spec if resume else model_spec(config, train_data.class_names)
     _check_classes(spec, train_data, val_data)
     folder = output_folder(options.output)
@@ -106,10 +108,18 @@ def train(config: TrainConfig, options: RunOptions, resume: Checkpoint | None = 
     return folder / "best.pt"
 
 
+def _without_pointless_smoothing(config: TrainConfig, num_classes: int) -> TrainConfig:
+    """Label smoothing to 1 - 1/C and 1/C (section 2 of the paper) teaches one class nothing and two classes the same."""
+    if not config.loss.label_smoothing or num_classes > 2:
+        return config
+    log.warning("label smoothing is off: it says nothing with %d classes", num_classes)
+    return config.replace(loss=dataclasses.replace(config.loss, label_smoothing=False))
+
+
 class _State:
     """What a checkpoint keeps of a run."""
 
-    def __init__(self, config: TrainConfig, spec: ModelSpec, model: YOLOv3, optimizer: torch.optim.SGD) -> None:
+    def __init__(self, config: TrainConfig, spec: ModelSpec, model: YOLOv3, optimizer: torch.optim.Optimizer) -> None:
         self.config, self.spec, self.model, self.optimizer = config, spec, model, optimizer
         self.epoch, self.best_ap = 0, -1.0
 

@@ -56,7 +56,16 @@ def yolov3_mobilenetv2_asff_small() -> TrainConfig:
 def demo() -> TrainConfig:
     """What `make demo` trains in minutes: an eighth of DarkNet's width, with every part of the full detector."""
     model = ModelConfig(width=0.125, depth=0.25, anchors=_anchors_for(192))
-    return _small("demo", model).replace(size=192, sizes=(192,), epochs=24, batch=8, evaluate_every=12)
+    return _small("demo", model).replace(
+        size=192,
+        sizes=(192,),
+        epochs=20,
+        batch=8,
+        optimizer="adamw",
+        learning_rate=5e-3,
+        weight_decay=1e-2,
+        evaluate_every=10,
+    )
 
 
 def _fused(config: TrainConfig, fusion: str, name: str) -> TrainConfig:

@@ -343,6 +343,18 @@ def test_voc_missing_files_are_named(voc: Path) -> None:
         open_dataset(voc, "val")
 
 
+def test_a_voc_split_may_be_named_like_a_list_of_one_class(voc: Path) -> None:
+    (voc / "ImageSets" / "Main" / "my_val.txt").write_text("c\n")
+    assert [image.path.stem for image in open_dataset(voc, "my_val").images] == ["c"]
+
+
+def test_a_voc_test_list_without_annotations_hinders_no_other_split(voc: Path) -> None:
+    (voc / "ImageSets" / "Main" / "test.txt").write_text("unlabelled\n")
+    assert len(open_dataset(voc, "val")) == 2
+    with pytest.raises(InputError, match=r"unlabelled\.xml"):
+        open_dataset(voc, "test")
+
+
 def test_voc_without_an_object_or_an_image(voc: Path) -> None:
     (voc / "ImageSets" / "Main" / "val.txt").write_text("")
     with pytest.raises(InputError, match="Annotations: no object is marked in any image"):

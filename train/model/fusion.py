@@ -10,8 +10,6 @@ from torch.nn import functional
 
 from train.model.blocks import ConvBlock
 
-FUSIONS = ("none", "sum", "concat", "asff")
-
 
 class Resize(nn.Module):
     """Brings a feature of one level to the resolution and channels of another.

@@ -1,0 +1,155 @@
+"""Feature fusion: shapes between all levels, the formula, and which features a level's gradient reaches."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from train.config import ModelConfig
+from train.model import build_model
+from train.model.blocks import LEAKY, RELU6, ConvBlock
+from train.model.fusion import LevelFusion, Resize
+
+DARKNET, MOBILENET = (512, 256, 256), (512, 256, 128)
+CHANNELS = (16, 8, 8)
+
+
+def pyramid(channels: tuple[int, int, int], height: int, width: int, seed: int = 0) -> list[Tensor]:
+    """P5, P4, P3 for a P5 of height x width, each asking for its gradient."""
+    generator = torch.Generator().manual_seed(seed)
+    return [
+        torch.randn(2, c, height << level, width << level, generator=generator).requires_grad_()
+        for level, c in enumerate(channels)
+    ]
+
+
+def fusion(level: int, kind: str, act: str = LEAKY) -> LevelFusion:
+    torch.manual_seed(level)
+    return LevelFusion(CHANNELS, 24, level, kind, 4, act).eval()
+
+
+def resized(module: LevelFusion, features: list[Tensor], level: int, source: int) -> Tensor:
+    """A feature brought to a level, written out."""
+    x = features[source]
+    if source == level:
+        return x
+    conv = module.resize[source].conv
+    if source < level:
+        return functional.interpolate(conv(x), scale_factor=2 ** (level - source), mode="nearest")
+    return conv(functional.max_pool2d(x, 3, 2, 1) if source - level == 2 else x)
+
+
+@pytest.mark.parametrize(("target", "source"), [(t, s) for t in range(3) for s in range(3) if t != s])
+@pytest.mark.parametrize("channels", [DARKNET, MOBILENET], ids=["darknet", "mobilenet"])
+def test_every_level_resizes_to_every_other(channels: tuple[int, int, int], target: int, source: int) -> None:
+    with torch.device("meta"):
+        resize = Resize(channels[source], channels[target], target - source, LEAKY)
+        for height, width in ((1, 1), (1, 3), (3, 5), (2, 4)):
+            out = resize(torch.zeros(2, channels[source], height << source, width << source))
+            assert out.shape == (2, channels[target], height << target, width << target)
+    convs = [m for m in resize.modules() if isinstance(m, nn.Conv2d)]
+    if source > target:
+        assert [c.kernel_size for c in convs] == [(3, 3)] and convs[0].stride == (2, 2)
+    elif channels[source] == channels[target]:
+        assert not convs
+    else:
+        assert [c.kernel_size for c in convs] == [(1, 1)]
+
+
+@pytest.mark.parametrize("level", range(3))
+@pytest.mark.parametrize("act", [LEAKY, RELU6])
+def test_weights_are_shares(level: int, act: str) -> None:
+    module = fusion(level, "asff", act)
+    nn.init.normal_(module.weights.weigh.weight, std=3)
+    nn.init.normal_(module.weights.weigh.bias)
+    features = pyramid(CHANNELS, 2, 3)
+    weights = module.weights([resized(module, features, level, source) for source in range(3)])
+    assert weights.shape == (2, 3, 2 << level, 3 << level)
+    assert (weights >= 0).all() and (weights <= 1).all()
+    torch.testing.assert_close(weights.sum(dim=1), torch.ones(2, 2 << level, 3 << level))
+    assert weights.std() > 0.01  # they depend on the features
+
+
+@pytest.mark.parametrize("level", range(3))
+def test_asff_is_the_written_out_formula(level: int) -> None:
+    module = fusion(level, "asff")
+    nn.init.normal_(module.weights.weigh.bias)
+    features = pyramid(CHANNELS, 3, 2)
+    x = [resized(module, features, level, source) for source in range(3)]
+    compressed = torch.cat([module.weights.compress[source](x[source]) for source in range(3)], dim=1)
+    weigh = module.weights.weigh
+    lambdas = [
+        torch.einsum("nchw,c->nhw", compressed, weigh.weight[source, :, 0, 0]) + weigh.bias[source] for source in range(3)
+    ]
+    total = sum(torch.exp(value) for value in lambdas)
+    want = sum(x[source] * (torch.exp(lambdas[source]) / total)[:, None] for source in range(3))
+    torch.testing.assert_close(module.fuse(features), want)
+    torch.testing.assert_close(module(features), module.expand(want))
+
+
+@pytest.mark.parametrize("level", range(3))
+def test_the_plain_fusions(level: int) -> None:
+    features = pyramid(CHANNELS, 2, 2)
+    for kind in ("sum", "concat"):
+        module = fusion(level, kind)
+        x = [resized(module, features, level, source) for source in range(3)]
+        want = x[0] + x[1] + x[2] if kind == "sum" else torch.cat(x, dim=1)
+        torch.testing.assert_close(module.fuse(features), want)
+        assert module(features).shape == (2, 24, 2 << level, 2 << level)
+    torch.testing.assert_close(fusion(level, "none").fuse(features), features[level])
+
+
+@pytest.mark.parametrize("level", range(3))
+def test_a_weight_of_zero_keeps_the_gradient_from_the_other_level(level: int) -> None:
+    """Paper, Eq. 3-6: what a level ignores does not hear from it; a sum lets everything through."""
+    module = fusion(level, "asff")
+    with torch.no_grad():
+        module.weights.weigh.bias.fill_(-1e4)
+        module.weights.weigh.bias[level] = 1e4
+    features = pyramid(CHANNELS, 2, 3)
+    module(features).square().sum().backward()
+    for source in range(3):
+        grad = features[source].grad
+        assert grad is not None and bool((grad != 0).any()) == (source == level)
+
+    features = pyramid(CHANNELS, 2, 3)
+    fusion(level, "sum")(features).square().sum().backward()
+    assert all(f.grad is not None and (f.grad != 0).any() for f in features)
+
+
+@pytest.mark.parametrize("level", range(3))
+def test_the_gradient_to_a_feature_is_scaled_by_its_weight(level: int) -> None:
+    """With weights that do not depend on the features, each gets its share of what a sum would hand it."""
+    logits = torch.tensor([0.3, -1.0, 1.2])
+    asff, plain = fusion(level, "asff"), fusion(level, "sum")
+    plain.resize.load_state_dict(asff.resize.state_dict())
+    nn.init.zeros_(asff.weights.weigh.weight)
+    with torch.no_grad():
+        asff.weights.weigh.bias.copy_(logits)
+    grads = []
+    for module in (asff, plain):
+        features = pyramid(CHANNELS, 3, 2)
+        fused = module.fuse(features)
+        fused.backward(torch.randn(fused.shape, generator=torch.Generator().manual_seed(9)))
+        grads.append([f.grad for f in features])
+    for source, share in enumerate(torch.softmax(logits, dim=0)):
+        torch.testing.assert_close(grads[0][source], share * grads[1][source])
+
+
+@pytest.mark.parametrize("kind", ["none", "sum", "concat", "asff"])
+@pytest.mark.parametrize(("backbone", "channels"), [("darknet53", DARKNET), ("mobilenetv2", MOBILENET)])
+def test_channels_of_the_built_models(backbone: str, channels: tuple[int, int, int], kind: str) -> None:
+    with torch.device("meta"):
+        model = build_model(ModelConfig(backbone=backbone, fusion=kind, adaption=backbone == "darknet53"), 2)
+    own = (512, 256, 128) if kind == "none" else channels
+    times = 3 if kind == "concat" else 1
+    for level, module in enumerate(model.fusion):
+        assert isinstance(module, LevelFusion) and isinstance(module.expand, ConvBlock)
+        assert module.expand.conv.weight.shape == ((1024, 512, 256)[level], times * own[level], 3, 3)
+        if kind == "asff":
+            assert [c.conv.weight.shape for c in module.weights.compress] == [(16, own[level], 1, 1)] * 3
+            assert module.weights.weigh.weight.shape == (3, 48, 1, 1)
+    convs = [m for m in model.widen.modules() if isinstance(m, nn.Conv2d)]
+    assert [tuple(c.weight.shape) for c in convs] == ([(256, 128, 3, 3)] if backbone == "darknet53" and kind != "none" else [])
