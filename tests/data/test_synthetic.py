@@ -56,10 +56,10 @@ def test_boxes_are_tight_around_lone_shapes(dataset: Dataset) -> None:
     """Where nothing else is near, the pixels that look like the middle of the box span it."""
     checked = 0
     for image in dataset.images:
-        if len(image.boxes) != 2 or box_ops.iou(image.boxes, image.boxes)[0, 1] or image.crowd.any():
-            continue
+        around = image.boxes + np.array([-8, -8, 8, 8], np.float32)
+        alone = (box_ops.iou(around, image.boxes) > 0).sum(axis=1) == 1
         picture = image.read().astype(np.float32)
-        for x1, y1, x2, y2 in image.boxes.tolist():
+        for x1, y1, x2, y2 in image.boxes[alone & ~image.crowd].tolist():
             left, top = max(int(x1) - 4, 0), max(int(y1) - 4, 0)
             window = picture[top : int(y2) + 5, left : int(x2) + 5]
             centre = window[
@@ -70,7 +70,7 @@ def test_boxes_are_tight_around_lone_shapes(dataset: Dataset) -> None:
             found = [left + columns[0], top + rows[0], left + columns[-1] + 1, top + rows[-1] + 1]
             np.testing.assert_allclose(found, [x1, y1, x2, y2], atol=4)  # the tips of stars are thin
             checked += 1
-    assert checked >= 4
+    assert checked >= 20
 
 
 def test_crowds_have_run_lengths_that_decode_to_their_box(root: Path) -> None:

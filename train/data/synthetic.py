@@ -36,9 +36,9 @@ _HUES = {3: 0.0, 7: 0.33, 18: 0.14, 44: 0.6}  # red, green, yellow, blue; of 1
 _HUE_SPREAD = 0.05
 
 # COCO's size ranges are small < 32^2 <= medium <= 96^2 < large, in pixels of area; the shapes keep clear of the limits.
-_AREAS = ((180.0, 900.0), (1200.0, 6000.0), (9600.0, 13000.0))
+_AREAS = ((300.0, 900.0), (1200.0, 6000.0), (9600.0, 13000.0))
 _AREA_SHARES = (0.35, 0.5, 0.15)
-_MOST_HIDDEN = 0.4
+_MOST_HIDDEN = 0.3
 _MOST_IOU = 0.4  # two of one class closer than NMS tolerates could not both be found
 _TRIES = 60
 _SUPERSAMPLING = 4
@@ -211,9 +211,10 @@ def _add_object(scene: _Scene, rng: Rng, over_another: bool) -> None:
 
 
 def _fits(scene: _Scene, category: int, outline: Polygon, mask: Mask, over_another: bool) -> bool:
-    """Whether an object may be laid over the scene: crowds stay free, and of every object enough remains visible."""
+    """Whether an object may be put here: on others if it is meant to be, else clear of them (boxes may touch); never on a
+    crowd. Of every object enough remains visible."""
     below = scene.owner[mask]
-    if (below == -2).any() or (over_another and not (below >= 0).any()):
+    if (below == -2).any() or (below >= 0).any() != over_another:
         return False
     visible = np.bincount(scene.owner[~mask & (scene.owner >= 0)], minlength=len(scene.objects))
     for left, (other, other_outline, covered) in zip(visible.tolist(), scene.objects):
