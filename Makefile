@@ -6,6 +6,7 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 RUN    := $(BIN)/python -m
+INSTALL = $(BIN)/pip install --disable-pip-version-check --quiet --constraint constraints.txt --editable
 
 # A machine with an NVIDIA driver gets the GPU packages too.
 ACCELERATOR := $(shell nvidia-smi >/dev/null 2>&1 && echo gpu || echo cpu)
@@ -14,7 +15,8 @@ DATA      ?=
 RECIPE    ?= yolov3-asff
 OUTPUT    ?= runs/$(RECIPE)
 WEIGHTS   ?= $(OUTPUT)/best.pt
-MODEL     ?= $(WEIGHTS:.pt=.onnx)
+MODEL     ?= $(patsubst %.pth,%.onnx,$(WEIGHTS:.pt=.onnx))
+RESUME    ?=
 PRECISION ?= fp32
 SIZE      ?=
 EPOCHS    ?=
@@ -34,24 +36,25 @@ help: ## this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/\1|\2/' | awk -F'|' '{ printf "  %-8s %s\n", $$1, $$2 }'
 	@echo
 	@echo 'variables: DATA= dataset folder, RECIPE= see "make train ARGS=--list", SIZE= input side, EPOCHS=,'
-	@echo '  WEIGHTS= checkpoint, MODEL= .onnx file, PRECISION= fp32, SOURCE= pictures, SPLIT=, OUTPUT=, ARGS= anything else'
+	@echo '  WEIGHTS= checkpoint, MODEL= .onnx file, PRECISION= fp32, SOURCE= pictures, SPLIT=, OUTPUT=, RESUME=, ARGS= anything else'
 
 setup: $(VENV)/.installed ## make .venv and install everything into it (all other targets do so by themselves)
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { echo 'error: Python 3.10 or newer is needed (set PYTHON=)'; exit 3; }
 	$(PYTHON) -m venv $(VENV) || { echo 'error: python3 -m venv failed; on Debian: apt-get install python3-venv'; exit 3; }
-	$(BIN)/pip install --disable-pip-version-check --quiet --constraint constraints.txt --editable '.[$(ACCELERATOR),train,dev]'
+	$(INSTALL) '.[$(ACCELERATOR),train,dev]' || { test $(ACCELERATOR) = gpu && echo 'the GPU packages do not install here; going on without' && $(INSTALL) '.[cpu,train,dev]'; }
 	@touch $@
 
 demo: setup ## train a small detector on synthetic pictures, export it, prove the export, draw detections (5 minutes)
 	$(call SHOW,$(RUN) export.demo $(if $(EPOCHS),--epochs $(EPOCHS)) $(ARGS))
 
-train: setup ## train RECIPE on DATA into OUTPUT
+train: setup ## train RECIPE on DATA into OUTPUT (or go on with RESUME=run folder)
 	$(if $(findstring --list,$(ARGS)),,$(call need,DATA,datasets/coco))
-	$(call SHOW,$(RUN) train $(if $(DATA),--data "$(DATA)") --recipe $(RECIPE) --output "$(OUTPUT)" $(if $(SIZE),--size $(SIZE)) $(if $(EPOCHS),--epochs $(EPOCHS)) $(ARGS))
+	$(call SHOW,$(RUN) train $(if $(DATA),--data "$(DATA)") $(if $(RESUME),--resume "$(RESUME)",--recipe $(RECIPE) --output "$(OUTPUT)") $(if $(SIZE),--size $(SIZE)) $(if $(EPOCHS),--epochs $(EPOCHS)) $(ARGS))
 
 onnx: setup ## export WEIGHTS to MODEL and compare it with PyTorch
+	$(if $(filter fp32,$(PRECISION)),,$(error PRECISION=$(PRECISION) is not supported yet; fp32 is))
 	$(call SHOW,$(RUN) export.onnx --weights "$(WEIGHTS)" --output "$(MODEL)" $(if $(SIZE),--size $(SIZE)) $(ARGS))
 
 engine: setup ## build a TensorRT engine (not there yet: answers with exit 3)
@@ -59,7 +62,7 @@ engine: setup ## build a TensorRT engine (not there yet: answers with exit 3)
 
 eval: setup ## COCO accuracy of MODEL (or, with WEIGHTS= given, of a checkpoint) on DATA
 	$(call need,DATA,datasets/coco)
-	$(call SHOW,$(RUN) $(if $(filter command line,$(origin WEIGHTS)),$(if $(filter command line,$(origin MODEL)),runtime.evaluate --engine "$(MODEL)",train.validate --weights "$(WEIGHTS)"),runtime.evaluate --engine "$(MODEL)") --data "$(DATA)" $(if $(SPLIT),--split $(SPLIT)) $(ARGS))
+	$(call SHOW,$(RUN) $(if $(filter command environment,$(origin WEIGHTS)),$(if $(filter command environment,$(origin MODEL)),runtime.evaluate --engine "$(MODEL)",train.validate --weights "$(WEIGHTS)"),runtime.evaluate --engine "$(MODEL)") --data "$(DATA)" $(if $(SPLIT),--split $(SPLIT)) $(ARGS))
 
 detect: setup ## detect with MODEL in SOURCE: a picture, folder, glob pattern or video
 	$(call need,SOURCE,photos/)

@@ -67,6 +67,14 @@ def positive(text: str) -> int:
     return value
 
 
+def count(text: str) -> int:
+    """A whole-number argument of at least 0."""
+    value = int(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"expected a whole number of at least 0, got {text}")
+    return value
+
+
 def image_side(text: str) -> int:
     """An input side in pixels: a positive multiple of 32, the coarsest stride."""
     value = positive(text)

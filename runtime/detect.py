@@ -16,7 +16,7 @@ from runtime import cli
 from runtime.detections import Detections
 from runtime.detector import Detector
 from runtime.draw import draw
-from runtime.errors import InputError
+from runtime.errors import InputError, OutputError
 from runtime.files import output_folder, replacing
 from runtime.images import IMAGE_SUFFIXES, Image, write_image
 from runtime.sources import Source, find_sources, frame_rate, read_picture, read_video
@@ -62,6 +62,8 @@ def main(arguments: Optional[list[str]] = None) -> int:
                 _check_target(source, folder)
                 for record in _process(detector, source, folder):
                     print(json.dumps(record) if options.json else _summary(record), flush=options.json)
+            except OutputError:
+                raise  # the next picture could not be written either
             except InputError as error:
                 if options.strict or len(sources) == 1:
                     raise
@@ -109,7 +111,7 @@ def _process_video(detector: Detector, source: Source, folder: Optional[Path]) -
 def _open_writer(path: Path, frame: Image, rate: float) -> cv2.VideoWriter:
     writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"mp4v"), rate, (frame.shape[1], frame.shape[0]))
     if not writer.isOpened():
-        raise InputError(f"cannot write a video to {path.parent}; choose another --output")
+        raise OutputError(f"cannot write a video to {path.parent}; choose another --output")
     return writer
 
 

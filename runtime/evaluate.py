@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-from pathlib import Path
 from typing import Optional
 
 from runtime import cli
@@ -12,7 +11,7 @@ from runtime.backend import Backend, open_backend
 from runtime.dataset import open_dataset
 from runtime.detector import Detector
 from runtime.evaluation import FIGURES, Evaluation, evaluate
-from runtime.files import output_folder, write_json
+from runtime.files import replacing, write_json
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -41,7 +40,8 @@ def measure(backend: Backend, options: argparse.Namespace) -> Evaluation:
     """Score a model as the options say, at the thresholds that its own description gives for evaluation."""
     dataset = open_dataset(options.data, options.split)
     if options.coco_results:
-        output_folder(Path(options.coco_results).parent)  # now rather than after the work
+        with replacing(options.coco_results) as temporary:  # now rather than after the work
+            temporary.write_text("[]")
     detector = Detector(backend, score_threshold=backend.spec.score_threshold)
     return evaluate(detector, dataset, backend.spec.class_names, batch=options.batch, strict=options.strict)
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Union
 
-from runtime.errors import InputError
+from runtime.errors import OutputError
 
 PathLike = Union[str, "os.PathLike[str]"]
 
@@ -23,9 +23,11 @@ def replacing(path: PathLike) -> Iterator[Path]:
     The temporary name keeps the suffix, so that libraries which choose a format by it do the right thing.
 
     Raises:
-        InputError: the folder cannot be created or written, or the disk is full.
+        OutputError: the folder cannot be created or written, or the disk is full.
     """
     target = Path(path)
+    if target.is_dir():
+        raise OutputError(f"cannot write {target}: it is a folder; choose another output")
     temporary = None
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -38,7 +40,7 @@ def replacing(path: PathLike) -> Iterator[Path]:
         os.replace(temporary, target)
         temporary = None
     except OSError as error:
-        raise InputError(
+        raise OutputError(
             f"cannot write {target}: {error.strerror or error}; choose another output or free some space"
         ) from error
     finally:
@@ -71,7 +73,7 @@ def output_folder(path: PathLike) -> Path:
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
-        raise InputError(f"cannot write into {folder}: {error.strerror or error}; choose another --output") from error
+        raise OutputError(f"cannot write into {folder}: {error.strerror or error}; choose another --output") from error
     return folder
 
 

@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime.errors import InputError
+from runtime.errors import InputError, OutputError
 from runtime.files import PathLike, replacing
 
 Image = NDArray[np.uint8]
@@ -74,8 +74,8 @@ def write_image(path: PathLike, image: Image) -> None:
     try:
         encoded, data = cv2.imencode(Path(path).suffix, image)
     except cv2.error as error:
-        raise InputError(f"cannot write {path}: {error.err}") from error
+        raise OutputError(f"cannot write {path}: {error.err}") from error
     if not encoded:
-        raise InputError(f"cannot write {path}: OpenCV cannot encode this picture as {Path(path).suffix}")
+        raise OutputError(f"cannot write {path}: OpenCV cannot encode this picture as {Path(path).suffix}")
     with replacing(path) as temporary:  # not cv2.imwrite, which reports success for a BMP cut short by a full disk
         temporary.write_bytes(data.tobytes())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import pickle
 import warnings
 import zipfile
@@ -66,11 +67,11 @@ def save(path: PathLike, checkpoint: Checkpoint) -> None:
         "epoch": checkpoint.epoch,
         "best_ap": checkpoint.best_ap,
     }
+    # Through memory: given a path, torch writes the (temporary) name into the file, and hides the reason when the disk is full.
+    stream = io.BytesIO()
+    torch.save(content, stream)
     with replacing(path) as temporary:
-        try:
-            torch.save(content, temporary)
-        except RuntimeError as error:  # what torch makes of a full disk
-            raise InputError(f"cannot write {path}: {_first_line(error)}; free some space") from error
+        temporary.write_bytes(stream.getbuffer())
 
 
 def load(path: PathLike) -> Checkpoint:
@@ -101,7 +102,7 @@ def load(path: PathLike) -> Checkpoint:
             int(content["epoch"]),
             float(content["best_ap"]),
         )
-    except ModelError as error:
+    except InputError as error:
         raise ModelError(f"{path}: {error}") from error
     except (KeyError, TypeError, ValueError) as error:
         raise ModelError(f"{path}: the checkpoint lacks or misstates {error}") from error
@@ -113,7 +114,10 @@ def restore(path: PathLike, checkpoint: Checkpoint) -> YOLOv3:
     Raises:
         ModelError: the weights are not those of the model it describes, or not finite.
     """
-    model = build_model(checkpoint.config.model, checkpoint.spec.num_classes, checkpoint.config.loss)
+    try:
+        model = build_model(checkpoint.config.model, checkpoint.spec.num_classes, checkpoint.config.loss)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ModelError(f"{path}: its configuration describes no model ({_first_line(error)})") from error
     load_weights(path, model, checkpoint.weights)
     return model.eval()
 

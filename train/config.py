@@ -51,6 +51,7 @@ class ModelConfig:
         _require(self.backbone in BACKBONES, f"backbone {self.backbone!r}, expected one of {', '.join(BACKBONES)}")
         _require(self.fusion in FUSIONS, f"fusion {self.fusion!r}, expected one of {', '.join(FUSIONS)}")
         _require(0 < self.width <= 4 and 0 < self.depth <= 4, "width and depth must be above 0 and at most 4")
+        _require(not (self.backbone == "mobilenetv2" and self.adaption), "feature adaption is for DarkNet; set adaption=False")
         _require(self.compress >= 1, "compress must be at least 1")
         _require(len(self.anchors) > 0 and len(self.anchors) % 3 == 0, "the number of anchors must be a multiple of 3")
         _require(not self.guided or len(self.anchors) == 9, "guided anchors need 9 base anchors, 3 per level")
@@ -104,6 +105,12 @@ class TrainConfig:
     """Blend two pictures until the plain epochs."""
     batch: int = 64
     """Pictures a step."""
+    bfloat16: bool = True
+    """Compute in bfloat16 on devices that are made for it."""
+    train_split: str = "train"
+    """Split to train on: a name, or the role `train`."""
+    val_split: str = "val"
+    """Split to evaluate on: a name, or the role `val`."""
     optimizer: str = "sgd"
     """`sgd` as in the paper, or `adamw`, which gets small models further in few steps."""
     learning_rate: float = 1e-3
@@ -131,6 +138,8 @@ class TrainConfig:
             "epochs, batch and evaluate_every must be at least 1",
         )
         _require(self.optimizer in OPTIMIZERS, f"optimizer {self.optimizer!r}, expected one of {', '.join(OPTIMIZERS)}")
+        _require(0 <= self.seed < 2**63, "seed must be at least 0 and below 2^63")
+        _require(self.batch > 1 or min(self.sizes) > 32, "a batch of 1 at 32 pixels leaves batch norm a single value")
         spans = (self.fixed_epochs, self.plain_epochs, self.tail_epochs, self.warmup_epochs)
         _require(min(spans) >= 0, "spans of epochs must not be negative")
         _require(self.learning_rate > 0 and self.final_learning_rate >= 0, "learning rates must be positive")

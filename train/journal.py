@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import logging
@@ -35,7 +36,7 @@ class Journal:
         from torch.utils.tensorboard import SummaryWriter  # slow to import, and nobody else needs it
 
         self._folder, self._file = folder, folder / "metrics.csv"
-        self._rows = [row for row in _read(self._file) if int(row["epoch"]) <= epoch]
+        self._rows = [row for row in _read(self._file) if int(row["epoch"]) <= epoch and set(row) <= set(COLUMNS)]
         self._board: Any = SummaryWriter(str(folder / "tensorboard"), purge_step=epoch + 1)
 
     def record(self, epoch: int, values: dict[str, float]) -> None:
@@ -57,8 +58,9 @@ class Journal:
         self._board.add_image(name, image[..., ::-1], epoch, dataformats="HWC")
 
     def close(self) -> None:
-        """Flush everything."""
-        self._board.close()
+        """Flush everything; what does not fit on a full disk any more is let go, the run's own error says more."""
+        with contextlib.suppress(OSError):
+            self._board.close()
 
 
 def _read(file: Path) -> list[dict[str, str]]:

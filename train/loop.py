@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import math
+import shutil
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,12 +18,13 @@ from tqdm import tqdm
 from runtime.dataset import Dataset, open_dataset
 from runtime.detector import Detector
 from runtime.draw import draw
-from runtime.errors import CheckFailed, InputError, MissingComponentError
+from runtime.errors import CheckFailed, InputError, MissingComponentError, ModelError
 from runtime.evaluation import Evaluation, evaluate
 from runtime.files import output_folder
 from runtime.images import Image
 from runtime.spec import ModelSpec
 from train import checkpoint
+from train.assign import AnchorSet
 from train.backend import TorchBackend
 from train.checkpoint import Checkpoint
 from train.config import TrainConfig
@@ -29,6 +32,7 @@ from train.data.loader import Batch, TrainingSet, training_batches
 from train.journal import Journal, show_batch, tile
 from train.loss import COMPONENTS
 from train.model import YOLOv3, build_model
+from train.model.build import STRIDES
 from train.optim import build_optimizer, learning_rate
 
 log = logging.getLogger(__name__)
@@ -36,22 +40,16 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class RunOptions:
-    """What a run needs besides its configuration; none of it changes the result's meaning."""
+    """What a run needs of the machine it runs on, besides its configuration."""
 
     data: Path
     """Dataset folder, COCO or VOC layout."""
     output: Path
     """Folder for checkpoints, metrics and pictures."""
-    train_split: str = "train"
-    """Split to train on: a name or `train`."""
-    val_split: str = "val"
-    """Split to evaluate on: a name or `val`."""
     device: str = "auto"
     """`auto`, `cpu`, `cuda`, `cuda:1`, ..."""
     workers: int = 1
     """Processes that prepare batches; 0 prepares them in this one."""
-    half: bool = True
-    """Compute in bfloat16 where the device is faster for it."""
     strict: bool = False
     """Fail on the first unreadable picture."""
     progress: bool = True
@@ -60,9 +58,6 @@ class RunOptions:
 
 def model_spec(config: TrainConfig, class_names: tuple[str, ...]) -> ModelSpec:
     """The description that travels with a model of this configuration."""
-    from train.assign import AnchorSet
-    from train.model.build import STRIDES
-
     anchors = AnchorSet.from_base(config.model.anchors, STRIDES, config.model.guided).per_level
     return ModelSpec(
         name=config.recipe,
@@ -81,10 +76,11 @@ def train(config: TrainConfig, options: RunOptions, resume: Checkpoint | None = 
         InputError: the data cannot be used, or the output cannot be written.
         CheckFailed: the loss is not finite; the message names the batch.
     """
-    train_data, val_data = (open_dataset(options.data, split) for split in (options.train_split, options.val_split))
+    train_data, val_data = (open_dataset(options.data, split) for split in (config.train_split, config.val_split))
     config = _without_pointless_smoothing(config, len(train_data.class_names))
     spec = resume.spec if resume else model_spec(config, train_data.class_names)
-    _check_classes(spec, train_data, val_data)
+    _check_splits(spec, train_data, val_data)
+    training_set = TrainingSet(train_data, spec, config.augment, config.seed, cache=True, strict=options.strict)
     folder = output_folder(options.output)
     device = choose_device(options.device)
     torch.manual_seed(config.seed)
@@ -94,8 +90,8 @@ def train(config: TrainConfig, options: RunOptions, resume: Checkpoint | None = 
     if resume:
         state.restore(resume)
     else:
+        _remove_earlier_run(folder)
         state.save(folder / "last.pt")  # so that there is something to resume from at any moment
-    training_set = TrainingSet(train_data, spec, config.augment, config.seed, cache=True, strict=options.strict)
     journal = Journal(folder, state.epoch)
     log.info("training %s on %d pictures of %s (%s), %s", spec.name, len(train_data), options.data, train_data.split, device)
     try:
@@ -103,9 +99,18 @@ def train(config: TrainConfig, options: RunOptions, resume: Checkpoint | None = 
             _run_epoch(state, training_set, val_data, journal, folder, options)
     finally:
         journal.close()
+    if training_set.unreadable:
+        log.warning("%d of %d pictures could not be read and were left out", len(training_set.unreadable), len(train_data))
     if not (folder / "best.pt").is_file():
         raise InputError(f"{folder}: the run is complete but best.pt is missing; train again into another --output")
     return folder / "best.pt"
+
+
+def _remove_earlier_run(folder: Path) -> None:
+    """What an earlier run left would pass for this one's until this one has its own."""
+    for name in ("best.pt", "metrics.csv"):
+        (folder / name).unlink(missing_ok=True)
+    shutil.rmtree(folder / "tensorboard", ignore_errors=True)
 
 
 def _without_pointless_smoothing(config: TrainConfig, num_classes: int) -> TrainConfig:
@@ -127,7 +132,10 @@ class _State:
         checkpoint.load_weights("the checkpoint", self.model, saved.weights)
         if saved.optimizer is None:
             raise InputError("the checkpoint has no optimiser state to resume from; use last.pt")
-        self.optimizer.load_state_dict(saved.optimizer)
+        try:
+            self.optimizer.load_state_dict(saved.optimizer)
+        except (ValueError, LookupError, TypeError, AttributeError, RuntimeError) as error:
+            raise ModelError(f"the checkpoint's optimiser state does not fit its model ({error})") from error
         self.epoch, self.best_ap = saved.epoch, saved.best_ap
 
     def save(self, path: Path, for_use: bool = False) -> None:
@@ -168,6 +176,7 @@ def _train_epoch(state: _State, training_set: TrainingSet, journal: Journal, opt
     steps = max(len(training_set) // config.batch, 1)
     sums = dict.fromkeys((*COMPONENTS, "total"), 0.0)
     model.train()
+    half = config.bfloat16 and prefers_bfloat16(device)
     start, images, rate = time.perf_counter(), 0, 0.0
     for step, batch in enumerate(_progress(batches, steps, f"epoch {epoch + 1}/{config.epochs}", options)):
         if step == 0 and epoch % 10 == 0:
@@ -175,14 +184,13 @@ def _train_epoch(state: _State, training_set: TrainingSet, journal: Journal, opt
         rate = learning_rate(epoch + (step + 1) / steps, config)
         for group in optimizer.param_groups:
             group["lr"] = rate
-        with torch.autocast(device.type, torch.bfloat16, enabled=options.half):
+        with torch.autocast(device.type, torch.bfloat16, enabled=half):
             losses = model.loss(batch.images.to(device), batch.labels.to(device))
         values = dict(zip(losses, torch.stack(list(losses.values())).tolist()))
-        _check_finite(values, epoch, step, batch)
         optimizer.zero_grad()
         losses["total"].backward()  # type: ignore[no-untyped-call]
-        if config.clip_gradient:
-            torch.nn.utils.clip_grad_norm_(model.parameters(), config.clip_gradient)
+        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.clip_gradient or math.inf)
+        _check_finite({**values, "gradient": float(norm)}, epoch, step, batch)
         optimizer.step()
         images += len(batch.images)
         for name in sums:
@@ -197,7 +205,7 @@ def _progress(batches: Iterator[Batch], steps: int, title: str, options: RunOpti
 
 
 def _check_finite(values: dict[str, float], epoch: int, step: int, batch: Batch) -> None:
-    broken = [name for name, value in values.items() if value != value or abs(value) == float("inf")]
+    broken = [name for name, value in values.items() if not math.isfinite(value)]
     if broken:
         names = ", ".join(batch.sources[:8]) + (" ..." if len(batch.sources) > 8 else "")
         raise CheckFailed(
@@ -228,13 +236,24 @@ def _show_detections(state: _State, val_data: Dataset, most: int = 8) -> Image:
     return tile(pictures)
 
 
-def _check_classes(spec: ModelSpec, *datasets: Dataset) -> None:
-    for dataset in datasets:
+def _check_splits(spec: ModelSpec, train_data: Dataset, val_data: Dataset) -> None:
+    """Both splits have the model's classes; pictures in both are worth a warning, their AP would flatter."""
+    shared = {image.path for image in train_data.images} & {image.path for image in val_data.images}
+    if shared:
+        log.warning("%d pictures are in both %s and %s: AP will flatter", len(shared), train_data.split, val_data.split)
+    for dataset in (train_data, val_data):
         if dataset.class_names != spec.class_names:
             raise InputError(
                 f"{dataset.root}: split {dataset.split!r} has the classes {', '.join(dataset.class_names[:5])}"
                 f" ({len(dataset.class_names)}), but the model has {', '.join(spec.class_names[:5])} ({spec.num_classes})"
             )
+
+
+def prefers_bfloat16(device: torch.device) -> bool:
+    """Whether the device computes in bfloat16; one that only emulates it is several times slower than in float32."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return device.type == "cpu" and bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
 
 
 def choose_device(name: str) -> torch.device:

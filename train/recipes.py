@@ -33,7 +33,7 @@ def yolov3_concat() -> TrainConfig:
 def yolov3_mobilenetv2_asff() -> TrainConfig:
     """MobileNetV2 with ASFF; no feature adaption."""
     model = ModelConfig(backbone="mobilenetv2", adaption=False, anchors=MOBILENET_ANCHORS)
-    return yolov3_asff().replace(recipe="yolov3-mobilenetv2-asff", model=model, size=416)
+    return yolov3_asff().replace(recipe="yolov3-mobilenetv2-asff", model=model)
 
 
 def yolov3_mobilenetv2() -> TrainConfig:

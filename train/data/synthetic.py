@@ -11,7 +11,6 @@ import argparse
 import colorsys
 import json
 import math
-import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime.errors import DetectorError, InputError
+from runtime import cli
+from runtime.errors import InputError
 from runtime.files import PathLike, output_folder, write_json
 from runtime.images import write_image
 
@@ -308,13 +308,9 @@ def _parser() -> argparse.ArgumentParser:
 def main(arguments: list[str] | None = None) -> int:
     """The command line; returns the exit code."""
     options = _parser().parse_args(arguments)
-    try:
-        print(make_synthetic(options.output, options.train, options.val, options.seed))
-    except DetectorError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
+    print(make_synthetic(options.output, options.train, options.val, options.seed))
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    cli.run(main)
