@@ -252,7 +252,7 @@ def _check_splits(spec: ModelSpec, train_data: Dataset, val_data: Dataset) -> No
 def prefers_bfloat16(device: torch.device) -> bool:
     """Whether the device computes in bfloat16; one that only emulates it is several times slower than in float32."""
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     return device.type == "cpu" and bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
 
 

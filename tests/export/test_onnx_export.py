@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from conftest import CLASSES, settled, tiny
+from small_models import CLASSES, settled, tiny
 
 from export import onnx as exporter
 from export.parity import Difference

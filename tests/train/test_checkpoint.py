@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import CLASSES, settled, tiny
+from small_models import CLASSES, settled, tiny
 
-from runtime.errors import InputError, ModelError
+from runtime.errors import InputError, ModelError, OutputError
 from train import checkpoint, load_model
 from train.checkpoint import Checkpoint
 from train.loop import model_spec
@@ -65,6 +65,10 @@ def _damage(file: Path, how: str) -> None:
             content["config"] = "{}"
         elif how == "spec":
             del content["spec"]["anchors"]
+        elif how == "no model":
+            content["config"] = content["config"].replace('"compress": 16', '"compress": 2.5')
+        elif how == "unknown backbone":
+            content["config"] = content["config"].replace("darknet53", "darknet99")
         elif how == "other class count":
             content["spec"]["class_names"] = '["one"]'
         torch.save(content, file)
@@ -85,7 +89,7 @@ def _damage(file: Path, how: str) -> None:
         "config",
         "spec",
     ]
-    + ["other class count"],
+    + ["other class count", "no model", "unknown backbone"],
 )
 def test_a_bad_file_is_refused_by_name(how: str, make_checkpoint: Callable[..., Path]) -> None:
     file = make_checkpoint()
@@ -111,12 +115,23 @@ def test_a_full_disk_leaves_the_old_checkpoint(make_checkpoint: Callable[..., Pa
     file = make_checkpoint()
     before = file.read_bytes()
 
-    def full(content: object, path: Path) -> None:
-        path.write_bytes(b"half")
+    loaded = checkpoint.load(file)
+
+    def full(path: Path, data: bytes) -> int:
+        with path.open("wb") as stream:
+            stream.write(bytes(data)[:1000])
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(torch, "save", full)
-    with pytest.raises(InputError, match="No space left"):
-        checkpoint.save(file, checkpoint.load(file))
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(OutputError, match="No space left"):
+        checkpoint.save(file, loaded)
     assert file.read_bytes() == before
     assert [item.name for item in file.parent.iterdir()] == [file.name]
+
+
+def test_the_same_checkpoint_gives_the_same_bytes(make_checkpoint: Callable[..., Path], tmp_path: Path) -> None:
+    """The export's lineage is a hash of this file."""
+    loaded = checkpoint.load(make_checkpoint())
+    for name in ("a.pt", "b.pt"):
+        checkpoint.save(tmp_path / name, loaded)
+    assert (tmp_path / "a.pt").read_bytes() == (tmp_path / "b.pt").read_bytes()

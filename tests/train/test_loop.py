@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
 import os
 import re
@@ -14,14 +15,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import CLASSES, tiny
+from small_models import CLASSES, tiny
 
-from runtime.errors import CheckFailed, InputError, MissingComponentError
+from runtime.errors import CheckFailed, InputError, MissingComponentError, ModelError
 from train import checkpoint
 from train import loop as training
+from train.__main__ import configure, parse
 from train.config import LossConfig, TrainConfig
 from train.data import AugmentConfig
-from train.loop import RunOptions, choose_device, train
+from train.loop import RunOptions, choose_device, prefers_bfloat16, train
 from train.validate import main as validate
 
 ROOT = Path(__file__).parents[2]
@@ -42,7 +44,7 @@ def rows(folder: Path) -> list[dict[str, str]]:
 
 
 def test_a_run_leaves_checkpoints_metrics_and_pictures(coco_set: Path, tmp_path: Path) -> None:
-    plan = config(epochs=16, learning_rate=2e-2, final_learning_rate=2e-2, clip_gradient=10.0, evaluate_every=8, batch=2)
+    plan = config(epochs=16, optimizer="adamw", learning_rate=1e-2, evaluate_every=8, batch=2)
     best = train(plan, options(coco_set, tmp_path / "run"))
     assert best == tmp_path / "run" / "best.pt"
     table = rows(tmp_path / "run")
@@ -102,6 +104,66 @@ def test_validation_scores_a_checkpoint_as_training_did(
     assert set(measured["per_class"]) == set(CLASSES)
 
 
+def test_a_gradient_that_is_not_finite_never_reaches_the_weights(
+    coco_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", lambda *_: torch.tensor(float("nan")))
+    with pytest.raises(CheckFailed, match=r"\(gradient\) is not finite in epoch 1, batch 1"):
+        train(config(epochs=1), options(coco_set, tmp_path / "run"))
+
+
+def test_a_new_run_leaves_nothing_of_an_earlier_one(coco_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    train(config(epochs=1), options(coco_set, tmp_path / "run"))
+
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(training, "_run_epoch", stop)
+    with pytest.raises(KeyboardInterrupt):
+        train(config(epochs=2), options(coco_set, tmp_path / "run"))
+    assert not (tmp_path / "run" / "best.pt").exists()
+    assert not (tmp_path / "run" / "metrics.csv").exists()
+    assert checkpoint.load(tmp_path / "run" / "last.pt").config.epochs == 2
+
+
+def test_what_cannot_start_leaves_nothing(coco_set: Path, tmp_path: Path) -> None:
+    (coco_set / "train" / "3.png").write_bytes(b"")
+    with pytest.raises(InputError, match=r"3\.png"):
+        train(config(), options(coco_set, tmp_path / "run", strict=True))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_foreign_optimiser_state_is_refused(coco_set: Path, tmp_path: Path) -> None:
+    train(config(epochs=1), options(coco_set, tmp_path / "run"))
+    saved = checkpoint.load(tmp_path / "run" / "last.pt")
+    with pytest.raises(ModelError, match="optimiser state"):
+        train(saved.config, options(coco_set, tmp_path / "run"), dataclasses.replace(saved, optimizer={"state": {}}))
+
+
+def test_pictures_in_both_splits_are_warned_of(coco_set: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    train(config(epochs=1, val_split="train"), options(coco_set, tmp_path / "run"))
+    assert "8 pictures are in both train and train" in caplog.text
+
+
+def test_smoothing_is_off_where_it_says_nothing() -> None:
+    smooth = tiny().replace(loss=LossConfig(label_smoothing=True))
+    assert [training._without_pointless_smoothing(smooth, n).loss.label_smoothing for n in (1, 2, 3)] == [False, False, True]
+
+
+@pytest.mark.parametrize(("native", "expected"), [(False, False), (True, True)])
+def test_bfloat16_is_for_processors_that_have_it(native: bool, expected: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: native)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+    assert prefers_bfloat16(torch.device("cpu")) is expected
+
+
+def test_fewer_epochs_keep_the_shape_of_the_schedule() -> None:
+    short = configure(parse(["--recipe", "yolov3-asff", "--epochs", "30"]))
+    assert (short.epochs, short.tail_epochs, short.plain_epochs, short.fixed_epochs, short.warmup_epochs) == (30, 3, 3, 1, 0)
+    small = configure(parse(["--recipe", "yolov3-asff", "--size", "416"]))
+    assert (small.size, max(small.sizes), min(small.sizes)) == (416, 416, 224)
+
+
 def test_an_unknown_device_is_a_missing_component() -> None:
     with pytest.raises(MissingComponentError, match="--device cpu"):
         choose_device("nonsense")
@@ -135,6 +197,8 @@ def test_bad_input_is_one_line_and_a_code(coco_set: Path, tmp_path: Path) -> Non
     fails(2, "no recipe 'nothing'; there are yolov3-asff", "--data", coco_set, "--recipe", "nothing")
     fails(2, "multiple of 32", "--data", coco_set, "--size", 100)
     fails(2, "no such checkpoint", "--data", coco_set, "--resume", tmp_path)
+    fails(2, "at least 0", "--data", coco_set, "--workers", -1)
+    fails(2, "at least 0", "--data", coco_set, "--seed", -1)
     (tmp_path / "file").touch()
     fails(2, "cannot write", "--data", coco_set, "--recipe", "demo", "--output", tmp_path / "file" / "run")
 
@@ -168,4 +232,5 @@ def test_ctrl_c_leaves_a_checkpoint_to_resume_from(coco_set: Path, tmp_path: Pat
     assert saved.epoch >= 1
     assert not [item for item in folder.iterdir() if item.name.startswith(".")]
     fails(2, "already holds a run", *arguments)
-    fails(2, "leave out --epochs", "--data", coco_set, "--resume", folder, "--epochs", 3)
+    for refused in (("--epochs", 3), ("--recipe", "demo"), ("--overwrite",), ("--train-split", "val"), ("--full-precision",)):
+        fails(2, f"leave out {refused[0]}", "--data", coco_set, "--resume", folder, *refused)

@@ -61,7 +61,7 @@ def test_every_recipe_ends_at_its_final_rate(name: str) -> None:
 
 @pytest.mark.parametrize("backbone", ["darknet53", "mobilenetv2"])
 def test_only_convolution_weights_decay(backbone: str) -> None:
-    config = PAPER.replace(model=ModelConfig(backbone=backbone, width=0.125, depth=0.25))
+    config = PAPER.replace(model=ModelConfig(backbone=backbone, adaption=False, width=0.125, depth=0.25))
     model = build_model(config.model, 2)
     optimizer = build_optimizer(model, config)
     decays = {id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
