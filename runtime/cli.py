@@ -41,9 +41,16 @@ def run(main: Callable[[], int]) -> NoReturn:
     sys.exit(code)
 
 
+class _Parser(argparse.ArgumentParser):
+    """A parser that answers wrong usage in one line, as everything else is answered."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(InputError.exit_code, f"error: {message}; see {self.prog} --help\n")
+
+
 def parser(module: str, description: str, example: str) -> argparse.ArgumentParser:
     """A parser whose `--help` ends with an example."""
-    return argparse.ArgumentParser(
+    return _Parser(
         prog=f"python -m {module}",
         description=description,
         epilog=f"example:\n  {example}",
