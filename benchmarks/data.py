@@ -22,8 +22,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from runtime.dataset import Dataset, LabelledImage, open_dataset
+from runtime.dataset import Dataset, LabelledImage
 from runtime.errors import DetectorError
+from runtime.layouts import open_dataset
 from runtime.spec import ModelSpec
 from train.data import AugmentConfig, TrainingSet, training_batches
 

@@ -14,8 +14,8 @@ import torch
 from benchmarks.timing import alternate
 from export.onnx import write_onnx
 from runtime import cli
-from runtime.dataset import open_dataset
 from runtime.detector import Detector
+from runtime.layouts import open_dataset
 from runtime.ort_backend import OrtBackend
 from runtime.preprocess import preprocess
 from train.loop import model_spec

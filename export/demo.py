@@ -10,12 +10,13 @@ from pathlib import Path
 from export.onnx import OPSET, export_onnx
 from export.steps import Step, measure_step, table
 from runtime import cli
-from runtime.dataset import Dataset, open_dataset
+from runtime.dataset import Dataset
 from runtime.detector import Detector
 from runtime.draw import draw
 from runtime.errors import CheckFailed
 from runtime.files import output_folder, write_json
 from runtime.images import Image, write_image
+from runtime.layouts import open_dataset
 from runtime.ort_backend import OrtBackend
 from train import checkpoint
 from train.backend import TorchBackend

@@ -8,10 +8,10 @@ from typing import Optional
 
 from runtime import cli
 from runtime.backend import Backend, open_backend
-from runtime.dataset import open_dataset
 from runtime.detector import Detector
 from runtime.evaluation import FIGURES, Evaluation, evaluate
 from runtime.files import replacing, write_json
+from runtime.layouts import open_dataset
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -15,13 +15,14 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from runtime.dataset import Dataset, open_dataset
+from runtime.dataset import Dataset
 from runtime.detector import Detector
 from runtime.draw import draw
 from runtime.errors import CheckFailed, InputError, MissingComponentError, ModelError
 from runtime.evaluation import Evaluation, evaluate
 from runtime.files import output_folder
 from runtime.images import Image
+from runtime.layouts import open_dataset
 from runtime.spec import ModelSpec
 from train import checkpoint
 from train.assign import AnchorSet

@@ -17,8 +17,9 @@ import pytest
 import torch
 
 from runtime import preprocess
-from runtime.dataset import Dataset, LabelledImage, open_dataset
+from runtime.dataset import Dataset, LabelledImage
 from runtime.errors import InputError
+from runtime.layouts import open_dataset
 from runtime.spec import ModelSpec
 from train.data.augment import AugmentConfig, Sample
 from train.data.epoch import Draw, epoch_batches
@@ -226,7 +227,7 @@ def test_a_set_that_does_not_fit_the_model_is_refused(dataset: Dataset, spec: Mo
 
 _INTERRUPTED = """
 import sys
-from runtime.dataset import open_dataset
+from runtime.layouts import open_dataset
 from runtime.spec import ModelSpec
 from train.data import AugmentConfig, TrainingSet, training_batches
 data = open_dataset(sys.argv[1], "train")

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from runtime import boxes as box_ops
-from runtime.dataset import Dataset, open_dataset
+from runtime.dataset import Dataset
 from runtime.errors import InputError
+from runtime.layouts import open_dataset
 from train.data import synthetic
 from train.data.synthetic import CATEGORIES, IMAGE_SIZES, make_synthetic, run_lengths
 

@@ -13,8 +13,8 @@ import cv2
 import numpy as np
 import pytest
 
-from runtime.dataset import choose_split, open_dataset
 from runtime.errors import InputError
+from runtime.layouts import choose_split, open_dataset
 
 MakeCoco = Callable[..., Path]
 IMAGES = [(7, 40, 30, 0), (900_000_000_000, 20, 10, 50)]

@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -243,11 +244,14 @@ def test_output_that_cannot_be_written(command: Command, tiny_onnx: Path, good: 
         assert code == 2 and "cannot write into" in one_error(err)
 
 
-def test_a_full_disk(command: Command, tiny_onnx: Path, tmp_path: Path, full_disk: None) -> None:
+def test_a_full_disk(
+    command: Command, tiny_onnx: Path, tmp_path: Path, full_disk: Callable[[], AbstractContextManager[None]]
+) -> None:
     source = tmp_path / "a.jpg"
     write_image(source, white(256, 256))
     assert source.stat().st_size < 2048
-    code, _, err = command(main, "--engine", tiny_onnx, "--source", source, "--output", tmp_path / "out")
+    with full_disk():
+        code, _, err = command(main, "--engine", tiny_onnx, "--source", source, "--output", tmp_path / "out")
     assert code == 2 and "cannot write" in one_error(err) and "a.jpg" in err
     assert list((tmp_path / "out").iterdir()) == []
 

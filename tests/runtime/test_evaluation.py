@@ -12,11 +12,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from runtime.dataset import Dataset, open_dataset
+from runtime.dataset import Dataset
 from runtime.detections import Detections
 from runtime.errors import InputError, ModelError
 from runtime.evaluation import FIGURES, Evaluation, evaluate, match_classes
 from runtime.images import Image
+from runtime.layouts import open_dataset
 
 MakeCoco = Callable[..., Path]
 NAMES = ("dot", "ring")

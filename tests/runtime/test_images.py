@@ -6,6 +6,7 @@ import base64
 import struct
 import zlib
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import cv2
@@ -229,17 +230,17 @@ def test_a_kind_that_cannot_be_written_leaves_nothing(tmp_path: Path, name: str)
 
 
 @pytest.mark.parametrize("suffix", [".jpg", ".png", ".bmp", ".webp", ".tif", ".ppm"])
-def test_a_full_disk_leaves_nothing(tmp_path: Path, suffix: str, full_disk: None) -> None:
+def test_a_full_disk_leaves_nothing(tmp_path: Path, suffix: str, full_disk: Callable[[], AbstractContextManager[None]]) -> None:
     noise = np.random.default_rng(2).integers(0, 256, (60, 80, 3), dtype=np.uint8)
-    with pytest.raises(InputError, match=rf"cannot write .*a\{suffix}"):
+    with full_disk(), pytest.raises(InputError, match=rf"cannot write .*a\{suffix}"):
         write_image(tmp_path / f"a{suffix}", noise)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_failed_write_keeps_the_old_picture(tmp_path: Path, full_disk: None) -> None:
+def test_a_failed_write_keeps_the_old_picture(tmp_path: Path, full_disk: Callable[[], AbstractContextManager[None]]) -> None:
     path = tmp_path / "a.png"
     write_image(path, SMALL[:2, :2])
-    with pytest.raises(InputError):
+    with full_disk(), pytest.raises(InputError):
         write_image(path, np.random.default_rng(2).integers(0, 256, (60, 80, 3), dtype=np.uint8))
     np.testing.assert_array_equal(read_image(path), SMALL[:2, :2])
     assert list(tmp_path.iterdir()) == [path]

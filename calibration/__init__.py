@@ -1,1 +1,0 @@
-"""INT8 ranges and explicit quantisation of exported ONNX files."""
