@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -143,7 +144,7 @@ def test_bad_input(
 @pytest.mark.parametrize("arguments", [(), ("--engine", "x.onnx"), ("--engine", "x.onnx", "--data", "d", "--batch", "0")])
 def test_bad_arguments(arguments: tuple[str, ...], command: Command) -> None:
     code, out, err = command(main, *arguments)
-    assert (code, out) == (2, "") and "usage: python -m runtime.evaluate" in err
+    assert (code, out) == (2, "") and re.fullmatch(r"error: .*; see python -m runtime\.evaluate --help\n", err)
 
 
 def test_the_command_line(tiny_onnx: Path, data: Path) -> None:
