@@ -171,6 +171,7 @@ def export_onnx(
                 raise CheckFailed(
                     f"{output} was not written: at {height}x{width} its output {difference.output} differs from PyTorch by"
                     f" {difference.relative:.1e} of its scale, the limit is {parity.TOLERANCE:.0e}"
+                    " (a model that was hardly trained yet can magnify mere rounding that much)"
                 )
 
 
