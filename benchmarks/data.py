@@ -8,11 +8,9 @@ Example: `python -m benchmarks.data --data data/coco`
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import json
 import math
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -22,8 +20,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from runtime import cli
 from runtime.dataset import Dataset, LabelledImage
-from runtime.errors import DetectorError
 from runtime.layouts import open_dataset
 from runtime.spec import ModelSpec
 from train.data import AugmentConfig, TrainingSet, training_batches
@@ -184,21 +182,17 @@ def _naive_input(image: Floats, boxes: Floats, spec: ModelSpec) -> tuple[Floats,
 
 def main(arguments: list[str] | None = None) -> int:
     """The command line; returns the exit code."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.data",
-        description="Training data: images per second of one process, against bare decoding and a naive chain of steps.",
-        epilog="example: python -m benchmarks.data --data data/coco --json",
+    parser = cli.parser(
+        "benchmarks.data",
+        "Training data: images per second of one process, against bare decoding and a naive chain of steps.",
+        "python -m benchmarks.data --data data/coco --json",
     )
     parser.add_argument("--data", type=Path, required=True, help="folder in the COCO or VOC layout; its train split is read")
     parser.add_argument("--size", type=int, default=608, help="input side in pixels (default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=3, help="the best of so many rounds counts (default: %(default)s)")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     options = parser.parse_args(arguments)
-    try:
-        speed = measure(open_dataset(options.data, "train"), options.size, max(options.rounds, 1))
-    except DetectorError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
+    speed = measure(open_dataset(options.data, "train"), options.size, max(options.rounds, 1))
     rows = [
         {
             "way": name,
@@ -218,4 +212,4 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    cli.run(main)

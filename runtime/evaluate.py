@@ -10,7 +10,7 @@ from runtime import cli
 from runtime.backend import Backend, open_backend
 from runtime.detector import Detector
 from runtime.evaluation import FIGURES, Evaluation, evaluate
-from runtime.files import replacing, write_json
+from runtime.files import check_writable, write_json
 from runtime.layouts import open_dataset
 
 
@@ -40,8 +40,7 @@ def measure(backend: Backend, options: argparse.Namespace) -> Evaluation:
     """Score a model as the options say, at the thresholds that its own description gives for evaluation."""
     dataset = open_dataset(options.data, options.split)
     if options.coco_results:
-        with replacing(options.coco_results) as temporary:  # now rather than after the work
-            temporary.write_text("[]")
+        check_writable(options.coco_results)  # now rather than after the work
     detector = Detector(backend, score_threshold=backend.spec.score_threshold)
     return evaluate(detector, dataset, backend.spec.class_names, batch=options.batch, strict=options.strict)
 

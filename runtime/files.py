@@ -26,8 +26,7 @@ def replacing(path: PathLike) -> Iterator[Path]:
         OutputError: the folder cannot be created or written, or the disk is full.
     """
     target = Path(path)
-    if target.is_dir():
-        raise OutputError(f"cannot write {target}: it is a folder; choose another output")
+    _refuse_folder(target)
     temporary = None
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -75,6 +74,17 @@ def output_folder(path: PathLike) -> Path:
     except OSError as error:
         raise OutputError(f"cannot write into {folder}: {error.strerror or error}; choose another --output") from error
     return folder
+
+
+def check_writable(path: PathLike) -> None:
+    """Prove, before long work, that `path` can be written after it; what stands there now is left alone."""
+    _refuse_folder(Path(path))
+    output_folder(Path(path).parent)
+
+
+def _refuse_folder(target: Path) -> None:
+    if target.is_dir():
+        raise OutputError(f"cannot write {target}: it is a folder; choose another output")
 
 
 def sha256(path: PathLike) -> str:

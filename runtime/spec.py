@@ -100,7 +100,7 @@ class ModelSpec:
         if missing:
             raise ModelError(f"its model description lacks {', '.join(missing)}; export it again with `python -m export.onnx`")
         try:
-            values = {name: _freeze(json.loads(metadata[name])) for name in names}
+            values = {name: freeze(json.loads(metadata[name])) for name in names}
         except (TypeError, ValueError, RecursionError) as error:
             raise ModelError(f"its model description is not valid JSON ({error}); export it again") from error
         version = values["format_version"]
@@ -111,8 +111,9 @@ class ModelSpec:
         return cls(**values)
 
 
-def _freeze(value: Any) -> Any:
-    return tuple(_freeze(item) for item in value) if isinstance(value, list) else value
+def freeze(value: Any) -> Any:
+    """JSON's lists, at any depth of lists, as the tuples they were written from."""
+    return tuple(freeze(item) for item in value) if isinstance(value, list) else value
 
 
 def _is_number(value: Any) -> bool:

@@ -36,9 +36,10 @@ def read(root: Path, split: str) -> Dataset:
     if not names:
         raise InputError(f"{root / 'Annotations'}: no object is marked in any image")
     class_of = {name: index for index, name in enumerate(names)}
+    listed = _stems(root, split)
     images: list[LabelledImage] = []
     annotations: list[dict[str, Any]] = []
-    for image_id, stem in enumerate(_stems(root, split), 1):
+    for image_id, stem in enumerate(listed, 1):
         parsed = everything[stem]
         image = labelled_image(
             image_id,
@@ -60,7 +61,7 @@ def read(root: Path, split: str) -> Dataset:
                     "iscrowd": int(crowd),
                 }
             )
-    report_dropped(root, sum(len(everything[stem]["objects"]) for stem in _stems(root, split)), len(annotations))
+    report_dropped(root, sum(len(everything[stem]["objects"]) for stem in listed), len(annotations))
     return Dataset(root, split, names, tuple(range(1, len(names) + 1)), tuple(images), tuple(annotations))
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from runtime import cli
 from runtime.errors import InputError
+from runtime.spec import RESIZE_MODES
 from train import checkpoint
 from train.config import TrainConfig
 from train.loop import RunOptions, train
@@ -45,7 +46,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--epochs", type=cli.positive, help="default: the recipe's")
     parser.add_argument("--batch", type=cli.positive, help="pictures a step (default: the recipe's)")
     parser.add_argument("--learning-rate", type=float, help="peak rate (default: the recipe's)")
-    parser.add_argument("--resize", choices=("letterbox", "stretch"), help="default: the recipe's")
+    parser.add_argument("--resize", choices=RESIZE_MODES, help="default: the recipe's")
     parser.add_argument("--evaluate-every", type=cli.positive, metavar="EPOCHS", help="default: the recipe's")
     parser.add_argument("--seed", type=cli.count, help="default: the recipe's")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ... (default: auto)")

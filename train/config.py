@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from runtime.errors import InputError, ModelError
+from runtime.spec import RESIZE_MODES, freeze
 from train.data.augment import AugmentConfig
 
 BACKBONES = ("darknet53", "mobilenetv2")
@@ -132,7 +133,7 @@ class TrainConfig:
         _require(
             bool(self.sizes) and all(s > 0 and s % 32 == 0 for s in (self.size, *self.sizes)), "sizes must be multiples of 32"
         )
-        _require(self.resize in ("letterbox", "stretch"), f"resize {self.resize!r}, expected letterbox or stretch")
+        _require(self.resize in RESIZE_MODES, f"resize {self.resize!r}, expected one of {', '.join(RESIZE_MODES)}")
         _require(
             self.epochs >= 1 and self.batch >= 1 and self.evaluate_every >= 1,
             "epochs, batch and evaluate_every must be at least 1",
@@ -166,15 +167,11 @@ class TrainConfig:
         try:
             values = json.loads(text)
             parts: dict[str, Callable[..., Any]] = {"model": ModelConfig, "loss": LossConfig, "augment": AugmentConfig}
-            fields: dict[str, Any] = {k: _build(parts[k], v) if k in parts else _freeze(v) for k, v in values.items()}
+            fields: dict[str, Any] = {k: _build(parts[k], v) if k in parts else freeze(v) for k, v in values.items()}
             return cls(**fields)
         except (TypeError, ValueError, AttributeError, RecursionError) as error:
             raise ModelError(f"its configuration cannot be read ({error})") from error
 
 
 def _build(kind: Callable[..., Any], values: Mapping[str, Any]) -> Any:
-    return kind(**{key: _freeze(value) for key, value in values.items()})
-
-
-def _freeze(value: Any) -> Any:
-    return tuple(_freeze(item) for item in value) if isinstance(value, list) else value
+    return kind(**{key: freeze(value) for key, value in values.items()})

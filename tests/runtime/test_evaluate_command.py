@@ -152,3 +152,17 @@ def test_the_command_line(tiny_onnx: Path, data: Path) -> None:
     done = subprocess.run(text, capture_output=True, text=True, timeout=60, check=False)
     assert (done.returncode, done.stderr) == (0, "")
     assert json.loads(done.stdout)["figures"]["AP"] == pytest.approx(0.5, abs=1e-9)
+
+
+def test_a_failed_evaluation_leaves_earlier_results_alone(
+    command: Command, tiny_onnx: Path, data: Path, tmp_path: Path
+) -> None:
+    results = tmp_path / "results.json"
+    results.write_text("earlier")
+    (data / "val2017" / "900000000000.png").write_bytes(b"")
+    code, _, _ = command(main, "--engine", tiny_onnx, "--data", data, "--strict", "--coco-results", results)
+    assert code == 2
+    assert results.read_text() == "earlier"
+    code, out, err = command(main, "--engine", tiny_onnx, "--data", data, "--coco-results", tmp_path)
+    assert (code, out) == (2, "")
+    assert "it is a folder" in err

@@ -184,7 +184,7 @@ def run(*arguments: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command(*arguments), cwd=ROOT, capture_output=True, text=True, timeout=300)
 
 
-def fails(code: int, message: str, *arguments: object) -> None:
+def expect_failure(code: int, message: str, *arguments: object) -> None:
     result = run(*arguments)
     assert result.returncode == code, result.stderr
     assert re.search(message, result.stderr), result.stderr
@@ -192,15 +192,15 @@ def fails(code: int, message: str, *arguments: object) -> None:
 
 
 def test_bad_input_is_one_line_and_a_code(coco_set: Path, tmp_path: Path) -> None:
-    fails(2, "no dataset given", "--recipe", "demo")
-    fails(2, "no such dataset folder", "--data", tmp_path / "none")
-    fails(2, "no recipe 'nothing'; there are yolov3-asff", "--data", coco_set, "--recipe", "nothing")
-    fails(2, "multiple of 32", "--data", coco_set, "--size", 100)
-    fails(2, "no such checkpoint", "--data", coco_set, "--resume", tmp_path)
-    fails(2, "at least 0", "--data", coco_set, "--workers", -1)
-    fails(2, "at least 0", "--data", coco_set, "--seed", -1)
+    expect_failure(2, "no dataset given", "--recipe", "demo")
+    expect_failure(2, "no such dataset folder", "--data", tmp_path / "none")
+    expect_failure(2, "no recipe 'nothing'; there are yolov3-asff", "--data", coco_set, "--recipe", "nothing")
+    expect_failure(2, "multiple of 32", "--data", coco_set, "--size", 100)
+    expect_failure(2, "no such checkpoint", "--data", coco_set, "--resume", tmp_path)
+    expect_failure(2, "at least 0", "--data", coco_set, "--workers", -1)
+    expect_failure(2, "at least 0", "--data", coco_set, "--seed", -1)
     (tmp_path / "file").touch()
-    fails(2, "cannot write", "--data", coco_set, "--recipe", "demo", "--output", tmp_path / "file" / "run")
+    expect_failure(2, "cannot write", "--data", coco_set, "--recipe", "demo", "--output", tmp_path / "file" / "run")
 
 
 def test_the_list_names_every_recipe() -> None:
@@ -231,6 +231,6 @@ def test_ctrl_c_leaves_a_checkpoint_to_resume_from(coco_set: Path, tmp_path: Pat
     saved = checkpoint.load(folder / "last.pt")
     assert saved.epoch >= 1
     assert not [item for item in folder.iterdir() if item.name.startswith(".")]
-    fails(2, "already holds a run", *arguments)
+    expect_failure(2, "already holds a run", *arguments)
     for refused in (("--epochs", 3), ("--recipe", "demo"), ("--overwrite",), ("--train-split", "val"), ("--full-precision",)):
-        fails(2, f"leave out {refused[0]}", "--data", coco_set, "--resume", folder, *refused)
+        expect_failure(2, f"leave out {refused[0]}", "--data", coco_set, "--resume", folder, *refused)

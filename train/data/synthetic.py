@@ -7,7 +7,6 @@ minutes on a CPU, so it is kept clean rather than cruel.
 
 from __future__ import annotations
 
-import argparse
 import colorsys
 import json
 import math
@@ -292,22 +291,18 @@ def _paint(canvas: NDArray[np.float32], alpha: NDArray[np.float32], outline: Pol
     part += share * (colour + rng.normal(0, 4, (*part.shape[:2], 1)) - part)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m train.data.synthetic",
-        description="Write a small synthetic set in the COCO layout: circles, squares, stars and triangles.",
-        epilog="example: python -m train.data.synthetic --output data/shapes --train 400 --val 100",
+def main(arguments: list[str] | None = None) -> int:
+    """The command line; returns the exit code."""
+    parser = cli.parser(
+        "train.data.synthetic",
+        "Write a small synthetic set in the COCO layout: circles, squares, stars and triangles.",
+        "python -m train.data.synthetic --output data/shapes --train 400 --val 100",
     )
     parser.add_argument("--output", type=Path, required=True, help="folder to write to")
     parser.add_argument("--train", type=int, default=400, help="training images (default: %(default)s)")
     parser.add_argument("--val", type=int, default=100, help="validation images (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="equal seeds give equal files (default: %(default)s)")
-    return parser
-
-
-def main(arguments: list[str] | None = None) -> int:
-    """The command line; returns the exit code."""
-    options = _parser().parse_args(arguments)
+    options = parser.parse_args(arguments)
     print(make_synthetic(options.output, options.train, options.val, options.seed))
     return 0
 
