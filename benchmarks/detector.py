@@ -18,9 +18,9 @@ from runtime.detector import Detector
 from runtime.layouts import open_dataset
 from runtime.ort_backend import OrtBackend
 from runtime.preprocess import preprocess
-from train.loop import model_spec
 from train.model import build_model
 from train.recipes import recipe
+from train.spec import model_spec
 
 
 def make_model(folder: Path, size: int) -> Path:

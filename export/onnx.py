@@ -28,7 +28,7 @@ from runtime.sources import find_sources, read_picture
 from runtime.spec import ModelSpec
 from train import checkpoint
 from train.backend import TorchBackend
-from train.model import YOLOv3
+from train.model import DetectorModel
 from train.model.blocks import ConvBlock
 
 OPSET = 17
@@ -40,7 +40,7 @@ _SECOND_SIZE = 64  # the second size a model is compared at is larger by this mu
 class _Maps(nn.Module):
     """The model as the contract has it: images in, raw maps out."""
 
-    def __init__(self, model: YOLOv3) -> None:
+    def __init__(self, model: DetectorModel) -> None:
         super().__init__()
         self.model = model
 
@@ -48,7 +48,7 @@ class _Maps(nn.Module):
         return tuple(self.model.maps(images))
 
 
-def fold_batch_norm(model: YOLOv3) -> YOLOv3:
+def fold_batch_norm(model: DetectorModel) -> DetectorModel:
     """A copy whose convolutions have absorbed their batch norms; it computes the same in evaluation mode."""
     folded = copy.deepcopy(model).eval()
     for block in folded.modules():
@@ -68,7 +68,7 @@ def _absorb(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> nn.Conv2d:
     return conv
 
 
-def write_onnx(model: YOLOv3, spec: ModelSpec, path: Path, *, batch: int | None = None, opset: int = OPSET) -> None:
+def write_onnx(model: DetectorModel, spec: ModelSpec, path: Path, *, batch: int | None = None, opset: int = OPSET) -> None:
     """Trace a model into an ONNX file with its description, and check the file.
 
     The same weights and description give the same bytes.
@@ -144,7 +144,7 @@ def parity_inputs(spec: ModelSpec, images: str | None) -> NDArray[np.float32]:
 
 
 def export_onnx(
-    weights: Path, output: Path, *, size: int | None, batch: int | None, opset: int, images: str | None
+    weights: Path, output: Path, *, size: tuple[int, int] | None, batch: int | None, opset: int, images: str | None
 ) -> Iterator[tuple[str, Difference]]:
     """Export a checkpoint and prove it; yields (what was compared, worst difference) and writes `output` only if all pass.
 
@@ -157,7 +157,7 @@ def export_onnx(
     tools = (f"torch {torch.__version__}", f"onnx {onnx.__version__}")
     spec = loaded.spec.replace(source_sha256=sha256(weights), made_with=tools)
     if size:
-        spec = spec.replace(input_size=(size, size))
+        spec = spec.replace(input_size=size)
     larger = spec.replace(input_size=tuple(side + _SECOND_SIZE for side in spec.input_size))
     with replacing(output) as temporary, tempfile.TemporaryDirectory(dir=temporary.parent, prefix=".parity-") as folder:
         for described, path in ((spec, temporary), (larger, Path(folder) / "larger.onnx")):
@@ -184,7 +184,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--weights", type=Path, required=True, help="checkpoint (.pt) written by python -m train")
     parser.add_argument("--output", type=Path, required=True, help="the .onnx file to write")
-    parser.add_argument("--size", type=cli.image_side, help="input side, a multiple of 32 (default: the checkpoint's)")
+    parser.add_argument("--size", type=cli.image_size, help="side or HEIGHTxWIDTH, multiples of 32 (default: the checkpoint's)")
     parser.add_argument("--batch", type=_batch, default=None, help="a fixed batch size, or `dynamic` (default)")
     parser.add_argument("--opset", type=int, choices=_OPSETS, default=OPSET, help=f"ONNX operator set (default: {OPSET})")
     parser.add_argument("--images", help="pictures to compare on (default: seeded noise)")

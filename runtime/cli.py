@@ -88,3 +88,11 @@ def image_side(text: str) -> int:
     if value % 32:
         raise argparse.ArgumentTypeError(f"expected a multiple of 32, got {text}; nearest: {max(round(value / 32), 1) * 32}")
     return value
+
+
+def image_size(text: str) -> tuple[int, int]:
+    """An input size as (height, width): `416` for a square one, `320x608` for height x width; multiples of 32."""
+    sides = [image_side(part) for part in text.lower().split("x")]
+    if len(sides) > 2:
+        raise argparse.ArgumentTypeError(f"expected a side or HEIGHTxWIDTH, got {text}")
+    return sides[0], sides[-1]

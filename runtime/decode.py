@@ -25,11 +25,13 @@ class Candidates:
         boxes: float32 `[K, 4]` xyxy in input pixels, finite, not clipped.
         scores: float32 `[K]`, objectness times the best class's probability.
         class_ids: int64 `[K]`, that class.
+        levels: int64 `[K]`, index of the output level that made each.
     """
 
     boxes: NDArray[np.float32]
     scores: NDArray[np.float32]
     class_ids: NDArray[np.int64]
+    levels: NDArray[np.int64]
 
 
 def decode(maps: Sequence[NDArray[np.float32]], spec: ModelSpec, score_threshold: float) -> Candidates:
@@ -46,7 +48,7 @@ def decode(maps: Sequence[NDArray[np.float32]], spec: ModelSpec, score_threshold
     """
     levels = [_decode_level(raw, spec, level, score_threshold) for level, raw in enumerate(maps)]
     boxes, scores, class_ids = (np.concatenate(parts) for parts in zip(*levels))
-    return Candidates(boxes, scores, class_ids)
+    return Candidates(boxes, scores, class_ids, np.repeat(np.arange(len(levels)), [len(level[1]) for level in levels]))
 
 
 def _decode_level(

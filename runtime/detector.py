@@ -95,12 +95,16 @@ class Detector:
 
     def postprocess(self, maps: Sequence[NDArray[np.float32]], geometry: Geometry) -> Detections:
         """One picture's raw maps, per level float32 `[A * (5 + C), H/s, W/s]`, to its detections in original pixels."""
+        return self.trace(maps, geometry)[0]
+
+    def trace(self, maps: Sequence[NDArray[np.float32]], geometry: Geometry) -> tuple[Detections, NDArray[np.int64]]:
+        """As `postprocess`, and int64 `[N]`, which output level (index into the spec's strides) made each detection."""
         candidates = decode(maps, self.spec, self._score_threshold)
         found = Detections(geometry.to_original(candidates.boxes), candidates.scores, candidates.class_ids)
         inside = box_ops.area(found.boxes) > 0  # what lies in the letterbox border alone is nothing in the picture
         found = found[inside]
         keep = nms(candidates.boxes[inside], found.scores, found.class_ids, self._iou_threshold, self._max_detections)
-        return found[keep]
+        return found[keep], candidates.levels[inside][keep]
 
     def close(self) -> None:
         """Release the model."""

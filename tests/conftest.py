@@ -15,7 +15,7 @@ from runtime.files import write_json
 from runtime.images import write_image
 from train import checkpoint
 from train.checkpoint import Checkpoint
-from train.loop import model_spec
+from train.spec import model_spec
 
 torch.set_num_threads(1)  # the models are so small that threads mostly wait for each other
 

@@ -68,6 +68,7 @@ def configure(options: argparse.Namespace) -> TrainConfig:
     if "epochs" in changes:  # the schedule keeps its shape
         share = changes["epochs"] / config.epochs
         changes.update({span: round(getattr(config, span) * share) for span in _SPANS})
+        changes["dropblock"] = tuple({round(start * share): sizes for start, sizes in config.dropblock}.items())
     return config.replace(**changes)
 
 

@@ -10,13 +10,13 @@ from numpy.typing import NDArray
 
 from runtime.backend import check_images
 from runtime.spec import ModelSpec
-from train.model import YOLOv3
+from train.model import DetectorModel
 
 
 class TorchBackend:
     """Runs a model where it is, in evaluation mode; its training mode is restored after each call."""
 
-    def __init__(self, model: YOLOv3, spec: ModelSpec) -> None:
+    def __init__(self, model: DetectorModel, spec: ModelSpec) -> None:
         self._model, self._spec = model, spec
 
     @property

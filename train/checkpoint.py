@@ -17,7 +17,7 @@ from runtime.errors import InputError, ModelError
 from runtime.files import PathLike, replacing
 from runtime.spec import ModelSpec
 from train.config import TrainConfig
-from train.model import YOLOv3, build_model
+from train.model import DetectorModel, build_model
 
 _KIND = "yolov3-asff-checkpoint"
 _VERSION = 1
@@ -108,7 +108,7 @@ def load(path: PathLike) -> Checkpoint:
         raise ModelError(f"{path}: the checkpoint lacks or misstates {error}") from error
 
 
-def restore(path: PathLike, checkpoint: Checkpoint) -> YOLOv3:
+def restore(path: PathLike, checkpoint: Checkpoint) -> DetectorModel:
     """The checkpoint's model in evaluation mode, on the CPU.
 
     Raises:
@@ -133,7 +133,7 @@ def load_weights(path: PathLike, model: nn.Module, weights: Any) -> None:
         raise ModelError(f"{path}: {len(broken)} weights hold values that are not finite, the first is {broken[0]}")
 
 
-def load_model(path: PathLike) -> YOLOv3:
+def load_model(path: PathLike) -> DetectorModel:
     """A trained model in evaluation mode from a checkpoint file; see `load` and `restore` for errors."""
     return restore(path, load(path))
 

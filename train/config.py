@@ -12,7 +12,9 @@ from runtime.errors import InputError, ModelError
 from runtime.spec import RESIZE_MODES, freeze
 from train.data.augment import AugmentConfig
 
-BACKBONES = ("darknet53", "mobilenetv2")
+DETECTORS = ("yolov3", "retinanet")
+BACKBONES = {"yolov3": ("darknet53", "mobilenetv2"), "retinanet": ("resnet50", "resnet101")}
+"""Backbones each detector can stand on."""
 FUSIONS = ("none", "sum", "concat", "asff")
 OPTIMIZERS = ("sgd", "adamw")
 
@@ -20,6 +22,14 @@ DARKNET_ANCHORS = ((10, 13), (16, 30), (33, 23), (30, 61), (62, 45), (42, 119), 
 """Of the published DarkNet checkpoints, (width, height) in pixels, small to large."""
 MOBILENET_ANCHORS = (*DARKNET_ANCHORS[:-1], (373, 326))
 """Of the published MobileNetV2 checkpoints."""
+PLAIN_ANCHORS = ((10, 13), (16, 30), (33, 23), (30, 61), (62, 45), (59, 119), (116, 90), (156, 198), (373, 326))
+"""Of Darknet's own `yolov3.weights`."""
+RETINANET_ANCHORS = tuple(
+    (32 * 2 ** (octave / 3) / ratio**0.5, 32 * 2 ** (octave / 3) * ratio**0.5)
+    for octave in range(3)
+    for ratio in (0.5, 1.0, 2.0)
+)
+"""Of RetinaNet's finest level: three octave scales of 4 strides, three ratios height / width (arXiv 1708.02002, section 4)."""
 
 
 def _require(condition: bool, message: str) -> None:
@@ -31,30 +41,45 @@ def _require(condition: bool, message: str) -> None:
 class ModelConfig:
     """Which detector to build."""
 
+    detector: str = "yolov3"
+    """`yolov3` or `retinanet`."""
     backbone: str = "darknet53"
-    """`darknet53` or `mobilenetv2`."""
+    """`darknet53` or `mobilenetv2`; RetinaNet: `resnet50` or `resnet101`."""
     width: float = 1.0
     """Multiplies the channels of backbone, neck and heads."""
     depth: float = 1.0
-    """Multiplies DarkNet's residual units per stage, rounded up."""
+    """Multiplies the residual units per stage of DarkNet and ResNet, rounded up."""
+    spp: bool = True
+    """Spatial pyramid pooling in the neck."""
     fusion: str = "asff"
     """`none`, `sum`, `concat` or `asff` (paper section 3)."""
     guided: bool = True
     """Guided anchors, one of them anchor-free."""
     adaption: bool = True
     """Deformable feature adaption by the guided anchors (DarkNet variants)."""
+    rfb: bool = False
+    """A receptive field block before the feature adaption (ASFF*)."""
     compress: int = 16
     """Channels each feature is brought to before ASFF weighs it."""
     anchors: tuple[tuple[float, float], ...] = DARKNET_ANCHORS
-    """Base anchors (width, height) in pixels, small to large, 3 per level."""
+    """Base anchors (width, height) in pixels, small to large, 3 per level; RetinaNet: those of the finest level, doubled
+    from level to level."""
 
     def __post_init__(self) -> None:
-        _require(self.backbone in BACKBONES, f"backbone {self.backbone!r}, expected one of {', '.join(BACKBONES)}")
+        _require(self.detector in DETECTORS, f"detector {self.detector!r}, expected one of {', '.join(DETECTORS)}")
+        backbones = BACKBONES[self.detector]
+        _require(
+            self.backbone in backbones, f"backbone {self.backbone!r} for {self.detector}, expected {' or '.join(backbones)}"
+        )
         _require(self.fusion in FUSIONS, f"fusion {self.fusion!r}, expected one of {', '.join(FUSIONS)}")
         _require(0 < self.width <= 4 and 0 < self.depth <= 4, "width and depth must be above 0 and at most 4")
         _require(not (self.backbone == "mobilenetv2" and self.adaption), "feature adaption is for DarkNet; set adaption=False")
+        _require(self.adaption or not self.rfb, "the receptive field block is part of the feature adaption; set adaption=True")
         _require(self.compress >= 1, "compress must be at least 1")
         _require(len(self.anchors) > 0 and len(self.anchors) % 3 == 0, "the number of anchors must be a multiple of 3")
+        _require(
+            self.detector == "yolov3" or not (self.guided or self.adaption), "RetinaNet has no guided anchors and no adaption"
+        )
         _require(not self.guided or len(self.anchors) == 9, "guided anchors need 9 base anchors, 3 per level")
         _require(all(len(a) == 2 and min(a) > 0 for a in self.anchors), "anchors must be pairs of positive numbers")
 
@@ -69,8 +94,12 @@ class LossConfig:
     """Whether the box IoU loss is in."""
     label_smoothing: bool = True
     """Smooth the class targets to 1 - 1/C and 1/C."""
+    ignore_area: float | None = None
+    """Share of a label's width and height in which the levels next to its own are left out of the objectness loss; 0 for the
+    cell with its centre alone, None for nothing (paper, Table 2: 0, 0.2, 0.5)."""
 
     def __post_init__(self) -> None:
+        _require(self.ignore_area is None or 0 <= self.ignore_area <= 1, "ignore_area must be in 0-1, or None")
         _require(0 < self.ignore_iou < 1, "ignore_iou must be between 0 and 1")
 
 
@@ -88,6 +117,12 @@ class TrainConfig:
     """What is done to training pictures."""
     resize: str = "letterbox"
     """How pictures are brought to the input: `letterbox` or `stretch`."""
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    """Per RGB channel in 0-1, subtracted from `pixel / 255`."""
+    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    """Per RGB channel, what that is divided by."""
+    pad_value: float = 114.0
+    """Grey level of the letterbox border, 0-255."""
     size: int = 608
     """Input side in pixels for evaluation, the last epochs and the saved model."""
     sizes: tuple[int, ...] = tuple(range(320, 609, 32))
@@ -104,6 +139,8 @@ class TrainConfig:
     """First epochs in which the learning rate rises with the 4th power of time."""
     mixup: bool = True
     """Blend two pictures until the plain epochs."""
+    dropblock: tuple[tuple[int, tuple[int, int, int]], ...] = ()
+    """DropBlock's schedule: (first epoch, block sizes at P5, P4, P3), in order of time; nothing is dropped before the first."""
     batch: int = 64
     """Pictures a step."""
     bfloat16: bool = True
@@ -141,6 +178,13 @@ class TrainConfig:
         _require(self.optimizer in OPTIMIZERS, f"optimizer {self.optimizer!r}, expected one of {', '.join(OPTIMIZERS)}")
         _require(0 <= self.seed < 2**63, "seed must be at least 0 and below 2^63")
         _require(self.batch > 1 or min(self.sizes) > 32, "a batch of 1 at 32 pixels leaves batch norm a single value")
+        _require(
+            len(self.mean) == len(self.std) == 3 and min(self.std) > 0 and 0 <= self.pad_value <= 255,
+            "mean and std must be 3 numbers each, std positive, pad_value in 0-255",
+        )
+        starts = [start for start, _ in self.dropblock]
+        blocks_fit = all(len(sizes) == 3 and all(size > 0 and size % 2 for size in sizes) for _, sizes in self.dropblock)
+        _require(starts == sorted(set(starts)) and blocks_fit, "dropblock must list (first epoch, 3 odd sizes), in order")
         spans = (self.fixed_epochs, self.plain_epochs, self.tail_epochs, self.warmup_epochs)
         _require(min(spans) >= 0, "spans of epochs must not be negative")
         _require(self.learning_rate > 0 and self.final_learning_rate >= 0, "learning rates must be positive")

@@ -6,6 +6,7 @@ import contextlib
 import csv
 import io
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,6 @@ from runtime.files import write_text
 from runtime.images import Image, write_image
 from runtime.spec import ModelSpec
 from train.data.loader import Batch
-from train.loss import COMPONENTS
-
-COLUMNS = ("epoch", "learning_rate", *COMPONENTS, "total", "AP", "AP50", "images_per_second")
 
 
 class Journal:
@@ -29,26 +27,29 @@ class Journal:
 
     Args:
         epoch: epochs already completed; later rows of an interrupted run are dropped.
+        components: names of the loss's parts.
     """
 
-    def __init__(self, folder: Path, epoch: int) -> None:
+    def __init__(self, folder: Path, epoch: int, components: Sequence[str]) -> None:
         logging.getLogger("tensorboard").setLevel(logging.ERROR)
         from torch.utils.tensorboard import SummaryWriter  # slow to import, and nobody else needs it
 
         self._folder, self._file = folder, folder / "metrics.csv"
-        self._rows = [row for row in _read(self._file) if int(row["epoch"]) <= epoch and set(row) <= set(COLUMNS)]
+        self._losses = (*components, "total")
+        self._columns = ("epoch", "learning_rate", *self._losses, "AP", "AP50", "images_per_second")
+        self._rows = [row for row in _read(self._file) if int(row["epoch"]) <= epoch and set(row) <= set(self._columns)]
         self._board: Any = SummaryWriter(str(folder / "tensorboard"), purge_step=epoch + 1)
 
     def record(self, epoch: int, values: dict[str, float]) -> None:
         """Add one epoch's row; a column without value stays empty."""
         self._rows.append({"epoch": str(epoch), **{name: f"{value:.6g}" for name, value in values.items()}})
         text = io.StringIO()
-        writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+        writer = csv.DictWriter(text, self._columns, lineterminator="\n")
         writer.writeheader()
         writer.writerows(self._rows)
         write_text(self._file, text.getvalue())
         for name, value in values.items():
-            group = "loss" if name in (*COMPONENTS, "total") else "accuracy" if name.startswith("AP") else "run"
+            group = "loss" if name in self._losses else "accuracy" if name.startswith("AP") else "run"
             self._board.add_scalar(f"{group}/{name}", value, epoch)
         self._board.flush()
 

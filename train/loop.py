@@ -25,16 +25,15 @@ from runtime.images import Image
 from runtime.layouts import open_dataset
 from runtime.spec import ModelSpec
 from train import checkpoint
-from train.assign import AnchorSet
 from train.backend import TorchBackend
 from train.checkpoint import Checkpoint
 from train.config import TrainConfig
 from train.data.loader import Batch, TrainingSet, training_batches
 from train.journal import Journal, show_batch, tile
-from train.loss import COMPONENTS
-from train.model import YOLOv3, build_model
-from train.model.build import STRIDES
+from train.model import DetectorModel, build_model
+from train.model.blocks import DropBlock
 from train.optim import build_optimizer, learning_rate
+from train.spec import model_spec
 
 log = logging.getLogger(__name__)
 
@@ -55,19 +54,6 @@ class RunOptions:
     """Fail on the first unreadable picture."""
     progress: bool = True
     """Show progress bars on a terminal."""
-
-
-def model_spec(config: TrainConfig, class_names: tuple[str, ...]) -> ModelSpec:
-    """The description that travels with a model of this configuration."""
-    anchors = AnchorSet.from_base(config.model.anchors, STRIDES, config.model.guided).per_level
-    return ModelSpec(
-        name=config.recipe,
-        class_names=class_names,
-        input_size=(config.size, config.size),
-        anchors=anchors,
-        strides=STRIDES,
-        resize=config.resize,
-    )
 
 
 def train(config: TrainConfig, options: RunOptions, resume: Checkpoint | None = None) -> Path:
@@ -93,7 +79,7 @@ def train(config: TrainConfig, options: RunOptions, resume: Checkpoint | None = 
     else:
         _remove_earlier_run(folder)
         state.save(folder / "last.pt")  # so that there is something to resume from at any moment
-    journal = Journal(folder, state.epoch)
+    journal = Journal(folder, state.epoch, model.components)
     log.info("training %s on %d pictures of %s (%s), %s", spec.name, len(train_data), options.data, train_data.split, device)
     try:
         while state.epoch < config.epochs:
@@ -125,7 +111,7 @@ def _without_pointless_smoothing(config: TrainConfig, num_classes: int) -> Train
 class _State:
     """What a checkpoint keeps of a run."""
 
-    def __init__(self, config: TrainConfig, spec: ModelSpec, model: YOLOv3, optimizer: torch.optim.Optimizer) -> None:
+    def __init__(self, config: TrainConfig, spec: ModelSpec, model: DetectorModel, optimizer: torch.optim.Optimizer) -> None:
         self.config, self.spec, self.model, self.optimizer = config, spec, model, optimizer
         self.epoch, self.best_ap = 0, -1.0
 
@@ -175,7 +161,8 @@ def _train_epoch(state: _State, training_set: TrainingSet, journal: Journal, opt
     mixup = config.mixup and left > config.plain_epochs
     batches = training_batches(training_set, epoch, config.batch, sizes, mixup, options.workers)
     steps = max(len(training_set) // config.batch, 1)
-    sums = dict.fromkeys((*COMPONENTS, "total"), 0.0)
+    sums = dict.fromkeys((*model.components, "total"), 0.0)
+    _set_dropblock(model, config, epoch)
     model.train()
     half = config.bfloat16 and prefers_bfloat16(device)
     start, images, rate = time.perf_counter(), 0, 0.0
@@ -198,6 +185,13 @@ def _train_epoch(state: _State, training_set: TrainingSet, journal: Journal, opt
             sums[name] += values[name]
     speed = images / (time.perf_counter() - start)
     return {"learning_rate": rate, **{name: total / steps for name, total in sums.items()}, "images_per_second": speed}
+
+
+def _set_dropblock(model: DetectorModel, config: TrainConfig, epoch: int) -> None:
+    """The block sizes that the schedule has reached at this epoch, counted from 0."""
+    sizes = next((sizes for start, sizes in reversed(config.dropblock) if epoch >= start), (0, 0, 0))
+    for place, size in zip((m for m in model.modules() if isinstance(m, DropBlock)), sizes):
+        place.size = size
 
 
 def _progress(batches: Iterator[Batch], steps: int, title: str, options: RunOptions) -> Iterator[Batch]:

@@ -6,28 +6,89 @@ import dataclasses
 from collections.abc import Callable
 
 from runtime.errors import InputError
-from train.config import DARKNET_ANCHORS, MOBILENET_ANCHORS, LossConfig, ModelConfig, TrainConfig
+from train.config import DARKNET_ANCHORS, MOBILENET_ANCHORS, PLAIN_ANCHORS, LossConfig, ModelConfig, TrainConfig
 from train.data.augment import AugmentConfig
 
 
-def yolov3_asff() -> TrainConfig:
-    """The paper's detector: DarkNet-53, guided anchors with feature adaption, ASFF (section 4, Table 1)."""
-    return TrainConfig(recipe="yolov3-asff")
+def yolov3() -> TrainConfig:
+    """Plain YOLOv3 as Darknet has it: 3 anchors a level, no guiding, no spatial pyramid pooling (paper, Table 1, first row)."""
+    model = ModelConfig(fusion="none", guided=False, adaption=False, spp=False, anchors=PLAIN_ANCHORS)
+    return TrainConfig(
+        recipe="yolov3",
+        model=model,
+        loss=LossConfig(iou_loss=False, label_smoothing=False),
+        mixup=False,
+        mean=(0.0, 0.0, 0.0),
+        std=(1.0, 1.0, 1.0),
+        pad_value=127.5,
+    )
+
+
+def yolov3_spp() -> TrainConfig:
+    """Plain YOLOv3 with spatial pyramid pooling, Darknet's `yolov3-spp`."""
+    plain = yolov3()
+    return plain.replace(recipe="yolov3-spp", model=dataclasses.replace(plain.model, spp=True))
+
+
+def yolov3_bof() -> TrainConfig:
+    """YOLOv3 with the bag of freebies: mixup and label smoothing (Table 1)."""
+    loss = LossConfig(iou_loss=False)
+    return yolov3().replace(recipe="yolov3-bof", loss=loss, mixup=True)
+
+
+def yolov3_ga() -> TrainConfig:
+    """The bag of freebies and guided anchors with feature adaption, in the published network (Table 1)."""
+    return yolov3_baseline().replace(recipe="yolov3-ga", loss=LossConfig(iou_loss=False))
 
 
 def yolov3_baseline() -> TrainConfig:
-    """The paper's baseline: the same without fusion."""
+    """The paper's baseline: all of that and the IoU loss, without fusion (Table 1)."""
     return _fused(yolov3_asff(), "none", "yolov3-baseline")
 
 
+def yolov3_iou() -> TrainConfig:
+    """Another name of yolov3-baseline."""
+    return yolov3_baseline().replace(recipe="yolov3-iou")
+
+
+def yolov3_baseline_rfb() -> TrainConfig:
+    """The baseline with receptive field blocks and DropBlock."""
+    return _with_rfb(yolov3_baseline(), "yolov3-baseline-rfb")
+
+
+def yolov3_ignore_centre() -> TrainConfig:
+    """The baseline, the neighbouring levels' cells at a label's centre left out of the objectness loss (Table 2)."""
+    return _ignoring(0.0, "yolov3-ignore-centre")
+
+
+def yolov3_ignore_02() -> TrainConfig:
+    """The same with all cells in the inner 0.2 of a label (Table 2)."""
+    return _ignoring(0.2, "yolov3-ignore-0.2")
+
+
+def yolov3_ignore_05() -> TrainConfig:
+    """The same with all cells in the inner 0.5 of a label (Table 2)."""
+    return _ignoring(0.5, "yolov3-ignore-0.5")
+
+
 def yolov3_sum() -> TrainConfig:
-    """Fusion by element-wise sum (paper, Table 3)."""
+    """Fusion by element-wise sum (Table 3)."""
     return _fused(yolov3_asff(), "sum", "yolov3-sum")
 
 
 def yolov3_concat() -> TrainConfig:
-    """Fusion by concatenation (paper, Table 3)."""
+    """Fusion by concatenation (Table 3)."""
     return _fused(yolov3_asff(), "concat", "yolov3-concat")
+
+
+def yolov3_asff() -> TrainConfig:
+    """The paper's detector: DarkNet-53, guided anchors with feature adaption, ASFF (Table 3)."""
+    return TrainConfig(recipe="yolov3-asff")
+
+
+def yolov3_asff_star() -> TrainConfig:
+    """ASFF*: with receptive field blocks, DropBlock and half as many epochs again (Table 4)."""
+    return _with_rfb(yolov3_asff(), "yolov3-asff-star")
 
 
 def yolov3_mobilenetv2_asff() -> TrainConfig:
@@ -45,6 +106,12 @@ def yolov3_asff_small() -> TrainConfig:
     """A quarter of DarkNet's width, for small sets and training from scratch on a CPU."""
     model = ModelConfig(width=0.25, depth=0.5, anchors=_anchors_for(256))
     return _small("yolov3-asff-small", model)
+
+
+def yolov3_asff_star_small() -> TrainConfig:
+    """ASFF* at a quarter of DarkNet's width; no DropBlock, which only long trainings need."""
+    star = dataclasses.replace(yolov3_asff_small().model, rfb=True, compress=8)
+    return _small("yolov3-asff-star-small", star)
 
 
 def yolov3_mobilenetv2_asff_small() -> TrainConfig:
@@ -70,6 +137,17 @@ def demo() -> TrainConfig:
 
 def _fused(config: TrainConfig, fusion: str, name: str) -> TrainConfig:
     return config.replace(recipe=name, model=dataclasses.replace(config.model, fusion=fusion))
+
+
+def _ignoring(area: float, name: str) -> TrainConfig:
+    return yolov3_baseline().replace(recipe=name, loss=LossConfig(ignore_area=area))
+
+
+def _with_rfb(config: TrainConfig, name: str) -> TrainConfig:
+    """What the star stands for (training recipe of ASFF*)."""
+    model = dataclasses.replace(config.model, rfb=True, compress=8)
+    blocks = ((5, (1, 3, 5)), (80, (3, 5, 7)), (150, (7, 7, 7)))
+    return config.replace(recipe=name, model=model, epochs=round(config.epochs * 1.5), dropblock=blocks)
 
 
 def _small(name: str, model: ModelConfig) -> TrainConfig:
@@ -99,13 +177,24 @@ def _anchors_for(size: int) -> tuple[tuple[float, float], ...]:
 
 
 RECIPES: dict[str, Callable[[], TrainConfig]] = {
-    "yolov3-asff": yolov3_asff,
+    "yolov3": yolov3,
+    "yolov3-spp": yolov3_spp,
+    "yolov3-bof": yolov3_bof,
+    "yolov3-ga": yolov3_ga,
+    "yolov3-iou": yolov3_iou,
     "yolov3-baseline": yolov3_baseline,
-    "yolov3-sum": yolov3_sum,
+    "yolov3-baseline-rfb": yolov3_baseline_rfb,
+    "yolov3-ignore-centre": yolov3_ignore_centre,
+    "yolov3-ignore-0.2": yolov3_ignore_02,
+    "yolov3-ignore-0.5": yolov3_ignore_05,
     "yolov3-concat": yolov3_concat,
-    "yolov3-mobilenetv2-asff": yolov3_mobilenetv2_asff,
+    "yolov3-sum": yolov3_sum,
+    "yolov3-asff": yolov3_asff,
+    "yolov3-asff-star": yolov3_asff_star,
     "yolov3-mobilenetv2": yolov3_mobilenetv2,
+    "yolov3-mobilenetv2-asff": yolov3_mobilenetv2_asff,
     "yolov3-asff-small": yolov3_asff_small,
+    "yolov3-asff-star-small": yolov3_asff_star_small,
     "yolov3-mobilenetv2-asff-small": yolov3_mobilenetv2_asff_small,
     "demo": demo,
 }

@@ -18,6 +18,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         "python -m train.validate --weights runs/train/best.pt --data datasets/coco",
     )
     parser.add_argument("--weights", required=True, help="checkpoint (.pt) written by python -m train")
+    parser.add_argument("--size", type=cli.image_size, help="side or HEIGHTxWIDTH, multiples of 32 (default: the checkpoint's)")
     add_arguments(parser)
     return parser.parse_args(arguments)
 
@@ -26,7 +27,8 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the command; returns its exit code."""
     options = parse(arguments)
     loaded = checkpoint.load(options.weights)
-    backend = TorchBackend(checkpoint.restore(options.weights, loaded), loaded.spec)
+    spec = loaded.spec.replace(input_size=options.size or loaded.spec.input_size)
+    backend = TorchBackend(checkpoint.restore(options.weights, loaded), spec)
     report(measure(backend, options), options)
     return 0
 

@@ -19,7 +19,7 @@ from runtime.ort_backend import OrtBackend
 from runtime.spec import ModelSpec
 from train.backend import TorchBackend
 from train.config import MOBILENET_ANCHORS
-from train.loop import model_spec
+from train.spec import model_spec
 
 VARIANTS = [
     {"backbone": backbone, "fusion": fusion, "adaption": backbone == "darknet53"}

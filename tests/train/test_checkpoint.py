@@ -13,7 +13,7 @@ from small_models import CLASSES, settled, tiny
 from runtime.errors import InputError, ModelError, OutputError
 from train import checkpoint, load_model
 from train.checkpoint import Checkpoint
-from train.loop import model_spec
+from train.spec import model_spec
 
 
 def test_what_was_saved_comes_back(tmp_path: Path) -> None:

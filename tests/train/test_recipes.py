@@ -21,34 +21,66 @@ def test_every_recipe_builds_and_predicts(name: str) -> None:
         model = build_model(config.model, 3, config.loss).eval()
         with torch.no_grad():
             maps = model.maps(torch.zeros(1, 3, 64, 32))
-    assert [tuple(m.shape) for m in maps] == [(1, 32, 64 // s, 32 // s) for s in (32, 16, 8)]
+    anchors = 4 if config.model.guided else 3
+    assert [tuple(m.shape) for m in maps] == [(1, anchors * 8, 64 // s, 32 // s) for s in (32, 16, 8)]
     assert model.loss_config == config.loss
     assert not small or all(torch.isfinite(m).all() for m in maps)
 
 
 @pytest.mark.parametrize(
-    ("name", "backbone", "fusion", "adaption"),
+    ("name", "backbone", "fusion", "guided", "adaption", "spp", "rfb"),
     [
-        ("yolov3-asff", "darknet53", "asff", True),
-        ("yolov3-baseline", "darknet53", "none", True),
-        ("yolov3-sum", "darknet53", "sum", True),
-        ("yolov3-concat", "darknet53", "concat", True),
-        ("yolov3-mobilenetv2-asff", "mobilenetv2", "asff", False),
-        ("yolov3-mobilenetv2", "mobilenetv2", "none", False),
-        ("yolov3-asff-small", "darknet53", "asff", True),
-        ("yolov3-mobilenetv2-asff-small", "mobilenetv2", "asff", False),
-        ("demo", "darknet53", "asff", True),
+        ("yolov3", "darknet53", "none", False, False, False, False),
+        ("yolov3-spp", "darknet53", "none", False, False, True, False),
+        ("yolov3-bof", "darknet53", "none", False, False, False, False),
+        ("yolov3-ga", "darknet53", "none", True, True, True, False),
+        ("yolov3-iou", "darknet53", "none", True, True, True, False),
+        ("yolov3-baseline", "darknet53", "none", True, True, True, False),
+        ("yolov3-baseline-rfb", "darknet53", "none", True, True, True, True),
+        ("yolov3-ignore-0.2", "darknet53", "none", True, True, True, False),
+        ("yolov3-sum", "darknet53", "sum", True, True, True, False),
+        ("yolov3-concat", "darknet53", "concat", True, True, True, False),
+        ("yolov3-asff", "darknet53", "asff", True, True, True, False),
+        ("yolov3-asff-star", "darknet53", "asff", True, True, True, True),
+        ("yolov3-mobilenetv2", "mobilenetv2", "none", True, False, True, False),
+        ("yolov3-mobilenetv2-asff", "mobilenetv2", "asff", True, False, True, False),
+        ("yolov3-asff-small", "darknet53", "asff", True, True, True, False),
+        ("yolov3-asff-star-small", "darknet53", "asff", True, True, True, True),
+        ("yolov3-mobilenetv2-asff-small", "mobilenetv2", "asff", True, False, True, False),
+        ("demo", "darknet53", "asff", True, True, True, False),
     ],
 )
-def test_what_a_name_promises(name: str, backbone: str, fusion: str, adaption: bool) -> None:
+def test_what_a_name_promises(
+    name: str, backbone: str, fusion: str, guided: bool, adaption: bool, spp: bool, rfb: bool
+) -> None:
     model = recipe(name).model
-    assert (model.backbone, model.fusion, model.adaption, model.guided) == (backbone, fusion, adaption, True)
+    assert (model.backbone, model.fusion, model.guided, model.adaption) == (backbone, fusion, guided, adaption)
+    assert (model.spp, model.rfb, model.compress) == (spp, rfb, 8 if rfb else 16)
 
 
-def test_the_paper_recipes_differ_in_the_model_alone() -> None:
-    names = ("yolov3-baseline", "yolov3-sum", "yolov3-concat")
-    paper = recipe("yolov3-asff")
-    assert all(recipe(name).replace(recipe=paper.recipe, model=paper.model) == paper for name in names)
+def test_the_rows_of_table_1_add_one_thing_after_another() -> None:
+    plain, freebies, guided, baseline = (recipe(f"yolov3{name}") for name in ("", "-bof", "-ga", "-baseline"))
+    assert not plain.mixup and not plain.loss.label_smoothing and not plain.loss.iou_loss
+    assert freebies.replace(recipe="yolov3", mixup=False, loss=plain.loss) == plain
+    assert freebies.mixup and freebies.loss.label_smoothing and not freebies.loss.iou_loss
+    assert guided.loss == freebies.loss and guided.mixup
+    assert guided.replace(recipe="yolov3-baseline", loss=baseline.loss) == baseline
+    assert baseline.loss.iou_loss and baseline.loss.label_smoothing
+    assert recipe("yolov3-iou").replace(recipe="yolov3-baseline") == baseline
+
+
+def test_the_rows_of_table_2_differ_in_the_ignored_area_alone() -> None:
+    for name, area in (("centre", 0.0), ("0.2", 0.2), ("0.5", 0.5)):
+        config = recipe(f"yolov3-ignore-{name}")
+        assert config.loss.ignore_area == area
+        assert config.replace(recipe="yolov3-baseline", loss=recipe("yolov3-baseline").loss) == recipe("yolov3-baseline")
+
+
+def test_what_the_star_adds() -> None:
+    star, plain = recipe("yolov3-asff-star"), recipe("yolov3-asff")
+    assert star.epochs == 450
+    assert star.dropblock == ((5, (1, 3, 5)), (80, (3, 5, 7)), (150, (7, 7, 7)))
+    assert star.replace(recipe=plain.recipe, model=plain.model, epochs=300, dropblock=()) == plain
 
 
 @pytest.mark.parametrize("name", RECIPES)

@@ -1,6 +1,7 @@
 """The detector's parts and `build_model`, which puts them together."""
 
 from train.model.build import build_model
+from train.model.detector import DetectorModel
 from train.model.yolo import YOLOv3, decode_maps
 
-__all__ = ["YOLOv3", "build_model", "decode_maps"]
+__all__ = ["DetectorModel", "YOLOv3", "build_model", "decode_maps"]

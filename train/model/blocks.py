@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-LEAKY, RELU6 = "leaky", "relu6"
+LEAKY, RELU6, RELU = "leaky", "relu6", "relu"
 
 
 def scaled(channels: int, width: float) -> int:
@@ -15,8 +15,10 @@ def scaled(channels: int, width: float) -> int:
 
 
 def activation(kind: str) -> nn.Module:
-    """LeakyReLU(0.1) for DarkNet variants, ReLU6 for MobileNetV2 ones."""
-    return nn.LeakyReLU(0.1, inplace=True) if kind == LEAKY else nn.ReLU6(inplace=True)
+    """LeakyReLU(0.1) for DarkNet, ReLU6 for MobileNetV2, ReLU for ResNet."""
+    if kind == LEAKY:
+        return nn.LeakyReLU(0.1, inplace=True)
+    return nn.ReLU6(inplace=True) if kind == RELU6 else nn.ReLU(inplace=True)
 
 
 class ConvBlock(nn.Module):
@@ -49,6 +51,57 @@ class SPP(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """`[N, C, H, W]` to `[N, 4C, H, W]`."""
         return torch.cat([x, *(functional.max_pool2d(x, size, 1, size // 2) for size in self.sizes)], dim=1)
+
+
+class RFB(nn.Module):
+    """Receptive field block: four branches of plain convolutions with ever wider reach, concatenated (same shape out)."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        part = channels // 4
+        self.branches = nn.ModuleList(
+            [
+                nn.Sequential(nn.Conv2d(channels, part, 1)),
+                nn.Sequential(nn.Conv2d(channels, part, 1), _plain(part, 3)),
+                nn.Sequential(nn.Conv2d(channels, part, 1), _plain(part, 3), _plain(part, 3, dilation=2)),
+                nn.Sequential(nn.Conv2d(channels, part, 1), _plain(part, 5), _plain(part, 3, dilation=3)),
+            ]
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`[N, C, H, W]` to the same."""
+        return torch.cat([branch(x) for branch in self.branches], dim=1)
+
+
+def _plain(channels: int, kernel: int, dilation: int = 1) -> nn.Conv2d:
+    """A convolution with bias that keeps shape."""
+    return nn.Conv2d(channels, channels, kernel, padding=dilation * (kernel - 1) // 2, dilation=dilation)
+
+
+class DropBlock(nn.Module):
+    """Drops whole blocks of a feature map in training (arXiv 1810.12890); passes it on unchanged otherwise.
+
+    Each channel draws seeds on its own; a seed takes the block around it with it, and what is kept is scaled to keep the sum.
+
+    Attributes:
+        size: side of a block in cells, odd; 0 (as built) drops nothing. Training sets it epoch by epoch.
+    """
+
+    def __init__(self, drop: float = 0.1) -> None:
+        super().__init__()
+        self.drop, self.size = drop, 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`[N, C, H, W]` to the same."""
+        height, width = (int(side) for side in x.shape[2:])
+        size = min(self.size, *(side - 1 + side % 2 for side in (height, width)))  # no block is larger than the map
+        if not self.training or size < 1:
+            return x
+        places = (height - size + 1) * (width - size + 1)
+        seeds = torch.rand(x.shape, device=x.device) < self.drop * height * width / (size**2 * places)
+        dropped = functional.max_pool2d(seeds.to(x.dtype), size, stride=1, padding=size // 2)
+        kept = 1 - dropped
+        return x * kept * (kept.numel() / kept.sum(dtype=torch.float32).clamp(min=1)).to(x.dtype)
 
 
 class DeformConv(nn.Module):

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from torch import nn
 
+from runtime.spec import Anchors
 from train.assign import AnchorSet
 from train.config import LossConfig, ModelConfig
 from train.model.blocks import ConvBlock, scaled
 from train.model.darknet import DarkNet53
+from train.model.detector import DetectorModel
 from train.model.fusion import LevelFusion
 from train.model.head import Head
 from train.model.mobilenet import MobileNetV2
@@ -18,16 +20,25 @@ STRIDES = (32, 16, 8)
 _HEAD_CHANNELS = (1024, 512, 256)
 
 
-def build_model(config: ModelConfig, num_classes: int, loss: LossConfig | None = None) -> YOLOv3:
+def level_anchors(config: ModelConfig) -> tuple[tuple[int, ...], Anchors]:
+    """Strides of the output levels, coarsest first, and (width, height) in pixels of each one's anchors."""
+    return STRIDES, AnchorSet.from_base(config.anchors, STRIDES, config.guided).per_level
+
+
+def build_model(config: ModelConfig, num_classes: int, loss: LossConfig | None = None) -> DetectorModel:
     """A freshly initialised detector (MSRA for convolutions).
 
     Args:
         num_classes: C, at least 1.
     """
+    return _yolov3(config, num_classes, loss or LossConfig())
+
+
+def _yolov3(config: ModelConfig, num_classes: int, loss: LossConfig) -> YOLOv3:
     anchors = AnchorSet.from_base(config.anchors, STRIDES, config.guided)
     is_darknet = config.backbone == "darknet53"
     backbone = DarkNet53(config.width, config.depth) if is_darknet else MobileNetV2(config.width)
-    neck = Neck(backbone.channels, config.width, backbone.act)
+    neck = Neck(backbone.channels, config.width, backbone.act, config.spp)
     p5, p4, p3 = neck.channels
     widen: nn.Module = nn.Identity()
     if is_darknet and config.fusion != "none":  # P3 gets as many channels as P4 before it is fused
@@ -37,10 +48,11 @@ def build_model(config: ModelConfig, num_classes: int, loss: LossConfig | None =
     fusion = [
         LevelFusion((p5, p4, p3), outputs[level], level, config.fusion, config.compress, backbone.act) for level in range(3)
     ]
-    heads = [Head(channels, num_classes, len(config.anchors) // 3, config.guided, config.adaption) for channels in outputs]
+    base_anchors = len(config.anchors) // 3
+    heads = [Head(channels, num_classes, base_anchors, config.guided, config.adaption, config.rfb) for channels in outputs]
     for module in (backbone, neck, widen, *fusion):
         module.apply(_initialise)
-    return YOLOv3(backbone, neck, widen, fusion, heads, anchors, num_classes, loss or LossConfig())
+    return YOLOv3(backbone, neck, widen, fusion, heads, anchors, num_classes, loss)
 
 
 def _initialise(module: nn.Module) -> None:

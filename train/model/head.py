@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from train.model.blocks import DeformConv
+from train.model.blocks import RFB, DeformConv
 from train.outputs import HeadOutput
 
 GUIDED_ANCHORS = 4
@@ -16,16 +16,21 @@ _PRIOR = 0.01  # initial objectness: nearly every anchor is background
 
 
 class FeatureAdaption(nn.Module):
-    """A deformable convolution whose offsets come from the guided anchors' shapes (4 groups: one per anchor)."""
+    """A deformable convolution whose offsets come from the guided anchors' shapes (4 groups: one per anchor).
 
-    def __init__(self, channels: int) -> None:
+    Args:
+        rfb: let a receptive field block see the feature first (ASFF*).
+    """
+
+    def __init__(self, channels: int, rfb: bool = False) -> None:
         super().__init__()
+        self.rfb = RFB(channels) if rfb else nn.Identity()
         self.offsets = nn.Conv2d(2 * GUIDED_ANCHORS, GUIDED_ANCHORS * DeformConv.taps * 2, 1, groups=GUIDED_ANCHORS)
         self.conv = DeformConv(channels, GUIDED_ANCHORS)
 
     def forward(self, x: Tensor, guide: Tensor) -> Tensor:
         """`x` `[N, C, H, W]` and `guide` `[N, 8, H, W]` to `[N, C, H, W]`; the guide gets no gradient from here."""
-        out: Tensor = self.conv(x, self.offsets(guide.detach()))
+        out: Tensor = self.conv(self.rfb(x), self.offsets(guide.detach()))
         return out
 
 
@@ -35,13 +40,16 @@ class Head(nn.Module):
     Args:
         channels: of the input. num_classes: C. base_anchors: 3 without guiding.
         guided: predict guided anchors (3 + 1). adaption: deform the feature by them (DarkNet variants).
+        rfb: of the feature adaption.
     """
 
-    def __init__(self, channels: int, num_classes: int, base_anchors: int, guided: bool, adaption: bool) -> None:
+    def __init__(
+        self, channels: int, num_classes: int, base_anchors: int, guided: bool, adaption: bool, rfb: bool = False
+    ) -> None:
         super().__init__()
         anchors = GUIDED_ANCHORS if guided else base_anchors
         self.guide = nn.Conv2d(channels, 2 * anchors, 1) if guided else None
-        self.adapt = FeatureAdaption(channels) if guided and adaption else None
+        self.adapt = FeatureAdaption(channels, rfb) if guided and adaption else None
         self.predict = nn.Conv2d(channels, anchors * (5 + num_classes), 1)
         self._initialise(anchors, num_classes)
 

@@ -1,4 +1,4 @@
-"""The top-down neck of YOLOv3 with spatial pyramid pooling."""
+"""The top-down neck of YOLOv3, with or without spatial pyramid pooling."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from train.model.blocks import SPP, ConvBlock, scaled, unit
+from train.model.blocks import SPP, ConvBlock, DropBlock, scaled, unit
 
 
 class Neck(nn.Module):
@@ -16,21 +16,20 @@ class Neck(nn.Module):
         inputs: channels of C3, C4, C5.
         width: multiplies the neck's own channels (512, 256, 128 at full width).
         act: activation of every convolution.
+        spp: whether P5 has spatial pyramid pooling and the convolution behind it.
     """
 
-    def __init__(self, inputs: tuple[int, int, int], width: float, act: str) -> None:
+    def __init__(self, inputs: tuple[int, int, int], width: float, act: str, spp: bool = True) -> None:
         super().__init__()
         c3, c4, c5 = inputs
         wide, p5, p4, p3 = (scaled(channels, width) for channels in (1024, 512, 256, 128))
         self.channels = (p5, p4, p3)
-        # nn.Identity marks the places of DropBlock (training recipe of ASFF*).
         self.p5 = nn.Sequential(
             unit(c5, wide, act) if c5 == wide else _entry(c5, p5, wide, act),
             ConvBlock(wide, p5, 1, act=act),
-            SPP(),
-            ConvBlock(4 * p5, p5, 1, act=act),
+            *([SPP(), ConvBlock(4 * p5, p5, 1, act=act)] if spp else []),
             ConvBlock(p5, wide, 3, act=act),
-            nn.Identity(),
+            DropBlock(),
             ConvBlock(wide, p5, 1, act=act),
         )
         self.to_p4 = ConvBlock(p5, p4, 1, act=act)
@@ -52,11 +51,11 @@ def _entry(inputs: int, hidden: int, outputs: int, act: str) -> nn.Sequential:
 
 
 def _stage(inputs: int, channels: int, wide: int, act: str) -> nn.Sequential:
-    """conv1, conv3, DropBlock's place, unit, conv1."""
+    """conv1, conv3, DropBlock, unit, conv1."""
     return nn.Sequential(
         ConvBlock(inputs, channels, 1, act=act),
         ConvBlock(channels, wide, 3, act=act),
-        nn.Identity(),
+        DropBlock(),
         unit(wide, wide, act),
         ConvBlock(wide, channels, 1, act=act),
     )

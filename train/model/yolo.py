@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Optional
 
 import torch
 from torch import Tensor, nn
@@ -11,14 +10,15 @@ from torch import Tensor, nn
 from runtime.spec import Anchors
 from train.assign import AnchorSet
 from train.config import LossConfig
-from train.loss import detection_loss
+from train.loss import COMPONENTS, detection_loss
+from train.model.detector import DetectorModel
 from train.model.fusion import LevelFusion
 from train.model.head import Head
 from train.model.neck import Neck
 from train.outputs import HeadOutput
 
 
-class YOLOv3(nn.Module):
+class YOLOv3(DetectorModel):
     """YOLOv3 with any fusion, guided or not. Build one with `train.model.build_model`.
 
     Args:
@@ -26,6 +26,8 @@ class YOLOv3(nn.Module):
         widen: applied to P3 before fusion. fusion: one per level. heads: one per level.
         anchors: of all levels. loss: how to measure a prediction against labels.
     """
+
+    components = COMPONENTS
 
     def __init__(
         self,
@@ -42,29 +44,28 @@ class YOLOv3(nn.Module):
         self.backbone, self.neck, self.widen = backbone, neck, widen
         self.fusion, self.heads = nn.ModuleList(fusion), nn.ModuleList(heads)
         self.anchors, self.num_classes, self.loss_config = anchors, num_classes, loss
+        self.strides, self.level_anchors = anchors.strides, anchors.per_level
+
+    def pyramid(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """See `DetectorModel.pyramid`."""
+        p5, p4, p3 = self.neck(*self.backbone(images))
+        return p5, p4, self.widen(p3)
 
     def head_outputs(self, images: Tensor) -> list[HeadOutput]:
-        """Normalised images float `[N, 3, H, W]`, sides multiples of 32, to one `HeadOutput` per level (stride 32, 16, 8)."""
-        p5, p4, p3 = self.neck(*self.backbone(images))
-        features = (p5, p4, self.widen(p3))
+        """Normalised images float `[N, 3, H, W]` to one `HeadOutput` per level (stride 32, 16, 8)."""
+        features = self.pyramid(images)
         return [head(fuse(features)) for fuse, head in zip(self.fusion, self.heads)]
 
     def maps(self, images: Tensor) -> list[Tensor]:
-        """The exported contract: per level float32 `[N, A * (5 + C), H/s, W/s]` with the guiding folded in."""
+        """Per level float32 `[N, A * (5 + C), H/s, W/s]` with the guiding folded in."""
         return [output.fold(self.num_classes).float() for output in self.head_outputs(images)]
 
-    def forward(self, images: Tensor, labels: Optional[Tensor] = None) -> Tensor | dict[str, Tensor]:
-        """Decoded predictions (see `decode_maps`); with labels, the losses instead (see `loss`)."""
-        if labels is not None:
-            return self.loss(images, labels)
-        return decode_maps(self.maps(images), self.anchors.per_level, self.anchors.strides)
+    def decode(self, maps: Sequence[Tensor]) -> Tensor:
+        """See `DetectorModel.decode`."""
+        return decode_maps(maps, self.level_anchors, self.strides)
 
     def loss(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        """Scalars `anchor, iou, offset, objectness, classes, total` (paper section 2 and 3; see `detection_loss`).
-
-        Args:
-            labels: `[N, M, 5 or 6]` (class, cx, cy, w, h in input pixels, mixing weight); all-zero rows are padding.
-        """
+        """Scalars `anchor, iou, offset, objectness, classes, total` (paper section 2 and 3; see `detection_loss`)."""
         outputs = self.head_outputs(images)
         return detection_loss(outputs, labels, self.anchors, self.num_classes, self.loss_config)
 

@@ -1,0 +1,63 @@
+"""What training, validation and export need of a detector, whichever it is."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import ClassVar, Optional
+
+from torch import Tensor, nn
+
+from runtime.spec import Anchors
+from train.model.fusion import LevelFusion
+
+
+class DetectorModel(nn.Module, ABC):
+    """Base of the detectors. Build one with `train.model.build_model`.
+
+    Attributes:
+        components: names of the parts that `loss` returns, without `total`.
+        strides: of the output levels, coarsest first.
+        level_anchors: (width, height) in pixels of the anchors of each of them.
+        fusion: what feeds each of the fused levels, coarsest first (strides 32, 16, 8).
+        num_classes: C.
+    """
+
+    components: ClassVar[tuple[str, ...]]
+    strides: tuple[int, ...]
+    level_anchors: Anchors
+    fusion: nn.ModuleList
+    num_classes: int
+
+    @abstractmethod
+    def pyramid(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Normalised images float `[N, 3, H, W]`, sides multiples of 32, to P5, P4, P3 as they enter the fusion."""
+
+    @abstractmethod
+    def maps(self, images: Tensor) -> list[Tensor]:
+        """The exported contract: per level the raw float32 map."""
+
+    @abstractmethod
+    def decode(self, maps: Sequence[Tensor]) -> Tensor:
+        """Raw maps to `[N, total anchors, 5 + C]`: cx, cy, w, h in input pixels, objectness and class probabilities in [0, 1].
+
+        Levels in order; within a level anchor-major, then row, then column.
+        """
+
+    @abstractmethod
+    def loss(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        """Scalars by the names of `components`, and their `total`.
+
+        Args:
+            labels: `[N, M, 5 or 6]` (class, cx, cy, w, h in input pixels[, mixing weight]); all-zero rows are padding.
+        """
+
+    def forward(self, images: Tensor, labels: Optional[Tensor] = None) -> Tensor | dict[str, Tensor]:
+        """Decoded predictions (see `decode`); with labels, the losses instead (see `loss`)."""
+        if labels is not None:
+            return self.loss(images, labels)
+        return self.decode(self.maps(images))
+
+    def fusions(self) -> list[LevelFusion]:
+        """The fusion of each fused level, coarsest first."""
+        return [fusion for fusion in self.fusion if isinstance(fusion, LevelFusion)]
