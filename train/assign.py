@@ -50,6 +50,10 @@ class AnchorSet:
             levels.append((*self.base[self.first(level) : self.first(level) + self.base_per_level], *free))
         return tuple(levels)
 
+    def level_of(self, anchor: Tensor) -> Tensor:
+        """The level that each base anchor (int64 indices into `base`) belongs to."""
+        return len(self.strides) - 1 - anchor // self.base_per_level
+
     def first(self, level: int) -> int:
         """Index in `base` of a level's first anchor."""
         return (len(self.strides) - 1 - level) * self.base_per_level
@@ -125,10 +129,9 @@ def assign(labels: Labels, anchors: AnchorSet, level: int, size: tuple[int, int]
         guide: `[N, A * 2, rows, columns]` log sides over the base anchors, or None without guiding.
     """
     stride, per_level, first = anchors.strides[level], anchors.base_per_level, anchors.first(level)
-    mine = torch.nonzero((labels.anchor >= first) & (labels.anchor < first + per_level))[:, 0]
+    mine = torch.nonzero(anchors.level_of(labels.anchor) == level)[:, 0]
     boxes, image = labels.boxes[mine], labels.image[mine]
-    column = (boxes[:, 0] / stride).floor().long().clamp(0, size[1] - 1)
-    row = (boxes[:, 1] / stride).floor().long().clamp(0, size[0] - 1)
+    row, column = _centre_cells(boxes, stride, size)
     own = labels.anchor[mine] - first
     chosen = own
     writes = [(own, mine)]
@@ -155,6 +158,33 @@ def assign(labels: Labels, anchors: AnchorSet, level: int, size: tuple[int, int]
 
     pairs = torch.stack([inverse, mine], dim=1)
     return Assignment(elements(written), written_by, elements(keys), chosen_by, chosen_box, pairs)
+
+
+def _centre_cells(boxes: Tensor, stride: int, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """Row and column int64 `[P]` of the cells that hold the centres of cxcywh boxes `[P, 4]`, kept inside the map."""
+    column = (boxes[:, 0] / stride).floor().long().clamp(0, size[1] - 1)
+    row = (boxes[:, 1] / stride).floor().long().clamp(0, size[0] - 1)
+    return row, column
+
+
+def neighbouring_cells(labels: Labels, anchors: AnchorSet, level: int, size: tuple[int, int], share: float) -> Tensor:
+    """Cells int64 `[K, 3]` (image, row, column) of this level in the ignore area of labels of the levels next to it (Table 2).
+
+    Args:
+        size: (rows, columns) of the level's map.
+        share: cells whose centre lies in the label's box shrunk to this share of its sides; 0: the cell with its centre.
+    """
+    near = torch.nonzero((anchors.level_of(labels.anchor) - level).abs() == 1)[:, 0]
+    boxes, image, stride = labels.boxes[near], labels.image[near], anchors.strides[level]
+    if share == 0:
+        return torch.stack([image, *_centre_cells(boxes, stride, size)], dim=1)
+    rows, columns = (
+        ((torch.arange(count, device=boxes.device) + 0.5) * stride - boxes[:, axis, None]).abs()
+        <= boxes[:, axis + 2, None] * (share / 2)
+        for axis, count in ((1, size[0]), (0, size[1]))
+    )
+    label, row, column = torch.nonzero(rows[:, :, None] & columns[:, None, :], as_tuple=True)
+    return torch.stack([image[label], row, column], dim=1)
 
 
 def _last(keys: Tensor, writers: Tensor) -> tuple[Tensor, Tensor, Tensor]:

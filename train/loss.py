@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from train.assign import AnchorSet, Assignment, Labels, assign, box_iou, match, shape_iou
+from train.assign import AnchorSet, Assignment, Labels, assign, box_iou, match, neighbouring_cells, shape_iou
 from train.config import LossConfig
 from train.outputs import HeadOutput
 
@@ -48,6 +48,9 @@ class _LevelLoss:
         height, width = output.raw.shape[2:]
         self.image_area = float(height * width * self.stride**2)
         self.assignment: Assignment = assign(labels, anchors, level, (height, width), output.guide)
+        self.ignored = labels.image.new_zeros((0, 3))
+        if config.ignore_area is not None:
+            self.ignored = neighbouring_cells(labels, anchors, level, (height, width), config.ignore_area)
         self.objectness_logits, self.chosen_logits = self._gather()
         self.box_weights = 2 - labels.boxes[self.assignment.chosen_by, 2:].prod(dim=1) / self.image_area
 
@@ -99,13 +102,16 @@ class _LevelLoss:
         return (self.box_weights * (entropy + distance).sum(dim=1)).sum()
 
     def objectness(self) -> Tensor:
-        """BCE over every anchor; background that overlaps a label well is left out, chosen ones carry the mixing weight."""
+        """BCE over every anchor; background that overlaps a label well or lies in an ignore area is left out, chosen ones
+        carry the mixing weight."""
         logits = self.objectness_logits
         target, weight = torch.zeros_like(logits), torch.ones_like(logits)
         height, width = self.output.raw.shape[2:]
         shape = (-1, len(self.anchors), height, width)
         overlapping = well_overlapping(self.output, self.labels, self.anchors, self.stride, self.config.ignore_iou)
         weight.view(shape)[overlapping.unbind(dim=1)] = 0
+        image, row, column = self.ignored.unbind(dim=1)
+        weight.view(shape)[image, :, row, column] = 0
         chosen = self.assignment.chosen.unbind(dim=1)
         target.view(shape)[chosen] = 1
         weight.view(shape)[chosen] = self.labels.weights[self.assignment.chosen_by]

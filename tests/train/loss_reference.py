@@ -93,6 +93,7 @@ def reference_loss(
     ignore_iou: float = 0.7,
     iou_loss: bool = True,
     label_smoothing: bool = True,
+    ignore_area: Optional[float] = None,
 ) -> dict[str, Tensor]:
     """Every component and their total, double precision.
 
@@ -108,7 +109,9 @@ def reference_loss(
             first = (len(strides) - 1 - level) * 3
             view = LevelView(raw[image], guide[image] if guide is not None else None, base[first : first + 3], strides[level])
             targets = write_targets(view, objects, base, first, num_classes, label_smoothing)
-            for name, value in level_loss(view, targets, objects, num_classes, ignore_iou, iou_loss).items():
+            near = [label for label in objects if abs(len(strides) - 1 - best_base_anchor(label, base) // 3 - level) == 1]
+            ignored = set() if ignore_area is None else ignored_cells(view, near, ignore_area)
+            for name, value in level_loss(view, targets, objects, num_classes, ignore_iou, iou_loss, ignored).items():
                 sums[name] = sums[name] + value / batch
     sums["total"] = torch.stack(list(sums.values())).sum()
     return sums
@@ -174,8 +177,32 @@ def write_targets(
     return targets
 
 
+def ignored_cells(view: LevelView, near: Sequence[Label], share: float) -> set[tuple[int, int]]:
+    """Cells (row, column) in the ignore area of labels that belong to the levels next to this one."""
+    cells = set()
+    for label in near:
+        for row in range(view.height):
+            for column in range(view.width):
+                x, y = (column + 0.5) * view.stride, (row + 0.5) * view.stride
+                if share == 0:
+                    holds_x = math.floor(min(max(label.cx / view.stride, 0), view.width - 1)) == column
+                    holds_y = math.floor(min(max(label.cy / view.stride, 0), view.height - 1)) == row
+                    inside = holds_x and holds_y
+                else:
+                    inside = abs(x - label.cx) <= share * label.w / 2 and abs(y - label.cy) <= share * label.h / 2
+                if inside:
+                    cells.add((row, column))
+    return cells
+
+
 def level_loss(
-    view: LevelView, targets: Targets, objects: Sequence[Label], num_classes: int, ignore_iou: float, iou_loss: bool
+    view: LevelView,
+    targets: Targets,
+    objects: Sequence[Label],
+    num_classes: int,
+    ignore_iou: float,
+    iou_loss: bool,
+    ignored: set[tuple[int, int]],
 ) -> dict[str, Tensor]:
     """The components of one image on one level, not yet divided by the batch size."""
     zero = torch.zeros((), dtype=torch.float64)
@@ -202,7 +229,7 @@ def level_loss(
     for key in view.elements():
         if key in targets.chosen:
             objectness = objectness + targets.mix[key] * bce(view.logit(key, 4), 1.0)
-        elif not left_out(view, key, objects, ignore_iou):
+        elif key[1:] not in ignored and not left_out(view, key, objects, ignore_iou):
             objectness = objectness + bce(view.logit(key, 4), 0.0)
     return {"anchor": anchor, "iou": iou, "offset": offset, "objectness": objectness, "classes": classes}
 

@@ -93,6 +93,7 @@ def both(case: Case, config: LossConfig) -> tuple[dict[str, Tensor], dict[str, T
         ignore_iou=config.ignore_iou,
         iou_loss=config.iou_loss,
         label_smoothing=config.label_smoothing,
+        ignore_area=config.ignore_area,
     )
     leaves = [(a, b) for output, loop in zip(mine, loops) for a, b in zip(output, loop) if a is not None and b is not None]
     return got, want, leaves
@@ -115,6 +116,29 @@ def check(case: Case, config: LossConfig) -> None:
         torch.testing.assert_close(mine.grad.double(), want_grad, rtol=1e-4, atol=1e-5)
 
 
+def test_an_ignore_area_silences_the_neighbouring_levels() -> None:
+    """One label of the middle level, 62 x 50 at (100, 60): what is left out of the objectness loss of each level."""
+    anchors = AnchorSet.from_base(DARKNET_ANCHORS, STRIDES, False)
+    labels = torch.tensor([[[0, 100.0, 60.0, 62.0, 50.0]]])
+    silent = {}
+    for area in (None, 0.0, 0.2, 0.5):
+        maps = [torch.zeros(1, 3 * 6, 128 // s, 192 // s, requires_grad=True) for s in STRIDES]
+        for level in maps:  # boxes too small to overlap anything well
+            level.data.view(3, 6, -1)[:, 2:4] = -9
+        detection_loss([HeadOutput(m, None) for m in maps], labels, anchors, 1, LossConfig(ignore_area=area))[
+            "total"
+        ].backward()
+        silent[area] = [
+            {(int(r), int(c)) for a, r, c in (m.grad.view(3, 6, *m.shape[2:])[:, 4] == 0).nonzero()}  # type: ignore[union-attr]
+            for m in maps
+        ]
+    assert silent[None] == [set(), set(), set()]
+    assert silent[0.0] == [{(1, 3)}, set(), {(7, 12)}]
+    # The inner fifth, 93.8-106.2 by 55-65, holds one cell centre of stride 8; the inner half, 84.5-115.5 by 47.5-72.5, nine.
+    assert silent[0.2] == [set(), set(), {(7, 12)}]
+    assert silent[0.5] == [{(1, 3)}, set(), {(r, c) for r in (6, 7, 8) for c in (11, 12, 13)}]
+
+
 @pytest.mark.parametrize("seed", range(24))
 def test_it_equals_the_loops(seed: int) -> None:
     check(make(seed), LossConfig(label_smoothing=seed % 2 == 0))
@@ -132,6 +156,11 @@ def test_it_equals_the_loops_without_guiding(seed: int) -> None:
         (201, 6, LossConfig(iou_loss=False)),
         (202, 6, LossConfig(ignore_iou=0.3)),
         (203, 6, LossConfig(ignore_iou=0.9, label_smoothing=False)),
+        (204, 6, LossConfig(ignore_area=0.0)),
+        (205, 6, LossConfig(ignore_area=0.0)),
+        (206, 6, LossConfig(ignore_area=0.2)),
+        (207, 6, LossConfig(ignore_area=0.5)),
+        (208, 6, LossConfig(ignore_area=0.5)),
     ],
 )
 def test_it_equals_the_loops_under_every_switch(seed: int, columns: int, config: LossConfig) -> None:
