@@ -11,9 +11,10 @@ from runtime import cli
 from runtime.errors import InputError
 from runtime.spec import RESIZE_MODES
 from train import checkpoint
+from train.complexity import complexity
 from train.config import TrainConfig
 from train.loop import RunOptions, train
-from train.recipes import RECIPES, recipe
+from train.recipes import PAPER_AP, RECIPES, recipe
 
 log = logging.getLogger("train")
 
@@ -72,12 +73,22 @@ def configure(options: argparse.Namespace) -> TrainConfig:
     return config.replace(**changes)
 
 
+def print_recipes() -> None:
+    """A line for each recipe: size and cost with 80 classes, the paper's AP, what it is."""
+    print(f"{'recipe':30} {'params':>7} {'GFLOPs':>7} {'GFLOPs':>7}  {'AP in the paper':20}  what it is")
+    print(f"{'':30} {'M':>7} {'at 416':>7} {'at 608':>7}")
+    for name, make in RECIPES.items():
+        cost = complexity(make().model, 80, (416, 608))
+        operations = " ".join(f"{cost.operations[side] / 1e9:7.1f}" for side in (416, 608))
+        summary = (make.__doc__ or "").splitlines()[0]
+        print(f"{name:30} {cost.parameters / 1e6:7.1f} {operations}  {PAPER_AP.get(name, '-'):20}  {summary}", flush=True)
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; returns its exit code."""
     options = parse(arguments)
     if options.list:
-        for name, make in RECIPES.items():
-            print(f"{name:32} {(make.__doc__ or '').splitlines()[0]}")
+        print_recipes()
         return 0
     if options.data is None:
         raise InputError("no dataset given; add --data FOLDER")

@@ -200,6 +200,25 @@ RECIPES: dict[str, Callable[[], TrainConfig]] = {
 }
 
 
+PAPER_AP: dict[str, str] = {
+    "yolov3": "33.0 (val, 608)",
+    "yolov3-bof": "37.2 (val, 608)",
+    "yolov3-ga": "38.2 (val, 608)",
+    "yolov3-iou": "38.8 (val, 608)",
+    "yolov3-baseline": "38.8 (val, 608)",
+    "yolov3-ignore-centre": "38.8 (val, 608)",
+    "yolov3-ignore-0.2": "39.1 (val, 608)",
+    "yolov3-ignore-0.5": "37.5 (val, 608)",
+    "yolov3-concat": "39.5 (val, 608)",
+    "yolov3-sum": "39.3 (val, 608)",
+    "yolov3-asff": "40.6 (val, 608)",
+    "yolov3-asff-star": "42.4 (test-dev, 608)",
+    "yolov3-mobilenetv2": "29.0 (test-dev, 416)",
+    "yolov3-mobilenetv2-asff": "30.6 (test-dev, 416)",
+}
+"""What the paper or its authors' page reports for the full training on COCO: (split, input side)."""
+
+
 def recipe(name: str) -> TrainConfig:
     """The recipe of that name.
 

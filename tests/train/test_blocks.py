@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
-from train.model.blocks import LEAKY, RELU6, SPP, ConvBlock, DeformConv, scaled, unit
+from train.model.blocks import LEAKY, RELU6, RFB, SPP, ConvBlock, DeformConv, DropBlock, scaled, unit
 
 Array = NDArray[np.float64]
 GROUPS, TAPS = 4, 9
@@ -181,3 +181,61 @@ def test_scaled_channels_are_multiples_of_8_and_close(channels: int, width: floa
 @given(st.integers(1, 256))
 def test_full_width_changes_nothing(eighths: int) -> None:
     assert scaled(eighths * 8, 1.0) == eighths * 8
+
+
+def test_the_receptive_field_block_is_four_branches_of_plain_convolutions() -> None:
+    block = RFB(16)
+    x = torch.randn(2, 16, 9, 11)
+    layouts = [[(1, 1)], [(1, 1), (3, 1)], [(1, 1), (3, 1), (3, 2)], [(1, 1), (5, 1), (3, 3)]]  # (kernel, dilation)
+    parts = []
+    for branch, layout in zip(block.branches, layouts):
+        out = x
+        assert len(branch) == len(layout)
+        for conv, (kernel, dilation) in zip(branch, layout):
+            assert conv.weight.shape == (4, out.shape[1], kernel, kernel) and conv.bias is not None
+            out = functional.conv2d(out, conv.weight, conv.bias, padding=dilation * (kernel // 2), dilation=dilation)
+        parts.append(out)
+    torch.testing.assert_close(block(x), torch.cat(parts, dim=1))
+
+
+def dropping(size: int, drop: float = 0.1) -> DropBlock:
+    block = DropBlock(drop).train()
+    block.size = size
+    return block
+
+
+def test_dropblock_passes_on_in_evaluation_and_before_its_schedule() -> None:
+    x = torch.randn(2, 3, 8, 8)
+    assert dropping(3).eval()(x) is x
+    assert dropping(0)(x) is x
+
+
+@pytest.mark.parametrize("size", [1, 3, 7])
+def test_dropblock_drops_a_tenth_in_whole_blocks_and_keeps_the_sum(size: int) -> None:
+    torch.manual_seed(size)
+    x = torch.ones(8, 16, 19, 26)
+    out = dropping(size)(x)
+    dropped = out == 0
+    # Seeds fall everywhere and their blocks overlap, so that about a tenth is lost, a little less.
+    expected = 0.1 * 19 * 26 / ((19 - size + 1) * (26 - size + 1))  # covered by a block, overlaps counted twice
+    assert 0.7 * expected < float(dropped.float().mean()) < 1.1 * expected
+    assert float(out.sum()) == pytest.approx(x.numel(), rel=1e-5)
+    assert len(out.unique()) == 2  # what is kept is scaled alike
+    # Taking off what is thinner than a block (beyond the border everything counts as dropped) changes nothing.
+    grown = functional.pad(dropped.float(), [size // 2] * 4, value=1.0)
+    cores = -functional.max_pool2d(-grown, size, stride=1)
+    assert torch.equal(functional.max_pool2d(cores, size, stride=1, padding=size // 2) > 0, dropped)
+    assert not torch.equal(dropped[:, 0], dropped[:, 1])  # each channel on its own
+
+
+@pytest.mark.parametrize(("height", "width"), [(2, 9), (1, 1), (5, 4)])
+def test_dropblock_takes_a_map_smaller_than_its_block(height: int, width: int) -> None:
+    out = dropping(7, drop=0.5)(torch.randn(4, 8, height, width))
+    assert torch.isfinite(out).all()
+    assert (out == 0).any() and (out != 0).any()
+
+
+def test_dropblock_in_half_precision_keeps_its_type() -> None:
+    out = dropping(3)(torch.ones(4, 64, 40, 40, dtype=torch.bfloat16))
+    assert out.dtype == torch.bfloat16
+    assert float(out.float().sum()) == pytest.approx(out.numel(), rel=1e-2)

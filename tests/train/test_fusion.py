@@ -7,10 +7,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from train.config import ModelConfig
-from train.model import build_model
+from train.config import LossConfig, ModelConfig
+from train.loss import detection_loss
+from train.model import YOLOv3, build_model
 from train.model.blocks import LEAKY, RELU6, ConvBlock
 from train.model.fusion import LevelFusion, Resize
+from train.outputs import HeadOutput
 
 DARKNET, MOBILENET = (512, 256, 256), (512, 256, 128)
 CHANNELS = (16, 8, 8)
@@ -117,6 +119,35 @@ def test_a_weight_of_zero_keeps_the_gradient_from_the_other_level(level: int) ->
     features = pyramid(CHANNELS, 2, 3)
     fusion(level, "sum")(features).square().sum().backward()
     assert all(f.grad is not None and (f.grad != 0).any() for f in features)
+
+
+def gradients_of_negatives(kind: str, level: int) -> list[float]:
+    """Largest gradient that one level's background (an image without labels) sends into P5, P4 and P3, in a whole detector.
+
+    ASFF's weights are driven to 1 for each level's own feature and 0 for the others.
+    """
+    torch.manual_seed(level)
+    model = build_model(ModelConfig(width=0.125, depth=0.25, fusion=kind), 2)
+    assert isinstance(model, YOLOv3)
+    for own, module in enumerate(model.fusion):
+        if kind == "asff":
+            with torch.no_grad():
+                module.weights.weigh.bias.fill_(-1e4)
+                module.weights.weigh.bias[own] = 1e4
+    features = [x.detach().requires_grad_() for x in model.pyramid(torch.randn(2, 3, 96, 64))]
+    outputs = [head(fuse(features)) for fuse, head in zip(model.fusion, model.heads)]
+    heard = [o if i == level else HeadOutput(*(t.detach() for t in o)) for i, o in enumerate(outputs)]  # type: ignore[union-attr]
+    detection_loss(heard, torch.zeros(2, 1, 5), model.anchors, 2, LossConfig())["objectness"].backward()
+    return [0.0 if x.grad is None else float(x.grad.abs().max()) for x in features]
+
+
+@pytest.mark.parametrize("level", range(3))
+def test_negatives_of_one_level_leave_the_features_of_the_others_alone(level: int) -> None:
+    """Section 3.3: where the fusion ignores a level, what is background elsewhere does not disturb it; a sum always does."""
+    adaptive = gradients_of_negatives("asff", level)
+    assert [value > 0 for value in adaptive] == [source == level for source in range(3)]
+    for kind in ("sum", "concat"):
+        assert min(gradients_of_negatives(kind, level)) > 1e-3 * adaptive[level]
 
 
 @pytest.mark.parametrize("level", range(3))

@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import nn
 
 from train.model import decode_maps
 from train.model.head import Head
@@ -48,6 +49,19 @@ def test_folding_the_guide_equals_decoding_with_guided_anchors(seed: int, height
                     assert decoded[image, place].tolist() == pytest.approx(want, rel=1e-5)
                 place += 1
     assert decoded.shape == (2, place, DEPTH)
+
+
+def test_the_receptive_field_block_sees_the_feature_first_and_the_guide_does_not_see_it() -> None:
+    head = Head(16, CLASSES, 3, guided=True, adaption=True, rfb=True)
+    assert head.guide is not None and head.adapt is not None
+    nn.init.normal_(head.adapt.offsets.weight)
+    x = torch.randn(2, 16, 3, 5)
+    output = head(x)
+    guide = head.guide(x)
+    wide = torch.cat([branch(x) for branch in head.adapt.rfb.branches], dim=1)  # type: ignore[union-attr,operator]
+    want = head.predict(head.adapt.conv(wide, head.adapt.offsets(guide)))
+    torch.testing.assert_close(output.guide, guide)
+    torch.testing.assert_close(output.raw, want)
 
 
 def test_without_a_guide_the_map_is_exported_as_it_is() -> None:

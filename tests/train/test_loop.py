@@ -24,6 +24,9 @@ from train.__main__ import configure, parse
 from train.config import LossConfig, TrainConfig
 from train.data import AugmentConfig
 from train.loop import RunOptions, choose_device, prefers_bfloat16, train
+from train.model import build_model
+from train.model.blocks import DropBlock
+from train.recipes import recipe
 from train.validate import main as validate
 
 ROOT = Path(__file__).parents[2]
@@ -234,3 +237,22 @@ def test_ctrl_c_leaves_a_checkpoint_to_resume_from(coco_set: Path, tmp_path: Pat
     expect_failure(2, "already holds a run", *arguments)
     for refused in (("--epochs", 3), ("--recipe", "demo"), ("--overwrite",), ("--train-split", "val"), ("--full-precision",)):
         expect_failure(2, f"leave out {refused[0]}", "--data", coco_set, "--resume", folder, *refused)
+
+
+@pytest.mark.parametrize(
+    ("epoch", "sizes"), [(0, (0, 0, 0)), (4, (0, 0, 0)), (5, (1, 3, 5)), (79, (1, 3, 5)), (80, (3, 5, 7)), (449, (7, 7, 7))]
+)
+def test_dropblock_follows_its_schedule(epoch: int, sizes: tuple[int, int, int]) -> None:
+    star = recipe("yolov3-asff-star")
+    with torch.device("meta"):
+        model = build_model(star.model, 2)
+    training._set_dropblock(model, star, 200)
+    training._set_dropblock(model, star, epoch)
+    neck = model.neck
+    places = [next(m for m in part.modules() if isinstance(m, DropBlock)) for part in (neck.p5, neck.p4, neck.p3)]
+    assert tuple(place.size for place in places) == sizes
+
+
+def test_a_shorter_training_has_a_shorter_dropblock_schedule() -> None:
+    short = configure(parse(["--recipe", "yolov3-asff-star", "--epochs", "90"]))
+    assert short.dropblock == ((1, (1, 3, 5)), (16, (3, 5, 7)), (30, (7, 7, 7)))
