@@ -31,7 +31,7 @@ def settled(config: TrainConfig, classes: int = len(CLASSES)) -> YOLOv3:
                 conv.weight.normal_(0, 0.1)
         model.train()
         for _ in range(3):
-            model.head_outputs(torch.randn(4, 3, 64, 64))
+            model.head_outputs(torch.randn(4, 3, 128, 128))
         for module in model.modules():
             if isinstance(module, torch.nn.BatchNorm2d) and module.running_var is not None:
                 module.running_var.clamp_(min=0.05)  # a channel that happens to be dead would magnify rounding by 300

@@ -12,10 +12,14 @@ import torch
 from small_models import CLASSES, settled, tiny
 
 from export import onnx as exporter
+from export import parity
 from export.parity import Difference
 from runtime.backend import open_backend
+from runtime.decode import decode
+from runtime.detector import Detector
 from runtime.files import sha256
 from runtime.ort_backend import OrtBackend
+from runtime.preprocess import preprocess
 from runtime.spec import ModelSpec
 from train.backend import TorchBackend
 from train.config import MOBILENET_ANCHORS
@@ -26,7 +30,8 @@ VARIANTS = [
     for backbone in ("darknet53", "mobilenetv2")
     for fusion in ("none", "sum", "concat", "asff")
 ]
-VARIANTS.append({"guided": False, "adaption": False, "fusion": "none"})  # plain YOLOv3
+VARIANTS.append({"guided": False, "adaption": False, "fusion": "none", "spp": False})  # plain YOLOv3
+VARIANTS.append({"rfb": True, "compress": 8})  # ASFF*
 VARIANTS.append({"backbone": "mobilenetv2", "adaption": False, "anchors": MOBILENET_ANCHORS})
 
 
@@ -47,6 +52,45 @@ def test_onnx_equals_pytorch(variant: dict[str, object], tmp_path: Path) -> None
             difference = exporter.check_parity(TorchBackend(model, described), exported, images)
             assert difference.within(1e-4), difference
             assert exported.spec == described
+
+
+@pytest.mark.parametrize("size", [(320, 320), (416, 416), (608, 608), (800, 800), (320, 608), (96, 32)])
+def test_one_set_of_weights_serves_any_size(size: tuple[int, int], tmp_path: Path) -> None:
+    """The paper's sizes and some that are not square: PyTorch, ONNX and the runtime agree, in raw maps and in boxes."""
+    config = tiny()
+    described = model_spec(config, CLASSES).replace(input_size=size)
+    model = settled(config)
+    exporter.write_onnx(model, described, tmp_path / "m.onnx", batch=1)
+    picture = np.random.default_rng(1).integers(0, 256, (300, 500, 3), dtype=np.uint8)
+    with OrtBackend(tmp_path / "m.onnx") as exported:
+        ours = TorchBackend(model, described)
+        images = preprocess(picture, described)[0][None]
+        want, found = ours.infer(images), exported.infer(images)
+        difference = parity.worst(parity.compare(described.output_names, want, found))
+        assert difference.within(1e-4), difference
+        detections = Detector(exported, score_threshold=0.0)(picture)
+    wanted, candidates = (decode([level[0] for level in maps], described, 0.0) for maps in (want, found))
+    np.testing.assert_allclose(candidates.boxes, wanted.boxes, rtol=1e-2, atol=0.1)
+    np.testing.assert_allclose(candidates.scores, wanted.scores, atol=1e-3)
+    cells = sum(size[0] * size[1] // stride**2 for stride in described.strides)
+    assert len(candidates.boxes) == 4 * cells
+    assert detections.boxes[:, 2].max() > 250 and detections.boxes[:, 3].max() > 150  # in the picture's own pixels
+
+
+def test_a_size_may_be_given_as_height_x_width(make_checkpoint: Callable[..., Path], tmp_path: Path) -> None:
+    output = tmp_path / "model.onnx"
+    assert run(["--weights", str(make_checkpoint()), "--output", str(output), "--size", "64x96"]) == 0
+    with open_backend(output) as backend:
+        assert backend.spec.input_size == (64, 96)
+        assert [o.shape[2:] for o in backend.infer(np.zeros((1, 3, 64, 96), np.float32))] == [(2, 3), (4, 6), (8, 12)]
+
+
+@pytest.mark.parametrize("size", ["64x96x32", "x64", "100", "0", "64x", "-32", "wide"])
+def test_other_sizes_are_refused_in_one_line(size: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        run(["--weights", "w.pt", "--output", str(tmp_path / "m.onnx"), f"--size={size}"])
+    assert caught.value.code == 2
+    assert len(capsys.readouterr().err.strip().splitlines()) == 1
 
 
 def test_the_command_writes_the_contract(
