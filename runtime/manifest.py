@@ -1,0 +1,125 @@
+"""The manifest beside every exported file, `<file>.json`: what was made from what, with hashes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from runtime.errors import InputError, ModelError
+from runtime.files import PathLike, sha256, write_json
+from runtime.spec import ModelSpec
+
+_KIND = "yolov3-asff-manifest"
+_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Source:
+    """A file that something was made from.
+
+    Attributes:
+        role: what it was to the maker: `weights`, `onnx`, `calibration images`, ...
+        name: its path, relative to the manifest's folder where that is possible. sha256: of its bytes, or of a list of them.
+    """
+
+    role: str
+    name: str
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What is known of an exported file.
+
+    Attributes:
+        name: of the file, which lies beside its manifest. sha256, size: of its bytes.
+        spec: the model's description. made_from: its sources. details: whatever its maker found worth keeping.
+    """
+
+    name: str
+    sha256: str
+    size: int
+    spec: ModelSpec
+    made_from: tuple[Source, ...] = ()
+    details: Mapping[str, Any] = field(default_factory=dict)
+
+
+def manifest_path(file: PathLike) -> Path:
+    """Where the manifest of an exported file lies."""
+    return Path(f"{file}.json")
+
+
+def source(role: str, path: PathLike, beside: PathLike) -> Source:
+    """A source file, hashed and named as seen from the exported file `beside`."""
+    full, folder = Path(path).resolve(), Path(beside).resolve().parent
+    name = full.relative_to(folder) if full.is_relative_to(folder) else full
+    return Source(role, str(name), sha256(full))
+
+
+def write_manifest(file: PathLike, spec: ModelSpec, made_from: Sequence[Source], details: Mapping[str, Any]) -> Manifest:
+    """Hash `file` and write its manifest beside it; the same inputs give the same bytes."""
+    path = Path(file)
+    manifest = Manifest(path.name, sha256(path), path.stat().st_size, spec, tuple(made_from), details)
+    content = {
+        "kind": _KIND,
+        "version": _VERSION,
+        "file": {"name": manifest.name, "sha256": manifest.sha256, "bytes": manifest.size},
+        "spec": {key: json.loads(value) for key, value in spec.to_metadata().items()},
+        "made_from": [vars(item) for item in made_from],
+        "details": dict(details),
+    }
+    write_json(manifest_path(path), content)
+    return manifest
+
+
+def read_manifest(path: PathLike) -> Manifest:
+    """Read a manifest.
+
+    Raises:
+        InputError: no such file.
+        ModelError: not JSON, not a manifest, of a newer version, or a field is missing or of a wrong type.
+    """
+    if not Path(path).is_file():
+        raise InputError(f"{path}: no such manifest")
+    try:
+        return _parse(json.loads(Path(path).read_text(encoding="utf-8")))
+    except ModelError as error:
+        raise ModelError(f"{path}: {error}") from error
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise ModelError(f"{path}: not a manifest that can be read ({type(error).__name__}: {error})") from error
+
+
+def _parse(content: Any) -> Manifest:
+    if not isinstance(content, dict) or content.get("kind") != _KIND:
+        raise ModelError("not a manifest of this project; expected the .json written beside an exported file")
+    if content["version"] != _VERSION:
+        raise ModelError(f"manifest version {content['version']!r}, this code reads {_VERSION}")
+    spec = ModelSpec.from_metadata({key: json.dumps(value) for key, value in content["spec"].items()})
+    sources = tuple(Source(*(_text(item[key]) for key in ("role", "name", "sha256"))) for item in content["made_from"])
+    file, details = content["file"], content["details"]
+    if not isinstance(details, dict):
+        raise TypeError("details must be an object")
+    return Manifest(_text(file["name"]), _text(file["sha256"]), int(file["bytes"]), spec, sources, details)
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"expected a text, got {type(value).__name__}")
+    return value
+
+
+def find_changes(path: PathLike) -> list[str]:
+    """What is no longer as a manifest says, a line each: the exported file, and those of its sources that are still there."""
+    manifest, folder = read_manifest(path), Path(path).resolve().parent
+    file = folder / manifest.name
+    if not file.is_file():
+        return [f"{file}: missing"]
+    found = [] if sha256(file) == manifest.sha256 else [f"{file}: changed since it was made; make it again"]
+    for item in manifest.made_from:
+        origin = folder / item.name
+        if origin.is_file() and sha256(origin) != item.sha256:
+            found.append(f"{origin} ({item.role}): changed since {manifest.name} was made from it")
+    return found
