@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-PACKAGES = ("runtime", "train", "export")
+PACKAGES = ("runtime", "calibration", "train", "export")
 FORBIDDEN = {
     "runtime": ("torch", "train", "export", "calibration"),
+    "calibration": ("torch", "train", "export"),
     "train": ("export", "calibration"),
     "export": (),
 }
@@ -90,7 +91,7 @@ def test_the_public_names_of_the_runtime_exist() -> None:
 
 
 @pytest.mark.parametrize(
-    "module", ["runtime.detect", "runtime.evaluate", "train", "train.validate", "export.onnx", "export.demo"]
+    "module", ["runtime.detect", "runtime.evaluate", "train", "train.validate", "calibration", "export.onnx", "export.demo"]
 )
 def test_every_command_explains_itself_with_an_example(module: str) -> None:
     result = subprocess.run([sys.executable, "-m", module, "--help"], cwd=ROOT, capture_output=True, text=True, timeout=120)

@@ -1,0 +1,114 @@
+"""`python -m calibration`: an INT8 ONNX file from a float32 one, refused if accuracy falls beyond a budget."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from calibration.images import DEFAULT_IMAGES
+from calibration.pipeline import Request, Result, calibrate
+from calibration.placement import TARGETS
+from calibration.ranges import METHODS
+from runtime import cli
+from runtime.errors import InputError
+from runtime.files import check_writable
+
+
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    """The command's arguments."""
+    parser = cli.parser(
+        "calibration",
+        "Quantise an exported float32 model to INT8 (explicit Q/DQ); layers that cost accuracy go back to float16 until the\n"
+        "budget is met, and nothing is written if it cannot be.",
+        "python -m calibration --onnx model.onnx --data datasets/coco --output model.int8.onnx",
+    )
+    parser.add_argument("--onnx", type=Path, required=True, help="float32 model made by python -m export.onnx")
+    parser.add_argument("--data", type=Path, required=True, help="dataset folder, COCO or VOC layout")
+    parser.add_argument("--output", type=Path, required=True, help="the .onnx file to write")
+    parser.add_argument(
+        "--method", choices=(*METHODS, "auto"), default="auto", help="how ranges are found; auto: the best by AP (default)"
+    )
+    parser.add_argument("--images", type=cli.positive, help=f"pictures to calibrate on (default: {DEFAULT_IMAGES}, or all)")
+    parser.add_argument("--target", choices=TARGETS, default="tensorrt", help="whose kernels to suit (default: tensorrt)")
+    parser.add_argument("--seed", type=cli.count, default=0, help="of the choice of pictures (default: 0)")
+    parser.add_argument("--max-ap-drop", type=_budget, default=0.5, metavar="POINTS", help="budget (default: 0.5), or none")
+    parser.add_argument("--calibration-split", default="train", help="default: the split that plays `train`")
+    parser.add_argument("--split", default="val", help="split to score on (default: the one that plays `val`)")
+    parser.add_argument("--json", action="store_true", help="figures as JSON on stdout")
+    return parser.parse_args(arguments)
+
+
+def _budget(text: str) -> float | None:
+    if text == "none":
+        return None
+    value = float(text)
+    if not 0 <= value <= 100:
+        raise argparse.ArgumentTypeError(f"expected points of AP in 0-100, or none, got {text}")
+    return value
+
+
+def describe(result: Result, output: Path, original: Path) -> str:
+    """The result for reading."""
+    sizes = output.stat().st_size / 1e6, original.stat().st_size / 1e6
+    lines = [f"{result.layers} layers in INT8, ranges by {result.method}; {sizes[0]:.2f} MB, before {sizes[1]:.2f} MB"]
+    if result.half:
+        lines.append(f"{len(result.half)} of them went back to float16, which costs {result.half_bytes / 1e6:.2f} MB:")
+        lines += [f"  {item.layer}  ({item.snr_db:.1f} dB alone)" for item in result.ranking if item.layer in result.half]
+    if result.before is not None and result.after is not None:
+        width = max(map(len, (*result.after.per_class, "AP")))
+        before = {"AP": result.before.ap, "AP50": result.before.ap50, **result.before.per_class}
+        after = {"AP": result.after.ap, "AP50": result.after.ap50, **result.after.per_class}
+        lines += ["", f"{'':{width}}  float32     int8   change"]
+        for name in before:
+            if before[name] >= 0:
+                values = before[name] * 100, after[name] * 100, (after[name] - before[name]) * 100
+                lines.append(f"{name:{width}}  {values[0]:7.2f}  {values[1]:7.2f}  {values[2]:+7.2f}")
+    return "\n".join(lines)
+
+
+def summary(result: Result, output: Path) -> dict[str, Any]:
+    """The result for scripts."""
+    return {
+        "output": str(output),
+        "method": result.method,
+        "layers": result.layers,
+        "half_layers": sorted(result.half),
+        "before": result.before.to_dict() if result.before else None,
+        "after": result.after.to_dict() if result.after else None,
+    }
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command; returns its exit code."""
+    options = parse(arguments)
+    if options.output.suffix != ".onnx":
+        raise InputError(f"--output {options.output}: expected a name ending in .onnx")
+    if options.output.resolve() == options.onnx.resolve():
+        raise InputError(f"--output {options.output}: is the model itself; choose another name")
+    check_writable(options.output)
+    request = Request(
+        model=options.onnx,
+        output=options.output,
+        data=options.data,
+        method=options.method,
+        target=options.target,
+        images=options.images,
+        seed=options.seed,
+        max_ap_drop=options.max_ap_drop,
+        calibration_split=options.calibration_split,
+        split=options.split,
+    )
+    result = calibrate(request)
+    if options.json:
+        print(json.dumps(summary(result, options.output), indent=1))
+    else:
+        print(describe(result, options.output, options.onnx))
+        print(f"wrote {options.output}", file=sys.stderr)
+    return 0
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,97 @@
+"""Runs an ONNX file with its intermediate tensors as further outputs, to see what happens inside."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from runtime.errors import InputError, MissingComponentError, ModelError
+from runtime.files import PathLike
+from runtime.ort_backend import INPUT_NAME
+
+_FLOATS = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16)
+
+
+class ActivationRunner:
+    """A session that hands out activations, on the CPU and without graph optimisation, so that every tensor exists.
+
+    Args:
+        path: an exported file.
+        tensors: those to hand out; None for every floating-point activation.
+
+    Attributes:
+        names: of the tensors, in graph order (the input first, where it is asked for).
+        producers: for each tensor that a node makes, (name, operator) of that node.
+
+    Raises:
+        InputError: no such file, or no such tensor in it. ModelError: not a usable ONNX file.
+        MissingComponentError: onnxruntime is not installed.
+    """
+
+    def __init__(self, path: PathLike, tensors: Sequence[str] | None = None) -> None:
+        try:
+            model = onnx.shape_inference.infer_shapes(onnx.load(str(path)))
+        except FileNotFoundError as error:
+            raise InputError(f"{path}: no such model file") from error
+        except Exception as error:  # protobuf and onnx raise different types for every way a file can be wrong
+            raise ModelError(f"{path}: not a usable ONNX model ({type(error).__name__})") from error
+        graph = model.graph
+        self.producers = {name: (node.name, node.op_type) for node in graph.node for name in node.output}
+        types = {item.name: item.type.tensor_type.elem_type for item in (*graph.value_info, *graph.output)}
+        activations = [name for name in _activations(graph) if types.get(name) in _FLOATS]
+        if tensors is not None:
+            wanted = set(tensors)
+            missing = sorted(wanted - {*activations, INPUT_NAME})
+            if missing:
+                raise InputError(f"{path}: has no activation {missing[0]!r}")
+            activations = [name for name in activations if name in wanted]
+        self._made = activations
+        self.names = (INPUT_NAME, *activations) if tensors is not None and INPUT_NAME in tensors else tuple(activations)
+        present = {item.name for item in graph.output}
+        graph.output.extend(onnx.helper.make_tensor_value_info(n, types[n], None) for n in activations if n not in present)
+        self._session: Any = _session(model, path)
+
+    def run(self, images: NDArray[np.float32]) -> dict[str, NDArray[Any]]:
+        """float32 `[N, 3, H, W]`, normalised as the file's description says, to the value of each tensor of `names`."""
+        found = dict(zip(self._made, self._session.run(self._made, {INPUT_NAME: images}) if self._made else []))
+        return {name: images if name == INPUT_NAME else found[name] for name in self.names}
+
+    def close(self) -> None:
+        """Free the session."""
+        self._session = None
+
+    def __enter__(self) -> ActivationRunner:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+
+def _activations(graph: onnx.GraphProto) -> list[str]:
+    """Tensors that depend on the input, in graph order."""
+    depending = {item.name for item in graph.input}
+    found = []
+    for node in graph.node:
+        if any(name in depending for name in node.input):
+            depending.update(node.output)
+            found += [name for name in node.output if name]
+    return found
+
+
+def _session(model: onnx.ModelProto, path: PathLike) -> Any:
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise MissingComponentError("onnxruntime is not installed; run `pip install onnxruntime`") from error
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    try:
+        return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime raises a different type for every way a file can be wrong
+        raise ModelError(f"{path}: not a usable ONNX model ({type(error).__name__})") from error

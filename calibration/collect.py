@@ -1,0 +1,76 @@
+"""Runs a model over the calibration pictures and keeps a histogram of every activation, in a cache that can be trusted."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from calibration.activations import ActivationRunner
+from calibration.images import CalibrationImage, digest
+from calibration.ranges import Histogram
+from runtime.errors import InputError, ModelError
+from runtime.files import PathLike, replacing, sha256
+from runtime.spec import ModelSpec
+
+_VERSION = 1  # of how histograms are made; a change makes every cache stale
+_SAVE_EVERY = 32  # pictures
+
+
+def cache_key(model: PathLike, spec: ModelSpec, images: Sequence[CalibrationImage], tensors: Sequence[str]) -> str:
+    """A hash of all that the histograms depend on: the model's bytes, the pictures, how they are preprocessed, the tensors."""
+    preprocessing = (spec.input_size, spec.resize, spec.pad_value, spec.mean, spec.std, spec.color)
+    text = json.dumps([_VERSION, sha256(model), digest(images), preprocessing, list(tensors)])
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def collect(
+    model: PathLike, spec: ModelSpec, images: Sequence[CalibrationImage], tensors: Sequence[str], cache: PathLike
+) -> dict[str, Histogram]:
+    """A histogram of each tensor over all pictures; progress is kept in `cache` and taken up from there.
+
+    Raises:
+        InputError: a picture cannot be read, or the model gives values that are not finite; the message names the layer.
+    """
+    key = cache_key(model, spec, images, tensors)
+    done, histograms = _read_cache(Path(cache), key, tensors)
+    if done == len(images):
+        return histograms
+    with ActivationRunner(model, tensors) as runner:
+        bar = tqdm(images[done:], desc="calibrate", unit="image", initial=done, total=len(images), disable=None, leave=False)
+        for image in bar:
+            values = runner.run(image.load(spec))
+            for name in runner.names:
+                value = np.asarray(values[name], np.float32)
+                if not np.isfinite(value).all():
+                    layer, kind = runner.producers.get(name, (name, "input"))
+                    raise InputError(f"{model}: {layer} ({kind}) gives values that are not finite on {image.entry.path.name}")
+                histograms[name].add(value)
+            done += 1
+            if done % _SAVE_EVERY == 0 or done == len(images):
+                _write_cache(Path(cache), key, done, tensors, histograms)
+    return histograms
+
+
+def _read_cache(path: Path, key: str, tensors: Sequence[str]) -> tuple[int, dict[str, Histogram]]:
+    """How many pictures are in it, and the histograms; nothing if it is missing, damaged, or was made of anything else."""
+    nothing = 0, {name: Histogram() for name in tensors}
+    try:
+        with np.load(path, allow_pickle=False) as content:
+            if str(content["key"]) != key:
+                return nothing
+            states = content["histograms"]
+            return int(content["done"]), {name: Histogram.from_state(state) for name, state in zip(tensors, states)}
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, ModelError):
+        return nothing
+
+
+def _write_cache(path: Path, key: str, done: int, tensors: Sequence[str], histograms: dict[str, Histogram]) -> None:
+    states = np.stack([histograms[name].state() for name in tensors])
+    with replacing(path) as temporary, temporary.open("wb") as file:
+        np.savez_compressed(file, key=np.array(key), done=np.array(done), histograms=states)

@@ -1,0 +1,184 @@
+"""Writes explicit QuantizeLinear / DequantizeLinear pairs into an ONNX file."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import NodeProto, TensorProto, helper, numpy_helper
+
+from calibration.graph import Graph
+from calibration.placement import Placement, place
+from calibration.ranges import Range
+
+_SIGNED_MAX, _UNSIGNED_MAX = 127, 255
+_MIN_SCALE = 1e-12  # an activation that is always zero still needs a scale
+
+
+def quantize(
+    model: onnx.ModelProto,
+    ranges: Mapping[str, Range],
+    target: str,
+    *,
+    half: Collection[str] = (),
+    only: Collection[str] | None = None,
+) -> onnx.ModelProto:
+    """A copy of a float32 model whose layers compute in 8 bits where `calibration.placement` says.
+
+    Weights: signed, symmetric, a scale per output channel, stored as int8. Activations: a scale per tensor; signed and
+    symmetric for `tensorrt`, unsigned with a zero point for `cpu`. Biases stay float32.
+
+    Args:
+        ranges: of every activation that the placement names.
+        half: names of convolutions to run in float16 instead.
+        only: names of the only convolutions to quantise, for measuring them one by one.
+    """
+    graph = Graph(model)
+    everything = place(graph, target)
+    without = set(half) if only is None else set(everything.layers) - set(only)
+    placement = place(graph, target, without=without)
+    writer = _Writer(model, graph)
+    scales = _shared_ranges(placement, ranges)
+    for tensor in placement.tensors:
+        writer.quantise_activation(tensor, scales[tensor], placement.takers[tensor], signed=target == "tensorrt")
+    for node in graph.nodes:
+        if node.name in placement.layers:
+            writer.quantise_weight(node)
+        elif node.name in half:
+            writer.run_in_half(node)
+    return writer.finish()
+
+
+def _shared_ranges(placement: Placement, ranges: Mapping[str, Range]) -> dict[str, Range]:
+    """The range of each quantised activation; those that share a scale cover what any of them holds."""
+    together: dict[str, Range] = {}
+    for tensor, group in placement.tensors.items():
+        together[group] = together[group].union(ranges[tensor]) if group in together else ranges[tensor]
+    return {tensor: together[group] for tensor, group in placement.tensors.items()}
+
+
+class _Writer:
+    """Collects new nodes and constants, then writes them into a copy of the model in a valid order."""
+
+    def __init__(self, model: onnx.ModelProto, graph: Graph) -> None:
+        self._source, self._graph = model, graph
+        self._nodes = {node.name: _copy(node) for node in graph.nodes}
+        self._before: dict[str, list[NodeProto]] = {}  # node name -> nodes that must stand in front of it
+        self._after: dict[str, list[NodeProto]] = {}  # tensor -> nodes that read it first
+        self._constants: dict[str, TensorProto] = {}
+
+    def quantise_activation(self, tensor: str, span: Range, takers: Collection[str], signed: bool) -> None:
+        """Let `takers` read a tensor through one pair of Q and DQ."""
+        scale, zero = _symmetric(span) if signed else _asymmetric(span)
+        inputs = [self._constant(f"{tensor}/scale", scale), self._constant(f"{tensor}/zero_point", zero)]
+        names = f"{tensor}/QuantizeLinear", f"{tensor}/DequantizeLinear"
+        self._after[tensor] = [
+            helper.make_node("QuantizeLinear", [tensor, *inputs], [f"{tensor}/quantized"], name=names[0]),
+            helper.make_node("DequantizeLinear", [f"{tensor}/quantized", *inputs], [f"{tensor}/dequantized"], name=names[1]),
+        ]
+        for name in takers:
+            _rename_input(self._nodes[name], tensor, f"{tensor}/dequantized")
+
+    def quantise_weight(self, node: NodeProto) -> None:
+        """Store a convolution's weight as int8 with a scale per output channel (axis 0)."""
+        weight = node.input[1]
+        made = f"{weight}/dequantized"
+        if f"{weight}/quantized" not in self._constants:  # heads may share a weight between levels
+            value = self._graph.constant(weight)
+            assert value is not None
+            quantised, scale = quantise_weight(value)
+            inputs = [
+                self._constant(f"{weight}/quantized", quantised),
+                self._constant(f"{weight}/scale", scale),
+                self._constant(f"{weight}/zero_point", np.zeros(len(scale), np.int8)),
+            ]
+            dequantise = helper.make_node("DequantizeLinear", inputs, [made], name=f"{weight}/DequantizeLinear", axis=0)
+            self._before.setdefault(node.name, []).append(dequantise)
+        self._nodes[node.name].input[1] = made
+
+    def run_in_half(self, node: NodeProto) -> None:
+        """Let a convolution take, hold and give float16, between casts."""
+        mine = self._nodes[node.name]
+        cast = helper.make_node(
+            "Cast", [mine.input[0]], [f"{node.name}/half_input"], name=f"{node.name}/to_half", to=TensorProto.FLOAT16
+        )
+        self._before.setdefault(node.name, []).append(cast)
+        mine.input[0] = f"{node.name}/half_input"
+        for index in range(1, len(node.input)):
+            value = self._graph.constant(node.input[index])
+            assert value is not None
+            mine.input[index] = self._constant(f"{node.input[index]}/half", value.astype(np.float16))
+        back = helper.make_node("Cast", [f"{node.name}/half_output"], [node.output[0]], name=f"{node.name}/to_float", to=1)
+        mine.output[0] = f"{node.name}/half_output"
+        self._after.setdefault(mine.output[0], []).append(back)
+
+    def _constant(self, name: str, value: NDArray[Any]) -> str:
+        self._constants[name] = numpy_helper.from_array(np.asarray(value), name)
+        return name
+
+    def finish(self) -> onnx.ModelProto:
+        """The new model: each pair stands right behind what it reads, constants that nobody reads any more are gone."""
+        result = onnx.ModelProto()
+        result.CopyFrom(self._source)
+        del result.graph.node[:]
+        for item in result.graph.input:
+            result.graph.node.extend(self._after.get(item.name, []))
+        for original in self._graph.nodes:
+            node = self._nodes[original.name]
+            result.graph.node.extend([*self._before.get(node.name, []), node])
+            for name in node.output:
+                result.graph.node.extend(self._chain(name))
+        result.graph.initializer.extend(self._constants.values())
+        _drop_unused(result.graph)
+        return result
+
+    def _chain(self, tensor: str) -> list[NodeProto]:
+        """What was put behind a tensor, and behind what that makes (a cast back to float32, then a pair)."""
+        nodes = self._after.get(tensor, [])
+        return [part for node in nodes for part in (node, *(p for name in node.output for p in self._chain(name)))]
+
+
+def quantise_weight(weight: NDArray[Any]) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
+    """A weight `[O, ...]` to int8 of the same shape and a scale float32 `[O]`: value = scale * quantised."""
+    flat = np.abs(weight.reshape(len(weight), -1)).max(axis=1).astype(np.float64)
+    scale = np.maximum(flat / _SIGNED_MAX, _MIN_SCALE).astype(np.float32)
+    shaped = scale.reshape(-1, *[1] * (weight.ndim - 1)).astype(np.float64)
+    return np.clip(np.rint(weight / shaped), -_SIGNED_MAX, _SIGNED_MAX).astype(np.int8), scale
+
+
+def _symmetric(span: Range) -> tuple[NDArray[np.float32], NDArray[np.int8]]:
+    return np.array(max(span.threshold / _SIGNED_MAX, _MIN_SCALE), np.float32), np.array(0, np.int8)
+
+
+def _asymmetric(span: Range) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
+    scale = max((span.high - span.low) / _UNSIGNED_MAX, _MIN_SCALE)
+    return np.array(scale, np.float32), np.array(min(max(round(-span.low / scale), 0), _UNSIGNED_MAX), np.uint8)
+
+
+def _copy(node: NodeProto) -> NodeProto:
+    copy = NodeProto()
+    copy.CopyFrom(node)
+    return copy
+
+
+def _rename_input(node: NodeProto, old: str, new: str) -> None:
+    for index, name in enumerate(node.input):
+        if name == old:
+            node.input[index] = new
+
+
+def _drop_unused(graph: onnx.GraphProto) -> None:
+    """Remove constants, and Identity nodes of constants, that nothing reads."""
+    while True:
+        used = {name for node in graph.node for name in node.input} | {item.name for item in graph.output}
+        idle = [node for node in graph.node if node.op_type in ("Identity", "Constant") and not used & set(node.output)]
+        if not idle:
+            break
+        for node in idle:
+            graph.node.remove(node)
+    kept = [item for item in graph.initializer if item.name in used]
+    del graph.initializer[:]
+    graph.initializer.extend(kept)
