@@ -86,7 +86,7 @@ class ModelConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class LossConfig:
-    """How a prediction is measured (paper section 2)."""
+    """How YOLOv3's prediction is measured (paper section 2); RetinaNet's losses have no choices."""
 
     ignore_iou: float = 0.7
     """Background that overlaps a label by more than this is left out of the objectness loss."""
