@@ -170,6 +170,10 @@ class TrainConfig:
         _require(
             bool(self.sizes) and all(s > 0 and s % 32 == 0 for s in (self.size, *self.sizes)), "sizes must be multiples of 32"
         )
+        # On a P6 of a single cell torch computes a gradient of P7 in bfloat16 that is not even finite (seen in 2.13, on a CPU).
+        _require(
+            self.model.detector != "retinanet" or min(self.size, *self.sizes) >= 96, "RetinaNet trains at 96 pixels or more"
+        )
         _require(self.resize in RESIZE_MODES, f"resize {self.resize!r}, expected one of {', '.join(RESIZE_MODES)}")
         _require(
             self.epochs >= 1 and self.batch >= 1 and self.evaluate_every >= 1,

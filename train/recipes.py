@@ -183,7 +183,7 @@ def retinanet_r50_asff_small() -> TrainConfig:
     anchors = tuple((w * 0.75, h * 0.75) for w, h in RETINANET_ANCHORS)  # 3 strides: at 256 pixels objects are smaller
     model = dataclasses.replace(retinanet_r50_asff().model, width=0.25, depth=0.5, anchors=anchors)
     return _small("retinanet-r50-asff-small", model).replace(
-        loss=_RETINANET_LOSS, optimizer="adamw", learning_rate=2e-3, weight_decay=1e-2, clip_gradient=10.0
+        loss=_RETINANET_LOSS, optimizer="adamw", learning_rate=1e-3, weight_decay=1e-2, clip_gradient=10.0
     )
 
 

@@ -36,9 +36,9 @@ def retina_loss(maps: Sequence[Tensor], labels: Tensor, anchors: Anchors, stride
     for index in range(len(labels)):  # image by image: every anchor against every label of the batch would fill the memory
         chosen = assign_anchors(everywhere, rows[image == index, 1:5])
         answers.append(torch.where(chosen >= 0, chosen + (image < index).sum(), chosen))
-    levels = torch.stack(answers).split([len(grid) for grid in grids], dim=1)
+    levels = torch.split(torch.stack(answers), [len(grid) for grid in grids], dim=1)
     parts = [_level_loss(*level, rows) for level in zip(maps, grids, levels)]
-    positives = sum((level >= 0).sum() for level in levels)
+    positives = torch.stack([(level >= 0).sum() for level in levels]).sum()
     classes, boxes = (torch.stack(values).sum() / positives.clamp(min=1) for values in zip(*parts))
     return {"classes": classes, "boxes": boxes, "total": classes + boxes}
 

@@ -81,7 +81,9 @@ def _retinanet(config: ModelConfig, num_classes: int) -> RetinaNet:
             LevelFusion((channels,) * 3, channels, level, config.fusion, config.compress, backbone.act) for level in levels
         ]
     head = RetinaHead(channels, num_classes, len(config.anchors))
-    for module in (backbone, fpn, coarse, *fusion):
+    # The paper's start of the towers is made for their full width: in narrow ones the signal fades within four convolutions.
+    narrow = (*head.classes[:-1], *head.boxes[:-1]) if config.width < 1 else ()
+    for module in (backbone, fpn, coarse, *fusion, *narrow):
         module.apply(_initialise)
     return RetinaNet(backbone, fpn, coarse, fusion, head, strides, anchors, num_classes)
 

@@ -30,13 +30,8 @@ class RetinaHead(nn.Module):
     def __init__(self, channels: int, num_classes: int, anchors: int) -> None:
         super().__init__()
         self.anchors, self.num_classes = anchors, num_classes
-        self.classes = _tower(channels, anchors * num_classes)
-        self.boxes = _tower(channels, anchors * 4)
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.normal_(module.weight, std=0.01)
-                nn.init.zeros_(module.bias)
-        nn.init.constant_(self.classes[-1].bias, -math.log((1 - _PRIOR) / _PRIOR))
+        self.classes = _tower(channels, anchors * num_classes, -math.log((1 - _PRIOR) / _PRIOR))
+        self.boxes = _tower(channels, anchors * 4, 0.0)
 
     def forward(self, x: Tensor) -> Tensor:
         """`[N, channels, H, W]` to `[N, A * (4 + C), H, W]`, channels anchor-major (tx, ty, tw, th, class logits)."""
@@ -46,9 +41,17 @@ class RetinaHead(nn.Module):
         return torch.cat([boxes, classes], dim=2).reshape(-1, self.anchors * (4 + self.num_classes), height, width)
 
 
-def _tower(channels: int, outputs: int) -> nn.Sequential:
-    convs = [layer for _ in range(_TOWER) for layer in (nn.Conv2d(channels, channels, 3, padding=1), nn.ReLU(inplace=True))]
-    return nn.Sequential(*convs, nn.Conv2d(channels, outputs, 3, padding=1))
+def _tower(channels: int, outputs: int, bias: float) -> nn.Sequential:
+    hidden = [layer for _ in range(_TOWER) for layer in (_conv(channels, channels), nn.ReLU(inplace=True))]
+    return nn.Sequential(*hidden, _conv(channels, outputs, bias))
+
+
+def _conv(inputs: int, outputs: int, bias: float = 0.0) -> nn.Conv2d:
+    conv = nn.Conv2d(inputs, outputs, 3, padding=1)
+    nn.init.normal_(conv.weight, std=0.01)
+    assert conv.bias is not None
+    nn.init.constant_(conv.bias, bias)
+    return conv
 
 
 class RetinaNet(DetectorModel):
@@ -95,8 +98,10 @@ class RetinaNet(DetectorModel):
         """See `DetectorModel.decode`; the objectness is 1, the classes say it all."""
         decoded = []
         for raw, sides, stride in zip(maps, self.level_anchors, self.strides):
-            rows = raw.unflatten(1, (len(sides), -1)).permute(0, 1, 3, 4, 2).flatten(1, 3)  # [N, A * H * W, 4 + C]
-            anchors = anchor_boxes(sides, stride, (raw.shape[2], raw.shape[3]), raw.device)
+            batch, channels, height, width = raw.shape
+            t = raw.reshape(batch, len(sides), channels // len(sides), height, width).permute(0, 1, 3, 4, 2)
+            rows = t.flatten(1, 3)  # [N, A * H * W, 4 + C]
+            anchors = anchor_boxes(sides, stride, (height, width), raw.device)
             boxes = decode_boxes(rows[..., :4], anchors)
             decoded.append(torch.cat([boxes, torch.ones_like(boxes[..., :1]), torch.sigmoid(rows[..., 4:])], dim=2))
         return torch.cat(decoded, dim=1)
