@@ -82,7 +82,7 @@ def _retinanet(config: ModelConfig, num_classes: int) -> RetinaNet:
         ]
     head = RetinaHead(channels, num_classes, len(config.anchors))
     # The paper's start of the towers is made for their full width: in narrow ones the signal fades within four convolutions.
-    narrow = (*head.classes[:-1], *head.boxes[:-1]) if config.width < 1 else ()
+    narrow = [*head.classes][:-1] + [*head.boxes][:-1] if config.width < 1 else []
     for module in (backbone, fpn, coarse, *fusion, *narrow):
         module.apply(_initialise)
     return RetinaNet(backbone, fpn, coarse, fusion, head, strides, anchors, num_classes)
