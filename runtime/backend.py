@@ -27,7 +27,7 @@ class Backend(Protocol):
         """The only batch size it takes, or None for any."""
 
     def infer(self, images: NDArray[np.float32]) -> list[NDArray[np.float32]]:
-        """float32 `[N, 3, H, W]`, normalised as the spec says, to one float32 `[N, A * (5 + C), H/s, W/s]` per level."""
+        """float32 `[N, 3, H, W]`, normalised as the spec says, to one float32 `[N, *spec.output_shape(level)]` per level."""
 
     def close(self) -> None:
         """Release what it holds; closing twice is fine."""

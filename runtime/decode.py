@@ -15,6 +15,8 @@ from runtime.spec import ModelSpec
 
 # exp(30) times any anchor covers every picture many times over, and its square still fits float32.
 _MAX_LOG_SIDE = np.float32(30)
+# A million anchors away is outside of every picture, and finite.
+_MAX_SHIFT = np.float32(1e6)
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,7 +25,7 @@ class Candidates:
 
     Attributes:
         boxes: float32 `[K, 4]` xyxy in input pixels, finite, not clipped.
-        scores: float32 `[K]`, objectness times the best class's probability.
+        scores: float32 `[K]`, the best class's probability, times the objectness where the head has one.
         class_ids: int64 `[K]`, that class.
         levels: int64 `[K]`, index of the output level that made each.
     """
@@ -37,11 +39,14 @@ class Candidates:
 def decode(maps: Sequence[NDArray[np.float32]], spec: ModelSpec, score_threshold: float) -> Candidates:
     """Decode one image's raw maps, one class per box, keeping scores of at least `score_threshold`.
 
-    A cell (i, j) of a level predicts per anchor (aw, ah): x = (sigmoid(tx) + i) * stride, y = (sigmoid(ty) + j) * stride,
-    w = aw * exp(tw), h = ah * exp(th), score = sigmoid(to) * sigmoid(best class logit).
+    What a cell (i, j) of a level predicts per anchor (aw, ah), with w = aw * exp(tw) and h = ah * exp(th) for either head:
+
+    - yolo: x = (sigmoid(tx) + i) * stride, y = (sigmoid(ty) + j) * stride, score = sigmoid(to) * sigmoid(best class logit);
+    - retinanet: x = (i + 0.5) * stride + tx * aw, y = (j + 0.5) * stride + ty * ah, score = sigmoid(best class logit).
 
     Args:
-        maps: per level, float32 `[A * (5 + C), H, W]` logits, channels anchor-major (tx, ty, tw, th, to, classes).
+        maps: per level, float32 `[A * (5 + C), H, W]` logits, channels anchor-major (tx, ty, tw, th, to, classes); there is
+            no `to` in RetinaNet's `[A * (4 + C), H, W]`.
 
     Raises:
         ModelError: a logit that matters is not a number.
@@ -55,29 +60,38 @@ def _decode_level(
     raw: NDArray[np.float32], spec: ModelSpec, level: int, score_threshold: float
 ) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.int64]]:
     anchors = np.asarray(spec.anchors[level], np.float32)
-    width, stride = raw.shape[2], spec.strides[level]
-    per_anchor = raw.reshape(len(anchors), 5 + spec.num_classes, -1)
-    objectness = per_anchor[:, 4]
-    if np.isnan(objectness).any():
-        raise ModelError(f"output {spec.output_names[level]} holds values that are not numbers; the model is damaged")
+    width, stride, is_yolo = raw.shape[2], np.float32(spec.strides[level]), spec.head == "yolo"
+    per_anchor = raw.reshape(len(anchors), spec.class_channel + spec.num_classes, -1)
+    # A product of probabilities is below the threshold where either is, so one plane rules out most cells before anything
+    # else is read.
+    deciding = per_anchor[:, 4] if is_yolo else per_anchor[:, 4:].max(axis=1)
+    _refuse_nan(deciding, spec, level)
 
-    # The product of two probabilities is below the threshold where either is, so objectness alone rules out most cells
-    # before anything else is read.
-    anchor_ids, cells = np.nonzero(objectness >= _logit(score_threshold))
+    anchor_ids, cells = np.nonzero(deciding >= _logit(score_threshold))
     starts = np.searchsorted(anchor_ids, np.arange(len(anchors) + 1))
     columns = [np.take(plane, cells[begin:end], axis=1) for plane, begin, end in zip(per_anchor, starts[:-1], starts[1:])]
-    logits = np.concatenate(columns, axis=1)  # [5 + C, K]
-    best = logits[5:].max(axis=0)
+    logits = np.concatenate(columns, axis=1)  # [5 + C, K]; 4 + C without objectness
+    classes = logits[spec.class_channel :]
+    best = classes.max(axis=0)
     with np.errstate(over="ignore"):  # exp(-x) may overflow to infinity, which makes the sigmoid 0
-        scores = _sigmoid(logits[4]) * _sigmoid(best)
+        scores = _sigmoid(logits[4]) * _sigmoid(best) if is_yolo else _sigmoid(best)
         keep = np.flatnonzero(scores >= score_threshold)
-        cells, anchor_ids, logits = cells[keep], anchor_ids[keep], logits[:, keep]
-        if np.isnan(best).any() or np.isnan(logits[:4]).any():
-            raise ModelError(f"output {spec.output_names[level]} holds values that are not numbers; the model is damaged")
-        centres = (_sigmoid(logits[:2]) + np.stack([cells % width, cells // width]).astype(np.float32)) * np.float32(stride)
-        sides = anchors[anchor_ids].T * np.exp(np.minimum(logits[2:4], _MAX_LOG_SIDE))
+        cells, classes, box, sides = cells[keep], classes[:, keep], logits[:4, keep], anchors[anchor_ids[keep]].T
+        _refuse_nan(best, spec, level)
+        _refuse_nan(box, spec, level)
+        corners = np.stack([cells % width, cells // width]).astype(np.float32)
+        if is_yolo:
+            centres = (_sigmoid(box[:2]) + corners) * stride
+        else:
+            centres = (corners + np.float32(0.5)) * stride + np.clip(box[:2], -_MAX_SHIFT, _MAX_SHIFT) * sides
+        sides = sides * np.exp(np.minimum(box[2:], _MAX_LOG_SIDE))
     boxes = box_ops.cxcywh_to_xyxy(np.concatenate([centres, sides]).T)
-    return boxes.astype(np.float32, copy=False), scores[keep], np.argmax(logits[5:].T, axis=1)
+    return boxes.astype(np.float32, copy=False), scores[keep], np.argmax(classes.T, axis=1)
+
+
+def _refuse_nan(values: NDArray[np.float32], spec: ModelSpec, level: int) -> None:
+    if np.isnan(values).any():
+        raise ModelError(f"output {spec.output_names[level]} holds values that are not numbers; the model is damaged")
 
 
 def _sigmoid(x: NDArray[np.float32]) -> NDArray[np.float32]:

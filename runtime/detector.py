@@ -94,7 +94,7 @@ class Detector:
         return self._backend.infer(batch)
 
     def postprocess(self, maps: Sequence[NDArray[np.float32]], geometry: Geometry) -> Detections:
-        """One picture's raw maps, per level float32 `[A * (5 + C), H/s, W/s]`, to its detections in original pixels."""
+        """One picture's raw maps, float32 `spec.output_shape(level)` each, to its detections in original pixels."""
         return self.trace(maps, geometry)[0]
 
     def trace(self, maps: Sequence[NDArray[np.float32]], geometry: Geometry) -> tuple[Detections, NDArray[np.int64]]:

@@ -12,10 +12,12 @@ from typing import Any
 
 from runtime.errors import ModelError
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+HEADS = ("yolo", "retinanet")
 RESIZE_MODES = ("letterbox", "stretch")
 COLORS = ("rgb", "bgr")
 PRECISIONS = ("fp32", "fp16", "int8")
+_LARGEST_STEP = 32  # of input sizes: RetinaNet's levels beyond stride 32 round their maps up
 
 Anchors = tuple[tuple[tuple[float, float], ...], ...]
 
@@ -27,13 +29,14 @@ class ModelSpec:
     Attributes:
         name: the recipe or model name.
         class_names: in the order of the class ids.
-        input_size: (height, width) in pixels, multiples of the largest stride.
+        input_size: (height, width) in pixels, multiples of the largest stride, or of 32 where that is larger.
         resize: `letterbox` (aspect ratio kept, centred, padded with `pad_value`) or `stretch`.
         pad_value: grey level of the letterbox border, 0-255 (114; Darknet's weights: 127.5).
         mean, std: per channel in `color` order; the network sees `(pixel / 255 - mean) / std`.
         color: channel order of the network's input, `rgb` or `bgr`.
         anchors: per output level, (width, height) in pixels of each anchor, in channel order.
         strides: pixels per cell of each output level; outputs are ordered like this (p5, p4, p3 for 32, 16, 8).
+        head: what the maps mean: `yolo` (box, objectness, classes) or `retinanet` (box, classes); see docs/contract.md.
         score_threshold: detections below it are not worth evaluating (0.01 in the paper).
         nms_threshold: IoU above which the lower-scored of two boxes of one class goes (0.6 in the paper).
         precision: of the graph: `fp32`, `fp16` or `int8`.
@@ -46,6 +49,7 @@ class ModelSpec:
     input_size: tuple[int, int]
     anchors: Anchors
     strides: tuple[int, ...] = (32, 16, 8)
+    head: str = "yolo"
     resize: str = "letterbox"
     pad_value: float = 114.0
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
@@ -72,11 +76,17 @@ class ModelSpec:
         """Names of the raw maps, coarsest level first: p5, p4, p3."""
         return tuple(f"p{int(math.log2(stride))}" for stride in self.strides)
 
+    @property
+    def class_channel(self) -> int:
+        """The first class among an anchor's channels: 5 behind box and objectness, 4 where there is no objectness."""
+        return 5 if self.head == "yolo" else 4
+
     def output_shape(self, level: int) -> tuple[int, int, int]:
-        """(channels, height, width) of the raw map of `level`: channels = anchors * (5 + C)."""
+        """(channels, height, width) of the raw map of `level`: anchors * (5 + C) (RetinaNet: 4 + C), sides rounded up."""
         height, width = self.input_size
         stride = self.strides[level]
-        return len(self.anchors[level]) * (5 + self.num_classes), height // stride, width // stride
+        channels = len(self.anchors[level]) * (self.class_channel + self.num_classes)
+        return channels, math.ceil(height / stride), math.ceil(width / stride)
 
     def replace(self, **changes: Any) -> ModelSpec:
         """A copy with some fields changed, validated again."""
@@ -88,11 +98,13 @@ class ModelSpec:
 
     @classmethod
     def from_metadata(cls, metadata: Mapping[str, str]) -> ModelSpec:
-        """The inverse of `to_metadata`; keys it does not know are left alone.
+        """The inverse of `to_metadata`; keys it does not know are left alone, an older format is brought up to date.
 
         Raises:
             ModelError: a field is missing, not JSON or of a wrong type, or the format is newer than this code.
         """
+        if metadata.get("format_version") == "1":  # there was one head then, and no word for it
+            metadata = {**metadata, "head": json.dumps("yolo"), "format_version": json.dumps(FORMAT_VERSION)}
         names = [field.name for field in dataclasses.fields(cls)]
         missing = [name for name in names if name not in metadata]
         if "format_version" in missing:
@@ -135,9 +147,9 @@ def _is_count(value: Any) -> bool:
 
 def _problems(spec: ModelSpec) -> list[str]:
     """What is wrong with a spec, in words; metadata comes from files, so types are checked as well as values."""
-    is_text = [isinstance(value, str) for value in (spec.name, spec.source_sha256, spec.resize, spec.color, spec.precision)]
+    texts = (spec.name, spec.source_sha256, spec.head, spec.resize, spec.color, spec.precision)
     checks = [
-        (all(is_text), "name, source_sha256, resize, color and precision must be texts"),
+        (all(isinstance(text, str) for text in texts), "name, source_sha256, head, resize, color and precision must be texts"),
         (_is_tuple_of(spec.class_names, lambda name: isinstance(name, str)), "class_names must be a list of texts"),
         (
             _is_tuple_of(spec.strides, lambda stride: _is_count(stride) and stride & (stride - 1) == 0),
@@ -148,6 +160,7 @@ def _problems(spec: ModelSpec) -> list[str]:
             _is_tuple_of(spec.anchors, lambda level: _is_tuple_of(level, _is_anchor)),
             "anchors must list (width, height) pairs of positive numbers for each level",
         ),
+        (spec.head in HEADS, f"head is {spec.head!r}, expected one of {', '.join(HEADS)}"),
         (spec.resize in RESIZE_MODES, f"resize is {spec.resize!r}, expected one of {', '.join(RESIZE_MODES)}"),
         (spec.color in COLORS, f"color is {spec.color!r}, expected one of {', '.join(COLORS)}"),
         (spec.precision in PRECISIONS, f"precision is {spec.precision!r}, expected one of {', '.join(PRECISIONS)}"),
@@ -161,7 +174,8 @@ def _problems(spec: ModelSpec) -> list[str]:
     problems = [message for passed, message in checks if not passed]
     if not problems and len(spec.anchors) != len(spec.strides):
         problems.append(f"{len(spec.anchors)} anchor levels for {len(spec.strides)} strides")
-    if not problems and any(side % max(spec.strides) for side in spec.input_size):
-        height, width = spec.input_size
-        problems.append(f"input size {height}x{width} is not a multiple of {max(spec.strides)} in both directions")
+    if not problems:
+        (height, width), step = spec.input_size, min(max(spec.strides), _LARGEST_STEP)
+        if height % step or width % step:
+            problems.append(f"input size {height}x{width} is not a multiple of {step} in both directions")
     return problems

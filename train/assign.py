@@ -8,6 +8,7 @@ from typing import Optional
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from runtime.spec import Anchors
 
@@ -85,13 +86,21 @@ def match(labels: Tensor, anchors: AnchorSet) -> Labels:
 
     The shape IoU is that of boxes at the origin; the first anchor wins a tie.
     """
-    image, row = torch.nonzero(labels.abs().sum(dim=2) > 0, as_tuple=True)
-    real = labels[image, row].float()
+    image, real = unpad(labels)
     base = torch.tensor(anchors.base, device=labels.device)
     ious = shape_iou(real[:, None, 3:5], base[None])
     best, anchor = ious.max(dim=1) if len(real) else (real.new_zeros(0), image)
-    weights = real[:, 5] if labels.shape[2] > 5 else torch.ones_like(real[:, 0])
-    return Labels(image, real[:, 1:5], real[:, 0].long(), weights, anchor, best)
+    return Labels(image, real[:, 1:5], real[:, 0].long(), real[:, 5], anchor, best)
+
+
+def unpad(labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Padded labels `[N, M, 5 or 6]` to their image int64 `[P]`, ascending, and the real rows float32 `[P, 6]`.
+
+    A row is (class, cx, cy, w, h, mixing weight), the weight 1 where none was given; all-zero rows are padding.
+    """
+    image, row = torch.nonzero(labels.abs().sum(dim=2) > 0, as_tuple=True)
+    real = labels[image, row].float()
+    return image, real if labels.shape[2] > 5 else functional.pad(real, (0, 1), value=1.0)
 
 
 @dataclass(frozen=True)

@@ -86,7 +86,7 @@ class ModelConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class LossConfig:
-    """How a prediction is measured (paper section 2)."""
+    """How YOLOv3's prediction is measured (paper section 2); RetinaNet's losses have no choices."""
 
     ignore_iou: float = 0.7
     """Background that overlaps a label by more than this is left out of the objectness loss."""
@@ -169,6 +169,10 @@ class TrainConfig:
     def __post_init__(self) -> None:
         _require(
             bool(self.sizes) and all(s > 0 and s % 32 == 0 for s in (self.size, *self.sizes)), "sizes must be multiples of 32"
+        )
+        # On a P6 of a single cell torch computes a gradient of P7 in bfloat16 that is not even finite (seen in 2.13, on a CPU).
+        _require(
+            self.model.detector != "retinanet" or min(self.size, *self.sizes) >= 96, "RetinaNet trains at 96 pixels or more"
         )
         _require(self.resize in RESIZE_MODES, f"resize {self.resize!r}, expected one of {', '.join(RESIZE_MODES)}")
         _require(

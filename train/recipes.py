@@ -6,8 +6,18 @@ import dataclasses
 from collections.abc import Callable
 
 from runtime.errors import InputError
-from train.config import DARKNET_ANCHORS, MOBILENET_ANCHORS, PLAIN_ANCHORS, LossConfig, ModelConfig, TrainConfig
+from train.config import (
+    DARKNET_ANCHORS,
+    MOBILENET_ANCHORS,
+    PLAIN_ANCHORS,
+    RETINANET_ANCHORS,
+    LossConfig,
+    ModelConfig,
+    TrainConfig,
+)
 from train.data.augment import AugmentConfig
+
+_RETINANET_LOSS = LossConfig(iou_loss=False, label_smoothing=False)  # YOLOv3's extras, which RetinaNet does not have
 
 
 def yolov3() -> TrainConfig:
@@ -120,6 +130,63 @@ def yolov3_mobilenetv2_asff_small() -> TrainConfig:
     return _small("yolov3-mobilenetv2-asff-small", model)
 
 
+def retinanet_r50() -> TrainConfig:
+    """RetinaNet with ResNet-50, without fusion (Table 5; arXiv 1708.02002, section 4); square inputs, batch norm trained."""
+    model = ModelConfig(
+        detector="retinanet",
+        backbone="resnet50",
+        spp=False,
+        fusion="none",
+        guided=False,
+        adaption=False,
+        anchors=RETINANET_ANCHORS,
+    )
+    return TrainConfig(
+        recipe="retinanet-r50",
+        model=model,
+        loss=_RETINANET_LOSS,
+        augment=dataclasses.replace(AugmentConfig.none(), flip=0.5),
+        size=800,
+        sizes=(800,),
+        epochs=12,
+        fixed_epochs=0,
+        plain_epochs=0,
+        tail_epochs=0,
+        warmup_epochs=1,
+        mixup=False,
+        batch=16,
+        learning_rate=1e-2,
+        final_learning_rate=1e-4,
+        weight_decay=1e-4,
+        evaluate_every=1,
+    )
+
+
+def retinanet_r50_asff() -> TrainConfig:
+    """RetinaNet with ResNet-50 and ASFF on P3-P5 (Table 5)."""
+    return _fused(retinanet_r50(), "asff", "retinanet-r50-asff")
+
+
+def retinanet_r101() -> TrainConfig:
+    """RetinaNet with ResNet-101, without fusion (Table 5)."""
+    plain = retinanet_r50()
+    return plain.replace(recipe="retinanet-r101", model=dataclasses.replace(plain.model, backbone="resnet101"))
+
+
+def retinanet_r101_asff() -> TrainConfig:
+    """RetinaNet with ResNet-101 and ASFF on P3-P5 (Table 5)."""
+    return _fused(retinanet_r101(), "asff", "retinanet-r101-asff")
+
+
+def retinanet_r50_asff_small() -> TrainConfig:
+    """A quarter of ResNet-50's width and half its depth, for small sets and training from scratch on a CPU."""
+    anchors = tuple((w * 0.75, h * 0.75) for w, h in RETINANET_ANCHORS)  # 3 strides: at 256 pixels objects are smaller
+    model = dataclasses.replace(retinanet_r50_asff().model, width=0.25, depth=0.5, anchors=anchors)
+    return _small("retinanet-r50-asff-small", model).replace(
+        loss=_RETINANET_LOSS, optimizer="adamw", learning_rate=1e-3, weight_decay=1e-2, clip_gradient=10.0
+    )
+
+
 def demo() -> TrainConfig:
     """What `make demo` trains in minutes: a quarter of DarkNet's width and depth, with every part of the full detector."""
     model = ModelConfig(width=0.25, depth=0.25, anchors=_anchors_for(160))
@@ -196,6 +263,11 @@ RECIPES: dict[str, Callable[[], TrainConfig]] = {
     "yolov3-asff-small": yolov3_asff_small,
     "yolov3-asff-star-small": yolov3_asff_star_small,
     "yolov3-mobilenetv2-asff-small": yolov3_mobilenetv2_asff_small,
+    "retinanet-r50": retinanet_r50,
+    "retinanet-r50-asff": retinanet_r50_asff,
+    "retinanet-r101": retinanet_r101,
+    "retinanet-r101-asff": retinanet_r101_asff,
+    "retinanet-r50-asff-small": retinanet_r50_asff_small,
     "demo": demo,
 }
 

@@ -16,6 +16,7 @@ def model_spec(config: TrainConfig, class_names: tuple[str, ...]) -> ModelSpec:
         input_size=(config.size, config.size),
         anchors=anchors,
         strides=strides,
+        head="retinanet" if config.model.detector == "retinanet" else "yolo",
         resize=config.resize,
         pad_value=config.pad_value,
         mean=config.mean,

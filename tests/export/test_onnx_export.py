@@ -18,9 +18,11 @@ from runtime.backend import open_backend
 from runtime.decode import decode
 from runtime.detector import Detector
 from runtime.files import sha256
+from runtime.images import read_image
 from runtime.ort_backend import OrtBackend
 from runtime.preprocess import preprocess
 from runtime.spec import ModelSpec
+from train import checkpoint
 from train.backend import TorchBackend
 from train.config import MOBILENET_ANCHORS
 from train.spec import model_spec
@@ -33,6 +35,7 @@ VARIANTS = [
 VARIANTS.append({"guided": False, "adaption": False, "fusion": "none", "spp": False})  # plain YOLOv3
 VARIANTS.append({"rfb": True, "compress": 8})  # ASFF*
 VARIANTS.append({"backbone": "mobilenetv2", "adaption": False, "anchors": MOBILENET_ANCHORS})
+VARIANTS += [{"detector": "retinanet", "fusion": fusion} for fusion in ("none", "sum", "concat", "asff")]
 
 
 def run(arguments: list[str]) -> int:
@@ -117,6 +120,36 @@ def test_the_command_writes_the_contract(
         outputs = backend.infer(np.zeros((2, 3, 96, 96), np.float32))
         assert [o.shape for o in outputs] == [(2, 32, 3, 3), (2, 32, 6, 6), (2, 32, 12, 12)]
         assert all(o.dtype == np.float32 for o in outputs)
+
+
+def test_retinanet_is_written_with_its_head_and_five_levels(make_checkpoint: Callable[..., Path], tmp_path: Path) -> None:
+    output = tmp_path / "model.onnx"
+    weights = make_checkpoint(detector="retinanet")
+    assert run(["--weights", str(weights), "--output", str(output), "--size", "96x160"]) == 0
+    operators = {node.op_type for node in onnx.load(str(output)).graph.node}
+    assert "BatchNormalization" not in operators
+    with open_backend(output) as backend:
+        assert backend.spec.head == "retinanet"
+        assert backend.spec.output_names == ("p7", "p6", "p5", "p4", "p3")
+        outputs = backend.infer(np.zeros((2, 3, 96, 160), np.float32))
+    sizes = ((1, 2), (2, 3), (3, 5), (6, 10), (12, 20))  # P7 and P6 are rounded up
+    assert [o.shape for o in outputs] == [(2, 9 * 7, *size) for size in sizes]
+
+
+def test_retinanet_detects_the_same_before_and_after(
+    make_checkpoint: Callable[..., Path], coco_set: Path, tmp_path: Path
+) -> None:
+    weights, output = make_checkpoint(detector="retinanet"), tmp_path / "model.onnx"
+    assert run(["--weights", str(weights), "--output", str(output), "--size", "64x96", "--images", str(coco_set / "val")]) == 0
+    pictures = [read_image(path) for path in sorted((coco_set / "val").iterdir())]
+    with Detector(output, score_threshold=0.1) as exported:
+        found = exported(pictures)
+        original = Detector(TorchBackend(checkpoint.load_model(weights), exported.spec), score_threshold=0.1)(pictures)
+    assert sum(map(len, found)) > 10
+    for a, b in zip(found, original):
+        np.testing.assert_allclose(a.boxes, b.boxes, atol=0.05)
+        np.testing.assert_allclose(a.scores, b.scores, atol=1e-4)
+        np.testing.assert_array_equal(a.class_ids, b.class_ids)
 
 
 def test_the_same_weights_give_the_same_bytes(make_checkpoint: Callable[..., Path], tmp_path: Path) -> None:

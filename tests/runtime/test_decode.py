@@ -26,16 +26,21 @@ def slow_decode(maps: Sequence[np.ndarray], spec: ModelSpec, threshold: float) -
     """Cell by cell in float64, in the order level, anchor, row, column."""
     found: list[Row] = []
     for level, raw in enumerate(maps):
-        stride, block = spec.strides[level], 5 + spec.num_classes
+        stride, behind = spec.strides[level], 5 if spec.head == "yolo" else 4
+        block = behind + spec.num_classes
         for a, (anchor_width, anchor_height) in enumerate(spec.anchors[level]):
             for row in range(raw.shape[1]):
                 for column in range(raw.shape[2]):
-                    tx, ty, tw, th, to, *classes = raw[a * block : (a + 1) * block, row, column].tolist()
+                    cell = raw[a * block : (a + 1) * block, row, column].tolist()
+                    (tx, ty, tw, th), classes = cell[:4], cell[behind:]
                     best = max(range(spec.num_classes), key=classes.__getitem__)
-                    score = sigmoid(to) * sigmoid(classes[best])
+                    score = sigmoid(classes[best]) * (sigmoid(cell[4]) if spec.head == "yolo" else 1)
                     if score < threshold:
                         continue
-                    x, y = (sigmoid(tx) + column) * stride, (sigmoid(ty) + row) * stride
+                    if spec.head == "yolo":
+                        x, y = (sigmoid(tx) + column) * stride, (sigmoid(ty) + row) * stride
+                    else:
+                        x, y = (column + 0.5) * stride + tx * anchor_width, (row + 0.5) * stride + ty * anchor_height
                     w, h = anchor_width * math.exp(tw), anchor_height * math.exp(th)
                     found.append(([x - w / 2, y - h / 2, x + w / 2, y + h / 2], score, best))
     return found
@@ -50,6 +55,14 @@ def assert_same(found: Candidates, expected: list[Row]) -> None:
     np.testing.assert_allclose(found.boxes, boxes, rtol=1e-6, atol=1e-6 * max(np.abs(boxes).max(initial=0), 1))
 
 
+def assert_sane(found: Candidates) -> None:
+    assert np.isfinite(found.boxes).all()
+    assert (found.boxes[:, :2] <= found.boxes[:, 2:]).all()
+    assert ((found.scores >= 0) & (found.scores <= 1)).all()
+    area = (found.boxes[:, 2] - found.boxes[:, 0]) * (found.boxes[:, 3] - found.boxes[:, 1])
+    assert np.isfinite(area).all()
+
+
 def random_maps(spec: ModelSpec, seed: int, spread: float = 3) -> list[np.ndarray]:
     rng = np.random.default_rng(seed)
     shapes = [spec.output_shape(level) for level in range(len(spec.strides))]
@@ -59,7 +72,7 @@ def random_maps(spec: ModelSpec, seed: int, spread: float = 3) -> list[np.ndarra
 def one_cell(spec: ModelSpec, level: int, anchor: int, row: int, column: int, logits: Sequence[float]) -> list[np.ndarray]:
     """Maps that are silent but for one cell."""
     maps = [np.full(spec.output_shape(k), -100, np.float32) for k in range(len(spec.strides))]
-    block = 5 + spec.num_classes
+    block = len(logits)
     maps[level][anchor * block : (anchor + 1) * block, row, column] = logits
     return maps
 
@@ -79,6 +92,61 @@ def test_equals_the_loop(anchors: int, classes: int, size: tuple[int, int], thre
     expected = slow_decode(maps, spec, threshold)
     assert (len(expected) > 0) == (threshold < 1)
     assert_same(decode(maps, spec, threshold), expected)
+
+
+def retinanet(make_spec: MakeSpec, **changes: object) -> ModelSpec:
+    """Two classes, two anchors a level, strides 128 to 8."""
+    strides = (128, 64, 32, 16, 8)
+    anchors = tuple(((2.0 * stride, 3.0 * stride), (4.0 * stride, 1.5 * stride)) for stride in strides)
+    return make_spec(**{"head": "retinanet", "strides": strides, "anchors": anchors, **changes})
+
+
+@pytest.mark.parametrize("threshold", [0, 0.01, 0.25, 0.6, 1])
+@pytest.mark.parametrize("size", [(64, 64), (160, 96)])
+@pytest.mark.parametrize("classes", [1, 2, 80])
+def test_retinanet_equals_the_loop(classes: int, size: tuple[int, int], threshold: float, make_spec: MakeSpec) -> None:
+    spec = retinanet(make_spec, class_names=tuple(map(str, range(classes))), input_size=size)
+    maps = random_maps(spec, classes, spread=2)
+    expected = slow_decode(maps, spec, threshold)
+    assert (len(expected) > 0) == (threshold < 1)
+    assert_same(decode(maps, spec, threshold), expected)
+
+
+def test_retinanet_by_hand(make_spec: MakeSpec) -> None:
+    # level 3: stride 16, anchor 1 is 64 x 24, row 1, column 2: centre (2.5 * 16 + 64 / 4, 1.5 * 16 - 24 / 2)
+    spec = retinanet(make_spec)
+    found = decode(one_cell(spec, 3, 1, 1, 2, [0.25, -0.5, math.log(0.5), 0, -50, 0]), spec, 0.1)
+    np.testing.assert_allclose(found.boxes, [[40, 0, 72, 24]], rtol=1e-6, atol=1e-5)
+    assert found.scores.tolist() == [0.5] and found.class_ids.tolist() == [1] and found.levels.tolist() == [3]
+
+
+@settings(deadline=None)
+@given(st.lists(st.floats(-(2.0**100), 2.0**100, width=32) | st.sampled_from([np.inf, -np.inf]), min_size=6, max_size=6))
+def test_retinanets_extreme_logits_stay_finite(make_spec: MakeSpec, logits: list[float]) -> None:
+    spec = retinanet(make_spec)
+    assert_sane(decode(one_cell(spec, 4, 1, 1, 4, logits), spec, 0))
+
+
+@settings(deadline=None, max_examples=300)
+@given(st.floats(-80, 20, width=32), st.integers(-3, 3))
+def test_retinanets_shortcut_loses_nothing(make_spec: MakeSpec, logit: float, steps: int) -> None:
+    spec = make_spec(input_size=(32, 32), strides=(32,), anchors=(((8.0, 8.0),),), head="retinanet")
+    maps = [np.array([0, 0, 0, 0, logit, -200], np.float32).reshape(6, 1, 1)]
+    score = decode(maps, spec, 0).scores[0]
+    threshold = np.float32(score)
+    for _ in range(abs(steps)):
+        threshold = np.nextafter(threshold, np.float32(np.sign(steps)))
+    threshold = np.clip(threshold, np.float32(0), np.float32(1))
+    assert len(decode(maps, spec, float(threshold)).scores) == (score >= threshold)
+
+
+@pytest.mark.parametrize("channel", range(6))
+def test_nan_is_a_damaged_retinanet(channel: int, make_spec: MakeSpec) -> None:
+    logits = [0.0, 0, 0, 0, 50, -50]
+    logits[channel] = np.nan
+    spec = retinanet(make_spec)
+    with pytest.raises(ModelError, match="output p6 holds values that are not numbers"):
+        decode(one_cell(spec, 1, 1, 0, 0, logits), spec, 0.01)
 
 
 def test_levels_may_differ_in_anchors(make_spec: MakeSpec) -> None:
@@ -147,12 +215,7 @@ def test_the_objectness_shortcut_loses_nothing(make_spec: MakeSpec, objectness: 
 @given(st.lists(st.floats(-(2.0**100), 2.0**100, width=32) | st.sampled_from([np.inf, -np.inf]), min_size=7, max_size=7))
 def test_extreme_logits_stay_finite(make_spec: MakeSpec, logits: list[float]) -> None:
     spec = make_spec()
-    found = decode(one_cell(spec, 2, 3, 1, 4, logits), spec, 0)
-    assert np.isfinite(found.boxes).all()
-    assert (found.boxes[:, :2] <= found.boxes[:, 2:]).all()
-    assert ((found.scores >= 0) & (found.scores <= 1)).all()
-    area = (found.boxes[:, 2] - found.boxes[:, 0]) * (found.boxes[:, 3] - found.boxes[:, 1])
-    assert np.isfinite(area).all()
+    assert_sane(decode(one_cell(spec, 2, 3, 1, 4, logits), spec, 0))
 
 
 @pytest.mark.parametrize("channel", range(6))

@@ -28,6 +28,7 @@ def specs(draw: st.DrawFn) -> ModelSpec:
         input_size=draw(st.tuples(*[st.integers(1, 20).map(lambda n: n * 64)] * 2)),
         anchors=tuple(draw(LEVEL) for _ in strides),
         strides=strides,
+        head=draw(st.sampled_from(["yolo", "retinanet"])),
         resize=draw(st.sampled_from(["letterbox", "stretch"])),
         pad_value=draw(st.floats(0, 255)),
         mean=draw(TRIPLE),
@@ -61,6 +62,15 @@ def test_every_field_must_be_there(field: str, make_spec: Callable[..., ModelSpe
     del metadata[field]
     with pytest.raises(ModelError, match="no model description" if field == "format_version" else f"lacks {field};"):
         ModelSpec.from_metadata(metadata)
+
+
+@pytest.mark.parametrize("foreign", [{}, {"head": json.dumps("retinanet")}])  # a key that format 1 did not know
+def test_format_1_is_yolo(foreign: dict[str, str], make_spec: Callable[..., ModelSpec]) -> None:
+    metadata = make_spec().to_metadata()
+    del metadata["head"]
+    old = ModelSpec.from_metadata({**metadata, **foreign, "format_version": "1"})
+    assert old == make_spec()
+    assert old.head == "yolo" and old.format_version == FORMAT_VERSION == 2
 
 
 @pytest.mark.parametrize("text", ["", "{", "letterbox", "'letterbox'", "[1, 2", "[" * 100_000])
@@ -107,6 +117,9 @@ WRONG: list[tuple[str, object]] = [
     ("strides", [32, 16, 7]),
     ("strides", [32, 16, 8.0]),
     ("strides", 32),
+    ("head", "ssd"),
+    ("head", None),
+    ("head", ["yolo"]),
     ("resize", "crop"),
     ("resize", None),
     ("resize", ["letterbox"]),
@@ -176,6 +189,16 @@ def test_outputs(
     assert spec.num_classes == 2
     assert spec.output_names == names
     assert [spec.output_shape(level) for level in range(len(strides))] == shapes
+
+
+def test_retinanets_outputs_are_rounded_up(make_spec: Callable[..., ModelSpec]) -> None:
+    strides = (128, 64, 32, 16, 8)
+    spec = make_spec(head="retinanet", strides=strides, anchors=(((1.0, 1.0),) * 9,) * 5, input_size=(160, 288))
+    assert spec.output_names == ("p7", "p6", "p5", "p4", "p3")
+    sizes = [(2, 3), (3, 5), (5, 9), (10, 18), (20, 36)]
+    assert [spec.output_shape(level) for level in range(5)] == [(9 * 6, *size) for size in sizes]
+    with pytest.raises(ModelError, match="80x64 is not a multiple of 32"):
+        spec.replace(input_size=(80, 64))
 
 
 def test_anchors_may_differ_in_number(make_spec: Callable[..., ModelSpec]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from typing import Any
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from train.model.blocks import SPP, activation
 from train.model.darknet import DarkNet53, Residual
 from train.model.mobilenet import InvertedResidual, MobileNetV2
 from train.model.neck import Neck
+from train.model.resnet import RESNET50, RESNET101, Bottleneck, ResNet
 from train.recipes import recipe
 
 
@@ -25,10 +27,12 @@ from train.recipes import recipe
         (DarkNet53, {"width": 0.125, "depth": 0.25}, (32, 64, 128)),
         (MobileNetV2, {}, (32, 96, 1280)),
         (MobileNetV2, {"width": 0.5}, (16, 48, 640)),
+        (ResNet, {"blocks": RESNET50}, (512, 1024, 2048)),
+        (ResNet, {"blocks": RESNET101, "width": 0.125, "depth": 0.25}, (64, 128, 256)),
     ],
 )
 def test_features_have_strides_8_16_32(
-    kind: type[DarkNet53 | MobileNetV2], options: dict[str, float], channels: tuple[int, int, int]
+    kind: type[DarkNet53 | MobileNetV2 | ResNet], options: dict[str, Any], channels: tuple[int, int, int]
 ) -> None:
     with torch.device("meta"):  # shapes alone
         backbone = kind(**options)
@@ -69,6 +73,26 @@ def test_depth_scales_residual_units_rounded_up(depth: float, counts: list[int])
     with torch.device("meta"):
         stages = DarkNet53(depth=depth).stages
     assert [sum(isinstance(m, Residual) for m in stage.modules()) for stage in stages] == counts
+
+
+# torchvision's resnet50 and resnet101 have 25,557,032 and 44,549,160 parameters, 2,049,000 of them in `fc`.
+@pytest.mark.parametrize(("blocks", "parameters", "convolutions"), [(RESNET50, 23_508_032, 53), (RESNET101, 42_500_160, 104)])
+def test_resnets_have_the_published_parameters(blocks: tuple[int, ...], parameters: int, convolutions: int) -> None:
+    with torch.device("meta"):
+        backbone = ResNet(blocks)
+    assert sum(p.numel() for p in backbone.parameters()) == parameters
+    assert sum(isinstance(m, nn.Conv2d) for m in backbone.modules()) == convolutions
+
+
+def test_a_bottlenecks_stride_is_in_its_3x3_and_its_sum_is_rectified() -> None:
+    block = Bottleneck(8, 8, 2).eval()
+    x = torch.randn(2, 8, 6, 4)
+    body = block.conv3(block.conv2(block.conv1(x)))
+    torch.testing.assert_close(block(x), (body + block.downsample(x)).clamp(min=0))
+    assert block(x).shape == (2, 32, 3, 2) and (body < 0).any()
+    strides = [part.conv.stride for part in (block.conv1, block.conv2, block.conv3, block.downsample)]
+    assert strides == [(1, 1), (2, 2), (1, 1), (2, 2)]
+    assert isinstance(Bottleneck(32, 8, 1).downsample, nn.Identity)
 
 
 def test_a_residual_unit_adds_its_input() -> None:

@@ -38,6 +38,8 @@ def test_changes_survive_json() -> None:
     assert TrainConfig.from_json(config.to_json()) == config
 
 
+RETINANET = ModelConfig(detector="retinanet", backbone="resnet50", guided=False, adaption=False)
+
 # (class, what is wrong with it)
 WRONG: list[tuple[type, dict[str, Any]]] = [
     (ModelConfig, {"backbone": "resnet"}),
@@ -61,6 +63,10 @@ WRONG: list[tuple[type, dict[str, Any]]] = [
     (TrainConfig, {"sizes": ()}),
     (TrainConfig, {"sizes": (320, 321)}),
     (TrainConfig, {"sizes": (-32,)}),
+    (TrainConfig, {"model": RETINANET, "size": 64, "sizes": (96,)}),
+    (TrainConfig, {"model": RETINANET, "size": 96, "sizes": (64,)}),
+    (ModelConfig, {"detector": "retinanet", "backbone": "resnet50"}),  # guided
+    (ModelConfig, {"detector": "retinanet", "guided": False, "adaption": False}),  # on DarkNet
     (TrainConfig, {"resize": "crop"}),
     (TrainConfig, {"epochs": 0}),
     (TrainConfig, {"batch": 0}),

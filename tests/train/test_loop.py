@@ -64,6 +64,18 @@ def test_a_run_leaves_checkpoints_metrics_and_pictures(coco_set: Path, tmp_path:
     assert loaded.optimizer is None
 
 
+def test_retinanet_trains_as_yolo_does(coco_set: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    plan = config(epochs=12, optimizer="adamw", learning_rate=3e-3, evaluate_every=6, batch=2, size=96, sizes=(96,))
+    plan = plan.replace(model=tiny(detector="retinanet").model)
+    best = train(plan, options(coco_set, tmp_path / "run"))
+    table = rows(tmp_path / "run")
+    assert float(table[-1]["total"]) < 0.7 * float(table[0]["total"])
+    assert float(table[0]["classes"]) + float(table[0]["boxes"]) == pytest.approx(float(table[0]["total"]), rel=1e-4)
+    assert validate(["--weights", str(best), "--data", str(coco_set), "--json"]) == 0
+    measured = json.loads(capsys.readouterr().out)
+    assert measured["figures"]["AP"] == pytest.approx(checkpoint.load(best).best_ap, abs=1e-6)
+
+
 def test_a_resumed_run_equals_an_uninterrupted_one(coco_set: Path, tmp_path: Path) -> None:
     plan = config(epochs=4).replace(augment=AugmentConfig(), mixup=True, plain_epochs=1)
     train(plan, options(coco_set, tmp_path / "whole"))

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 
 import pytest
 import torch
 
 from runtime.errors import InputError
+from train.data.augment import AugmentConfig
 from train.model import build_model
+from train.model.build import level_anchors
 from train.recipes import RECIPES, recipe
 
 
@@ -21,9 +24,12 @@ def test_every_recipe_builds_and_predicts(name: str) -> None:
         model = build_model(config.model, 3, config.loss).eval()
         with torch.no_grad():
             maps = model.maps(torch.zeros(1, 3, 64, 32))
-    anchors = 4 if config.model.guided else 3
-    assert [tuple(m.shape) for m in maps] == [(1, anchors * 8, 64 // s, 32 // s) for s in (32, 16, 8)]
-    assert model.loss_config == config.loss
+    if config.model.detector == "retinanet":
+        assert [tuple(m.shape) for m in maps] == [(1, 9 * 7, -(-64 // s), -(-32 // s)) for s in (128, 64, 32, 16, 8)]
+    else:
+        anchors = 4 if config.model.guided else 3
+        assert [tuple(m.shape) for m in maps] == [(1, anchors * 8, 64 // s, 32 // s) for s in (32, 16, 8)]
+        assert model.loss_config == config.loss
     assert not small or all(torch.isfinite(m).all() for m in maps)
 
 
@@ -48,6 +54,11 @@ def test_every_recipe_builds_and_predicts(name: str) -> None:
         ("yolov3-asff-star-small", "darknet53", "asff", True, True, True, True),
         ("yolov3-mobilenetv2-asff-small", "mobilenetv2", "asff", True, False, True, False),
         ("demo", "darknet53", "asff", True, True, True, False),
+        ("retinanet-r50", "resnet50", "none", False, False, False, False),
+        ("retinanet-r50-asff", "resnet50", "asff", False, False, False, False),
+        ("retinanet-r101", "resnet101", "none", False, False, False, False),
+        ("retinanet-r101-asff", "resnet101", "asff", False, False, False, False),
+        ("retinanet-r50-asff-small", "resnet50", "asff", False, False, False, False),
     ],
 )
 def test_what_a_name_promises(
@@ -83,7 +94,34 @@ def test_what_the_star_adds() -> None:
     assert star.replace(recipe=plain.recipe, model=plain.model, epochs=300, dropblock=()) == plain
 
 
-@pytest.mark.parametrize("name", RECIPES)
+def test_the_rows_of_table_5_differ_in_backbone_and_fusion_alone() -> None:
+    plain = recipe("retinanet-r50")
+    for name, changes in (("r50-asff", {"fusion": "asff"}), ("r101", {"backbone": "resnet101"})):
+        config = recipe(f"retinanet-{name}")
+        assert config == plain.replace(recipe=f"retinanet-{name}", model=dataclasses.replace(plain.model, **changes))
+    both = dataclasses.replace(plain.model, fusion="asff", backbone="resnet101")
+    assert recipe("retinanet-r101-asff") == plain.replace(recipe="retinanet-r101-asff", model=both)
+
+
+def test_retinanets_training_recipe() -> None:
+    config = recipe("retinanet-r50-asff")
+    assert (config.optimizer, config.learning_rate, config.momentum, config.weight_decay) == ("sgd", 1e-2, 0.9, 1e-4)
+    assert (config.epochs, config.batch, config.size, config.sizes) == (12, 16, 800, (800,))
+    assert not config.mixup
+    assert config.augment == dataclasses.replace(AugmentConfig.none(), flip=0.5)
+
+
+def test_retinanets_anchors() -> None:
+    """Areas of 4 strides squared and its two octave steps up, in three ratios, doubled from level to level."""
+    strides, anchors = level_anchors(recipe("retinanet-r50").model)
+    assert strides == (128, 64, 32, 16, 8)
+    for stride, level in zip(strides, anchors):
+        scales = [(w * h) ** 0.5 / stride for w, h in level]
+        assert scales == pytest.approx([4 * 2 ** (octave / 3) for octave in range(3) for _ in range(3)])
+        assert [h / w for w, h in level] == pytest.approx([0.5, 1, 2] * 3)
+
+
+@pytest.mark.parametrize("name", [name for name in RECIPES if name.startswith(("yolov3", "demo"))])
 def test_levels_share_out_the_sizes_within_the_input(name: str) -> None:
     config = recipe(name)
     areas = [w * h for w, h in config.model.anchors]

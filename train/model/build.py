@@ -10,18 +10,28 @@ from train.config import LossConfig, ModelConfig
 from train.model.blocks import ConvBlock, scaled
 from train.model.darknet import DarkNet53
 from train.model.detector import DetectorModel
+from train.model.fpn import FPN, CoarseLevels
 from train.model.fusion import LevelFusion
 from train.model.head import Head
 from train.model.mobilenet import MobileNetV2
 from train.model.neck import Neck
+from train.model.resnet import RESNET50, RESNET101, ResNet
+from train.model.retinanet import RetinaHead, RetinaNet
 from train.model.yolo import YOLOv3
 
 STRIDES = (32, 16, 8)
+RETINANET_STRIDES = (128, 64, *STRIDES)
 _HEAD_CHANNELS = (1024, 512, 256)
+_FPN_CHANNELS = 256
 
 
 def level_anchors(config: ModelConfig) -> tuple[tuple[int, ...], Anchors]:
     """Strides of the output levels, coarsest first, and (width, height) in pixels of each one's anchors."""
+    if config.detector == "retinanet":
+        finest = RETINANET_STRIDES[-1]
+        return RETINANET_STRIDES, tuple(
+            tuple((w * stride / finest, h * stride / finest) for w, h in config.anchors) for stride in RETINANET_STRIDES
+        )
     return STRIDES, AnchorSet.from_base(config.anchors, STRIDES, config.guided).per_level
 
 
@@ -30,7 +40,10 @@ def build_model(config: ModelConfig, num_classes: int, loss: LossConfig | None =
 
     Args:
         num_classes: C, at least 1.
+        loss: of YOLOv3; RetinaNet's has no choices.
     """
+    if config.detector == "retinanet":
+        return _retinanet(config, num_classes)
     return _yolov3(config, num_classes, loss or LossConfig())
 
 
@@ -53,6 +66,26 @@ def _yolov3(config: ModelConfig, num_classes: int, loss: LossConfig) -> YOLOv3:
     for module in (backbone, neck, widen, *fusion):
         module.apply(_initialise)
     return YOLOv3(backbone, neck, widen, fusion, heads, anchors, num_classes, loss)
+
+
+def _retinanet(config: ModelConfig, num_classes: int) -> RetinaNet:
+    strides, anchors = level_anchors(config)
+    blocks = RESNET50 if config.backbone == "resnet50" else RESNET101
+    backbone = ResNet(blocks, config.width, config.depth)
+    channels = scaled(_FPN_CHANNELS, config.width)
+    fpn, coarse = FPN(backbone.channels, channels), CoarseLevels(backbone.channels[-1], channels)
+    fusion: list[LevelFusion] = []
+    if config.fusion != "none":
+        levels = range(len(STRIDES))
+        fusion = [
+            LevelFusion((channels,) * 3, channels, level, config.fusion, config.compress, backbone.act) for level in levels
+        ]
+    head = RetinaHead(channels, num_classes, len(config.anchors))
+    # The paper's start of the towers is made for their full width: in narrow ones the signal fades within four convolutions.
+    narrow = [*head.classes][:-1] + [*head.boxes][:-1] if config.width < 1 else []
+    for module in (backbone, fpn, coarse, *fusion, *narrow):
+        module.apply(_initialise)
+    return RetinaNet(backbone, fpn, coarse, fusion, head, strides, anchors, num_classes)
 
 
 def _initialise(module: nn.Module) -> None:
