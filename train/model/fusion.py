@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -94,3 +95,24 @@ class LevelFusion(nn.Module):
             resized = [x * weight for x, weight in zip(resized, weights)]
         total: Tensor = resized[0] + resized[1] + resized[2]
         return total
+
+
+@contextlib.contextmanager
+def watched(fusions: Sequence[LevelFusion]) -> Iterator[tuple[list[Tensor], list[Tensor]]]:
+    """While it lasts, note what each ASFF computes as the model runs: nothing is computed a second time to be looked at.
+
+    Yields:
+        Two lists that a run of the model fills, in the order in which it runs the fusions: the weights `[N, 3, H/s, W/s]`,
+        and the fused features `[N, C, H/s, W/s]` before the last convolution.
+    """
+    weights: list[Tensor] = []
+    fused: list[Tensor] = []
+    with contextlib.ExitStack() as stack:
+        for fusion in fusions:
+            noted = (
+                fusion.weights.register_forward_hook(lambda module, inputs, output: weights.append(output)),
+                fusion.expand.register_forward_pre_hook(lambda module, inputs: fused.append(inputs[0])),
+            )
+            for handle in noted:
+                stack.callback(handle.remove)
+        yield weights, fused
