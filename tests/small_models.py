@@ -29,6 +29,9 @@ def settled(config: TrainConfig, classes: int = len(CLASSES)) -> YOLOv3:
         for head in model.heads:
             for conv in filter(None, [head.guide, head.predict, head.adapt.offsets if head.adapt else None]):
                 conv.weight.normal_(0, 0.1)
+        for fusion in model.fusions():
+            if fusion.kind == "asff":
+                fusion.weights.weigh.weight.mul_(0.25)  # as drawn, they choose one level nearly everywhere
         model.train()
         for _ in range(3):
             model.head_outputs(torch.randn(4, 3, 64, 64))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from small_models import settled, tiny
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -153,3 +154,21 @@ def test_channels_of_the_built_models(backbone: str, channels: tuple[int, int, i
             assert module.weights.weigh.weight.shape == (3, 48, 1, 1)
     convs = [m for m in model.widen.modules() if isinstance(m, nn.Conv2d)]
     assert [tuple(c.weight.shape) for c in convs] == ([(256, 128, 3, 3)] if backbone == "darknet53" and kind != "none" else [])
+
+
+@pytest.mark.parametrize("size", [(64, 64), (96, 64)])
+def test_a_model_tells_the_weights_that_made_its_maps(size: tuple[int, int]) -> None:
+    model = settled(tiny())
+    images = torch.randn(2, 3, *size)
+    with torch.no_grad():
+        maps, weights, activations = model.inspect(images)
+        features = model.pyramid(images)
+        for stride, fuse, head, raw, weight, activation in zip(
+            (32, 16, 8), model.fusions(), model.heads, maps, weights, activations, strict=True
+        ):
+            assert weight.shape == (2, 3, size[0] // stride, size[1] // stride) and weight.dtype == torch.float32
+            assert ((weight >= 0) & (weight <= 1)).all()
+            torch.testing.assert_close(weight.sum(dim=1), torch.ones_like(weight[:, 0]))
+            blend = sum(resize(x) * weight[:, [i]] for i, (resize, x) in enumerate(zip(fuse.resize, features)))
+            torch.testing.assert_close(activation, blend.abs().mean(dim=1, keepdim=True))
+            torch.testing.assert_close(raw, head(fuse.expand(blend)).fold(model.num_classes), rtol=1e-4, atol=1e-4)
