@@ -14,9 +14,10 @@ from runtime.images import Image
 from runtime.inspection import FUSED_STRIDES, View, level_name
 from runtime.spec import ModelSpec
 
-_LONG_SIDE = 300  # of a heat map in pixels; the picture with the detections is twice as large
+_LONG_SIDE = 300  # of a heat map in pixels
+_LARGE_HEIGHT = 660  # of the picture with the detections at most; beside the legend it is as wide as the grid below it
 _LEAST_WIDTH, _LEAST_HEIGHT = 190, 84  # of a grid cell, so that its texts fit whatever the picture's shape is
-_LEGEND_WIDTH = 480
+_LEGEND_WIDTH = 380
 _BAR_WIDTH, _LINE = 360, 26
 _GAP, _MARGIN, _ROW_LABEL, _CAPTION = 14, 24, 118, 26
 _PAPER: Color = (250, 250, 250)
@@ -34,12 +35,13 @@ def level_color(stride: int) -> Color:
 
 
 def figure(view: View, spec: ModelSpec) -> Image:
-    """One uint8 BGR picture of a view, about 1,400 pixels wide.
+    """One uint8 BGR picture of a view, 980 to 1,420 pixels wide.
 
     Above, the picture with its detections and a legend. Below, a row for each fused level (strides 32, 16, 8): the share of
     each level in it as heat maps (0 to 1), and the fused feature's activation (0 to its largest value in the picture).
     """
-    return _pad(_stack([_head(view, spec), _grid(view)], gap=2 * _GAP))
+    grid = _grid(view)
+    return _pad(_stack([_head(view, spec, grid.shape[1]), grid], gap=2 * _GAP))
 
 
 def heat(values: NDArray[np.float32], picture: Image, colors: int) -> Image:
@@ -53,7 +55,7 @@ def heat(values: NDArray[np.float32], picture: Image, colors: int) -> Image:
 
 
 def _grid(view: View) -> Image:
-    small = _scaled(view.picture, _LONG_SIDE)
+    small = _fitted(view.picture, _LONG_SIDE, _LONG_SIDE)
     width, height = max(small.shape[1], _LEAST_WIDTH), max(small.shape[0], _LEAST_HEIGHT)
     headings = [f"{share}: from {_level(stride)}" for share, stride in zip(_SHARES, FUSED_STRIDES)]
     rows = [_beside([_paper(_ROW_LABEL, _CAPTION), *(_caption(text, width) for text in (*headings, "activation"))])]
@@ -88,8 +90,8 @@ def _row_label(stride: int, height: int) -> Image:
     return canvas
 
 
-def _head(view: View, spec: ModelSpec) -> Image:
-    large = _scaled(view.picture, 2 * _LONG_SIDE)
+def _head(view: View, spec: ModelSpec, width: int) -> Image:
+    large = _fitted(view.picture, width - _LEGEND_WIDTH - 2 * _GAP, _LARGE_HEIGHT)
     boxes = view.found.boxes * np.array([large.shape[1] / view.picture.shape[1], large.shape[0] / view.picture.shape[0]] * 2)
     found = Detections.from_arrays(boxes, view.found.scores, view.found.class_ids)
     colors = [level_color(spec.strides[level]) for level in view.levels]
@@ -101,7 +103,7 @@ def _legend(view: View, spec: ModelSpec) -> Image:
     """What the colours mean, how many detections each level made, and where its feature comes from on average."""
     height, width = spec.input_size
     title = _paper(_LEGEND_WIDTH, 62)
-    _write(title, spec.name, (0, 20), 0.75, _INK)
+    _write(title, spec.name, (0, 20), min(0.75, 0.75 * _LEGEND_WIDTH / _text_width(spec.name, 0.75)), _INK)
     _write(title, f"input {width} x {height}, {spec.resize}", (0, 46), 0.5, _FAINT)
     shares = _color_bar("Share of each level at each place", _SHARE_COLORS, ("0", "0.5", "1"))
     activation = _color_bar("Activation: mean |fused feature|", _ACTIVATION_COLORS, ("0", "", "largest"))
@@ -140,7 +142,7 @@ def _color_bar(title: str, colors: int, ticks: Sequence[str]) -> Image:
     canvas[top : top + height, :_BAR_WIDTH] = heat(ramp, np.full((height, _BAR_WIDTH, 3), 128, np.uint8), colors)
     for index, text in enumerate(ticks):
         x = index * _BAR_WIDTH // (len(ticks) - 1)
-        text_width = cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, 0.45, 1)[0][0]
+        text_width = _text_width(text, 0.45)
         left = min(max(x - text_width // 2, 0), _BAR_WIDTH - text_width)
         _write(canvas, text, (left, top + height + 16), 0.45, _FAINT)
     return canvas
@@ -150,8 +152,9 @@ def _level(stride: int) -> str:
     return level_name("P", stride)
 
 
-def _scaled(picture: Image, long_side: int) -> Image:
-    scale = long_side / max(picture.shape[:2])
+def _fitted(picture: Image, width: int, height: int) -> Image:
+    """A picture enlarged or reduced until it just fits, its aspect ratio kept."""
+    scale = min(width / picture.shape[1], height / picture.shape[0])
     size = (max(round(picture.shape[1] * scale), 1), max(round(picture.shape[0] * scale), 1))
     return np.asarray(cv2.resize(picture, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR), np.uint8)
 
@@ -162,6 +165,10 @@ def _paper(width: int, height: int) -> Image:
 
 def _write(canvas: Image, text: str, corner: tuple[int, int], size: float, color: Color) -> None:
     cv2.putText(canvas, text, corner, cv2.FONT_HERSHEY_SIMPLEX, size, color, 1, cv2.LINE_AA)
+
+
+def _text_width(text: str, size: float) -> int:
+    return max(cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, size, 1)[0][0], 1)
 
 
 def _beside(parts: Sequence[Image], gap: int = _GAP) -> Image:

@@ -37,6 +37,11 @@ def place(drawn: np.ndarray, part: np.ndarray) -> tuple[int, int]:
     return int(rows[0]), int(columns[0])
 
 
+def lower_edge(drawn: np.ndarray, index: int) -> np.ndarray:
+    """The middle of the lower edge of a box of `view`, whose picture is drawn 2.75 times as large after 24 pixels."""
+    return drawn[24 + round(2.75 * 130), 24 + round(2.75 * (25 + 60 * index))].astype(int)
+
+
 def test_heat_is_where_the_numbers_are() -> None:
     values = np.zeros((4, 6), np.float32)
     values[1, 4] = 1
@@ -80,9 +85,11 @@ def test_size_and_room_for_all_of_it(width: int, height: int, make_spec: MakeSpe
     drawn = figure(view(width, height), make_spec())
     assert drawn.dtype == np.uint8
     scale = 300 / max(width, height)
-    cell_width, cell_height = max(round(width * scale), 1, 190), max(round(height * scale), 1, 84)
-    assert drawn.shape[1] == max(48 + 118 + 4 * (cell_width + 14), 48 + max(round(width * scale * 2), 1) + 28 + 480)
-    assert drawn.shape[0] >= 48 + 3 * cell_height + max(round(height * scale * 2), 1)
+    cell_width, cell_height = max(round(width * scale), 190), max(round(height * scale), 84)
+    grid_width = 118 + 4 * (cell_width + 14)
+    large = min((grid_width - 408) / width, 660 / height)  # beside the legend
+    assert drawn.shape[1] == 48 + grid_width
+    assert drawn.shape[0] >= 48 + 3 * (cell_height + 26) + round(height * large)
     background = drawn[0, 0]
     for edge in (drawn[:20], drawn[-20:], drawn[:, :20], drawn[:, -20:]):  # nothing is cut off
         assert (edge == background).all()
@@ -91,9 +98,7 @@ def test_size_and_room_for_all_of_it(width: int, height: int, make_spec: MakeSpe
 def test_detections_have_the_color_of_their_level(make_spec: MakeSpec) -> None:
     drawn = figure(view(boxes=3), make_spec())
     for level, stride in enumerate((32, 16, 8)):
-        # the picture is drawn at twice its size, after a margin of 24; the middle of the box's lower edge
-        pixel = drawn[24 + 2 * 130, 24 + 2 * (25 + 60 * level)].astype(int)
-        assert np.abs(pixel - level_color(stride)).max() <= 20
+        assert np.abs(lower_edge(drawn, level) - level_color(stride)).max() <= 20
 
 
 def test_colors_of_levels_differ() -> None:
@@ -123,5 +128,4 @@ def test_nothing_active_and_more_levels_than_are_fused(make_spec: MakeSpec) -> N
         activation[:] = 0
     drawn = figure(seen, spec)
     for level, stride in enumerate(spec.strides):
-        pixel = drawn[24 + 2 * 130, 24 + 2 * (25 + 60 * level)].astype(int)
-        assert np.abs(pixel - level_color(stride)).max() <= 20
+        assert np.abs(lower_edge(drawn, level) - level_color(stride)).max() <= 20
