@@ -42,7 +42,7 @@ class OrtBackend:
         except ModelError as error:
             raise ModelError(f"{path}: {error}") from error
         self._batch_size = _check_signature(path, self._session, self._spec)
-        self._outputs = {item.name: item.shape for item in self._session.get_outputs()}
+        self._float_outputs = {item.name: item.shape for item in self._session.get_outputs() if item.type == "tensor(float)"}
 
     @property
     def spec(self) -> ModelSpec:
@@ -60,11 +60,11 @@ class OrtBackend:
 
     def check_inspectable(self) -> None:
         """See `InspectableBackend.check_inspectable`; ModelError for a file that was exported without `--inspect`."""
-        found = {name: shape[1:] for name, shape in self._outputs.items()}
+        found = {name: shape[1:] for name, shape in self._float_outputs.items()}
         lacking = [name for name, shape in inspection_shapes(self._spec.input_size).items() if found.get(name) != [*shape]]
         if lacking:
             raise ModelError(
-                f"the model has no outputs {', '.join(lacking)} that show how it fuses its levels; export it with"
+                f"the model has no float32 outputs {', '.join(lacking)} that show how it fuses its levels; export it with"
                 " `python -m export.onnx --inspect` (a model with ASFF)"
             )
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pytest
 import torch
 from small_models import settled, tiny
@@ -11,6 +13,7 @@ from torch.nn import functional
 from train.config import ModelConfig
 from train.model import build_model
 from train.model.blocks import LEAKY, RELU6, ConvBlock
+from train.model.detector import DetectorModel
 from train.model.fusion import LevelFusion, Resize
 
 DARKNET, MOBILENET = (512, 256, 256), (512, 256, 128)
@@ -172,3 +175,37 @@ def test_a_model_tells_the_weights_that_made_its_maps(size: tuple[int, int]) -> 
             blend = sum(resize(x) * weight[:, [i]] for i, (resize, x) in enumerate(zip(fuse.resize, features)))
             torch.testing.assert_close(activation, blend.abs().mean(dim=1, keepdim=True))
             torch.testing.assert_close(raw, head(fuse.expand(blend)).fold(model.num_classes), rtol=1e-4, atol=1e-4)
+
+
+class FiveLevels(DetectorModel):
+    """A detector that fuses the finest level first, and has two levels more than it fuses."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fusion = nn.ModuleList(fusion(level, "asff") for level in range(3))
+
+    def pyramid(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        p5, p4, p3 = (functional.avg_pool2d(images, stride) for stride in (32, 16, 8))
+        return p5.repeat(1, 4, 1, 1), p4.repeat(1, 2, 1, 1), p3.repeat(1, 2, 1, 1)
+
+    def maps(self, images: Tensor) -> list[Tensor]:
+        features = self.pyramid(images)
+        p3, p4, p5 = (fuse(features) for fuse in reversed(self.fusions()))
+        return [p5[..., ::4, ::4], p5[..., ::2, ::2], p5, p4, p3]
+
+    def decode(self, maps: Sequence[Tensor]) -> Tensor:
+        raise NotImplementedError
+
+    def loss(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        raise NotImplementedError
+
+
+def test_any_detector_with_asff_can_be_inspected() -> None:
+    model, images = FiveLevels().eval(), torch.randn(1, 4, 128, 64)
+    with torch.no_grad():
+        maps, weights, activations = model.inspect(images)
+        assert [tuple(m.shape[-2:]) for m in maps] == [(1, 1), (2, 1), (4, 2), (8, 4), (16, 8)]
+        assert [tuple(w.shape) for w in weights] == [(1, 3, 4, 2), (1, 3, 8, 4), (1, 3, 16, 8)]
+        for fuse, activation in zip(model.fusions(), activations, strict=True):
+            fused = fuse.fuse(model.pyramid(images))
+            torch.testing.assert_close(activation, fused.abs().mean(dim=1, keepdim=True))

@@ -71,10 +71,12 @@ class DetectorModel(nn.Module, ABC):
             InputError: the model has no ASFF.
         """
         self.check_inspectable()
-        with watched(self.fusions()) as (weights, fused):
+        fusions = self.fusions()
+        with watched(fusions) as (weights, fused):
             maps = self.maps(images)
-        activations = [feature.abs().mean(dim=1, keepdim=True).float() for feature in fused]
-        return maps, [weight.float() for weight in weights], activations
+        levels = range(len(fusions))
+        activations = [fused[level].abs().mean(dim=1, keepdim=True).float() for level in levels]
+        return maps, [weights[level].float() for level in levels], activations
 
     def check_inspectable(self) -> None:
         """Raise InputError unless the levels are fused by ASFF, which alone has weights to look at."""

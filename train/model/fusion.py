@@ -98,21 +98,24 @@ class LevelFusion(nn.Module):
 
 
 @contextlib.contextmanager
-def watched(fusions: Sequence[LevelFusion]) -> Iterator[tuple[list[Tensor], list[Tensor]]]:
+def watched(fusions: Sequence[LevelFusion]) -> Iterator[tuple[dict[int, Tensor], dict[int, Tensor]]]:
     """While it lasts, note what each ASFF computes as the model runs: nothing is computed a second time to be looked at.
 
     Yields:
-        Two lists that a run of the model fills, in the order in which it runs the fusions: the weights `[N, 3, H/s, W/s]`,
+        What a run of the model fills, by the place in `fusions` of the one that made it: the weights `[N, 3, H/s, W/s]`,
         and the fused features `[N, C, H/s, W/s]` before the last convolution.
     """
-    weights: list[Tensor] = []
-    fused: list[Tensor] = []
+    weights: dict[int, Tensor] = {}
+    fused: dict[int, Tensor] = {}
     with contextlib.ExitStack() as stack:
-        for fusion in fusions:
-            noted = (
-                fusion.weights.register_forward_hook(lambda module, inputs, output: weights.append(output)),
-                fusion.expand.register_forward_pre_hook(lambda module, inputs: fused.append(inputs[0])),
-            )
-            for handle in noted:
-                stack.callback(handle.remove)
+        for place, fusion in enumerate(fusions):
+
+            def note_weights(module: nn.Module, inputs: tuple[Tensor], output: Tensor, place: int = place) -> None:
+                weights[place] = output
+
+            def note_fused(module: nn.Module, inputs: tuple[Tensor], place: int = place) -> None:
+                fused[place] = inputs[0]
+
+            stack.callback(fusion.weights.register_forward_hook(note_weights).remove)
+            stack.callback(fusion.expand.register_forward_pre_hook(note_fused).remove)
         yield weights, fused
