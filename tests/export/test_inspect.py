@@ -105,7 +105,8 @@ def test_both_commands_draw_the_same(make_checkpoint: Callable[..., Path], coco_
     )
     for path in a.iterdir():
         difference = np.abs(read_image(path).astype(int) - read_image(b / path.name))
-        assert (difference > 8).mean() < 1e-3  # rounding may move a number's last digit
+        # Rounding may move a box's edge by a pixel or a number's last digit; one map of twelve is 5 % of the figure.
+        assert (difference > 8).mean() < 5e-3
 
 
 @pytest.mark.parametrize("fusion", ["none", "sum", "concat"])
