@@ -28,12 +28,12 @@ ARGS      ?=
 need = $(if $(strip $($(1))),,$(error $(1) is not set; try: make $@ $(1)=$(2)))
 SHOW = @printf '+ %s\n' '$(1)' && $(1)
 
-.PHONY: help setup demo train onnx engine eval detect bench test check lint types clean
+.PHONY: help setup demo train onnx engine eval detect visualise bench test check lint types clean
 
 help: ## this list
 	@echo 'usage: make TARGET [VARIABLE=value ...]'
 	@echo
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/\1|\2/' | awk -F'|' '{ printf "  %-8s %s\n", $$1, $$2 }'
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/\1|\2/' | awk -F'|' '{ printf "  %-9s %s\n", $$1, $$2 }'
 	@echo
 	@echo 'variables: DATA= dataset folder, RECIPE= see "make train ARGS=--list", SIZE= input side, EPOCHS=,'
 	@echo '  WEIGHTS= checkpoint, MODEL= .onnx file, PRECISION= fp32, SOURCE= pictures, SPLIT=, OUTPUT=, RESUME=, ARGS= anything else'
@@ -67,6 +67,10 @@ eval: setup ## COCO accuracy of MODEL (or, with WEIGHTS= given, of a checkpoint)
 detect: setup ## detect with MODEL in SOURCE: a picture, folder, glob pattern or video
 	$(call need,SOURCE,photos/)
 	$(call SHOW,$(RUN) runtime.detect --engine "$(MODEL)" --source "$(SOURCE)" $(ARGS))
+
+visualise: setup ## draw how WEIGHTS (or MODEL=, exported with --inspect) fuses its levels for the pictures of SOURCE
+	$(call need,SOURCE,photos/)
+	$(call SHOW,$(RUN) $(if $(filter command environment,$(origin MODEL)),runtime.visualise --engine "$(MODEL)",train.visualise --weights "$(WEIGHTS)") --source "$(SOURCE)" $(ARGS))
 
 bench: setup ## measure speed; prints ratios against named references (DATA= adds those that need pictures)
 	$(call SHOW,$(RUN) benchmarks $(if $(DATA),--data "$(DATA)") $(ARGS))

@@ -22,6 +22,7 @@ from runtime import cli
 from runtime.backend import Backend
 from runtime.errors import CheckFailed, InputError
 from runtime.files import replacing, sha256
+from runtime.inspection import InspectableBackend, inspection_shapes
 from runtime.ort_backend import INPUT_NAME, OrtBackend
 from runtime.preprocess import normalise, preprocess
 from runtime.sources import find_sources, read_picture
@@ -38,13 +39,16 @@ _SECOND_SIZE = 64  # the second size a model is compared at is larger by this mu
 
 
 class _Maps(nn.Module):
-    """The model as the contract has it: images in, raw maps out."""
+    """The model as the contract has it: images in, raw maps out, and to inspect it how they were fused."""
 
-    def __init__(self, model: DetectorModel) -> None:
+    def __init__(self, model: DetectorModel, inspect: bool) -> None:
         super().__init__()
-        self.model = model
+        self.model, self.inspect = model, inspect
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        if self.inspect:
+            maps, weights, activations = self.model.inspect(images)
+            return (*maps, *weights, *activations)
         return tuple(self.model.maps(images))
 
 
@@ -68,26 +72,37 @@ def _absorb(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> nn.Conv2d:
     return conv
 
 
-def write_onnx(model: DetectorModel, spec: ModelSpec, path: Path, *, batch: int | None = None, opset: int = OPSET) -> None:
+def output_shapes(spec: ModelSpec, inspect: bool) -> dict[str, tuple[int, int, int]]:
+    """Names of the file's outputs, in order, and each one's (channels, height, width)."""
+    shapes = {name: spec.output_shape(level) for level, name in enumerate(spec.output_names)}
+    return {**shapes, **inspection_shapes(spec.input_size)} if inspect else shapes
+
+
+def write_onnx(
+    model: DetectorModel, spec: ModelSpec, path: Path, *, batch: int | None = None, opset: int = OPSET, inspect: bool = False
+) -> None:
     """Trace a model into an ONNX file with its description, and check the file.
 
     The same weights and description give the same bytes.
 
     Args:
         batch: the fixed batch size, or None for a dynamic one.
+        inspect: let it also give out how the levels were fused (see `runtime.inspection`).
 
     Raises:
+        InputError: a model without ASFF is to be inspected.
         CheckFailed: the file is not valid ONNX, or not what the contract promises.
     """
     images = torch.zeros(batch or 2, 3, *spec.input_size)
-    names = list(spec.output_names)
+    shapes = output_shapes(spec, inspect)
+    names = list(shapes)
     axes = {} if batch else {name: {0: "N"} for name in (INPUT_NAME, *names)}
     with warnings.catch_warnings(), torch.no_grad():
         # The tracer warns that sizes become constants, which is the contract, and that it is the older of two exporters:
         # the newer one writes opset 18 and more.
         warnings.simplefilter("ignore")
         torch.onnx.export(
-            _Maps(fold_batch_norm(model)),
+            _Maps(fold_batch_norm(model), inspect),
             (images,),
             str(path),
             dynamo=False,
@@ -97,17 +112,17 @@ def write_onnx(model: DetectorModel, spec: ModelSpec, path: Path, *, batch: int 
             dynamic_axes=axes,
         )
     proto = onnx.load(str(path))
-    _declare_shapes(proto, spec, batch)
+    _declare_shapes(proto, shapes, batch)
     for key, value in sorted(spec.to_metadata().items()):
         proto.metadata_props.add(key=key, value=value)
     _check(proto, path)
     onnx.save(proto, str(path))
 
 
-def _declare_shapes(proto: onnx.ModelProto, spec: ModelSpec, batch: int | None) -> None:
+def _declare_shapes(proto: onnx.ModelProto, shapes: dict[str, tuple[int, int, int]], batch: int | None) -> None:
     """Write the outputs' shapes into the graph: the tracer loses them behind a dynamic batch."""
-    for level, output in enumerate(proto.graph.output):
-        shape = [batch or "N", *spec.output_shape(level)]
+    for output in proto.graph.output:
+        shape = [batch or "N", *shapes[output.name]]
         output.CopyFrom(onnx.helper.make_tensor_value_info(output.name, onnx.TensorProto.FLOAT, shape))
 
 
@@ -122,14 +137,21 @@ def _check(proto: onnx.ModelProto, path: Path) -> None:
         raise CheckFailed(f"{path.name}: not valid ONNX ({str(error).splitlines()[0]})") from error
 
 
-def check_parity(reference: Backend, exported: Backend, inputs: NDArray[np.float32]) -> Difference:
+def check_parity(reference: Backend, exported: Backend, inputs: NDArray[np.float32], *, inspect: bool = False) -> Difference:
     """Run both on float32 `[B, 3, H, W]` images at each batch size the file takes; the worst difference of any output."""
-    names = reference.spec.output_names
+    names = list(output_shapes(reference.spec, inspect))
     found = []
     for size in (exported.batch_size,) if exported.batch_size else _BATCHES:
         batch = np.resize(inputs, (size, *inputs.shape[1:]))
-        found += parity.compare(names, reference.infer(batch), exported.infer(batch))
+        found += parity.compare(names, _outputs(reference, batch, inspect), _outputs(exported, batch, inspect))
     return parity.worst(found)
+
+
+def _outputs(backend: Backend, images: NDArray[np.float32], inspect: bool) -> list[NDArray[np.float32]]:
+    if inspect:
+        assert isinstance(backend, InspectableBackend)
+        return backend.inspect(images).arrays()
+    return backend.infer(images)
 
 
 def parity_inputs(spec: ModelSpec, images: str | None) -> NDArray[np.float32]:
@@ -144,7 +166,14 @@ def parity_inputs(spec: ModelSpec, images: str | None) -> NDArray[np.float32]:
 
 
 def export_onnx(
-    weights: Path, output: Path, *, size: tuple[int, int] | None, batch: int | None, opset: int, images: str | None
+    weights: Path,
+    output: Path,
+    *,
+    size: tuple[int, int] | None,
+    batch: int | None,
+    opset: int,
+    images: str | None,
+    inspect: bool = False,
 ) -> Iterator[tuple[str, Difference]]:
     """Export a checkpoint and prove it; yields (what was compared, worst difference) and writes `output` only if all pass.
 
@@ -154,6 +183,8 @@ def export_onnx(
     """
     loaded = checkpoint.load(weights)
     model = checkpoint.restore(weights, loaded)
+    if inspect:
+        model.check_inspectable()
     tools = (f"torch {torch.__version__}", f"onnx {onnx.__version__}")
     spec = loaded.spec.replace(source_sha256=sha256(weights), made_with=tools)
     if size:
@@ -161,9 +192,10 @@ def export_onnx(
     larger = spec.replace(input_size=tuple(side + _SECOND_SIZE for side in spec.input_size))
     with replacing(output) as temporary, tempfile.TemporaryDirectory(dir=temporary.parent, prefix=".parity-") as folder:
         for described, path in ((spec, temporary), (larger, Path(folder) / "larger.onnx")):
-            write_onnx(model, described, path, batch=batch, opset=opset)
+            write_onnx(model, described, path, batch=batch, opset=opset, inspect=inspect)
             with OrtBackend(path) as exported:
-                difference = check_parity(TorchBackend(model, described), exported, parity_inputs(described, images))
+                inputs = parity_inputs(described, images)
+                difference = check_parity(TorchBackend(model, described), exported, inputs, inspect=inspect)
             height, width = described.input_size
             batches = str(batch) if batch else " and ".join(map(str, _BATCHES))
             yield f"{height}x{width}, batch {batches}, {difference.output}", difference
@@ -187,6 +219,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--size", type=cli.image_size, help="side or HEIGHTxWIDTH, multiples of 32 (default: the checkpoint's)")
     parser.add_argument("--batch", type=_batch, default=None, help="a fixed batch size, or `dynamic` (default)")
     parser.add_argument("--opset", type=int, choices=_OPSETS, default=OPSET, help=f"ONNX operator set (default: {OPSET})")
+    parser.add_argument("--inspect", action="store_true", help="add outputs that show how ASFF fuses (for runtime.visualise)")
     parser.add_argument("--images", help="pictures to compare on (default: seeded noise)")
     return parser.parse_args(arguments)
 
@@ -202,7 +235,13 @@ def main(arguments: list[str] | None = None) -> int:
         raise InputError(f"--output {options.output}: expected a name ending in .onnx")
     print("compared with PyTorch             max absolute  max relative", file=sys.stderr)
     steps = export_onnx(
-        options.weights, options.output, size=options.size, batch=options.batch, opset=options.opset, images=options.images
+        options.weights,
+        options.output,
+        size=options.size,
+        batch=options.batch,
+        opset=options.opset,
+        images=options.images,
+        inspect=options.inspect,
     )
     for what, difference in steps:
         print(f"{what:33} {difference.absolute:12.2e}  {difference.relative:12.2e}", file=sys.stderr)

@@ -10,21 +10,19 @@ from pathlib import Path
 from typing import Any, Optional
 
 import cv2
-from tqdm import tqdm
 
 from runtime import cli
 from runtime.detections import Detections
 from runtime.detector import Detector
 from runtime.draw import draw
-from runtime.errors import InputError, OutputError
+from runtime.errors import OutputError
 from runtime.files import output_folder, replacing
-from runtime.images import IMAGE_SUFFIXES, Image, write_image
-from runtime.sources import Source, find_sources, frame_rate, read_picture, read_video
+from runtime.images import Image, write_image
+from runtime.sources import Source, find_sources, for_each, frame_rate, read_picture, read_video, result_path
 
 log = logging.getLogger(__name__)
 
 DEFAULT_OUTPUT = "runs/detect"
-_WRITABLE = IMAGE_SUFFIXES - {".pgm"}  # which holds grey pictures alone
 
 
 def parse(arguments: Optional[list[str]] = None) -> argparse.Namespace:
@@ -56,46 +54,35 @@ def main(arguments: Optional[list[str]] = None) -> int:
         options.engine, score_threshold=options.conf, iou_threshold=options.iou, max_detections=options.max_detections
     ) as detector:
         folder = output_folder(wanted) if wanted else None
-        skipped, last_error = 0, ""
-        for source in tqdm(sources, desc="detect", unit="file", disable=None, leave=False):
-            try:
-                _check_target(source, folder)
-                for record in _process(detector, source, folder):
-                    print(json.dumps(record) if options.json else _summary(record), flush=options.json)
-            except OutputError:
-                raise  # the next picture could not be written either
-            except InputError as error:
-                if options.strict or len(sources) == 1:
-                    raise
-                log.warning("skipped: %s", error)
-                skipped, last_error = skipped + 1, str(error)
-    if skipped == len(sources):
-        raise InputError(f"none of the {skipped} files could be used (the last: {last_error})")
-    if skipped:
-        log.warning("%d of %d files skipped", skipped, len(sources))
+
+        def work(source: Source) -> None:
+            for record in _process(detector, source, result_path(source, folder) if folder else None):
+                print(json.dumps(record) if options.json else _summary(record), flush=options.json)
+
+        for_each(sources, work, label="detect", strict=options.strict)
     if folder:
         log.info("annotated pictures are in %s", folder)
     return 0
 
 
-def _process(detector: Detector, source: Source, folder: Optional[Path]) -> Iterator[dict[str, Any]]:
+def _process(detector: Detector, source: Source, target: Optional[Path]) -> Iterator[dict[str, Any]]:
     """Detect in one file and write its annotated copy; yields one record per picture or frame."""
     if source.is_video:
-        yield from _process_video(detector, source, folder)
+        yield from _process_video(detector, source, target)
         return
     image = read_picture(source)
     found = detector(image)
-    if folder:
-        write_image(_target(source, folder), draw(image, found, detector.spec.class_names))
+    if target:
+        write_image(target, draw(image, found, detector.spec.class_names))
     yield _record(source, image, found, detector)
 
 
-def _process_video(detector: Detector, source: Source, folder: Optional[Path]) -> Iterator[dict[str, Any]]:
-    if folder is None:
+def _process_video(detector: Detector, source: Source, target: Optional[Path]) -> Iterator[dict[str, Any]]:
+    if target is None:
         for number, frame in enumerate(read_video(source.path)):
             yield {**_record(source, frame, detector(frame), detector), "frame": number}
         return
-    with replacing(_target(source, folder)) as temporary:
+    with replacing(target) as temporary:
         writer = None
         try:
             for number, frame in enumerate(read_video(source.path)):
@@ -113,19 +100,6 @@ def _open_writer(path: Path, frame: Image, rate: float) -> cv2.VideoWriter:
     if not writer.isOpened():
         raise OutputError(f"cannot write a video to {path.parent}; choose another --output")
     return writer
-
-
-def _target(source: Source, folder: Path) -> Path:
-    """Where the annotated copy goes: the source's own name, to which kinds that OpenCV cannot write add .mp4 or .png."""
-    name = folder / source.name
-    if source.is_video:
-        return name if name.suffix == ".mp4" else name.with_name(f"{name.name}.mp4")
-    return name if name.suffix.lower() in _WRITABLE else name.with_name(f"{name.name}.png")
-
-
-def _check_target(source: Source, folder: Optional[Path]) -> None:
-    if folder and _target(source, folder).resolve() == source.path.resolve():
-        raise InputError(f"{source.path}: its annotated copy would overwrite it; choose another --output")
 
 
 def _record(source: Source, image: Image, found: Detections, detector: Detector) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from types import TracebackType
 from typing import Any, Optional
 
@@ -11,6 +12,7 @@ from numpy.typing import NDArray
 from runtime.backend import check_images, check_outputs
 from runtime.errors import MissingComponentError, ModelError
 from runtime.files import PathLike
+from runtime.inspection import Inspection, inspection_shapes
 from runtime.spec import ModelSpec
 
 INPUT_NAME = "images"
@@ -40,6 +42,7 @@ class OrtBackend:
         except ModelError as error:
             raise ModelError(f"{path}: {error}") from error
         self._batch_size = _check_signature(path, self._session, self._spec)
+        self._float_outputs = {item.name: item.shape for item in self._session.get_outputs() if item.type == "tensor(float)"}
 
     @property
     def spec(self) -> ModelSpec:
@@ -53,11 +56,30 @@ class OrtBackend:
 
     def infer(self, images: NDArray[np.float32]) -> list[NDArray[np.float32]]:
         """See `Backend.infer`."""
+        return self._run(self._spec.output_names, images)
+
+    def check_inspectable(self) -> None:
+        """See `InspectableBackend.check_inspectable`; ModelError for a file that was exported without `--inspect`."""
+        found = {name: shape[1:] for name, shape in self._float_outputs.items()}
+        lacking = [name for name, shape in inspection_shapes(self._spec.input_size).items() if found.get(name) != [*shape]]
+        if lacking:
+            raise ModelError(
+                f"the model has no float32 outputs {', '.join(lacking)} that show how it fuses its levels; export it with"
+                " `python -m export.onnx --inspect` (a model with ASFF)"
+            )
+
+    def inspect(self, images: NDArray[np.float32]) -> Inspection:
+        """See `InspectableBackend.inspect`."""
+        self.check_inspectable()
+        further = inspection_shapes(self._spec.input_size)
+        return Inspection.from_arrays(self._run((*self._spec.output_names, *further), images))
+
+    def _run(self, names: Sequence[str], images: NDArray[np.float32]) -> list[NDArray[np.float32]]:
         if self._session is None:
             raise ModelError("the model was closed; open it again")
         check_images(images, self._spec, self._batch_size)
         try:
-            outputs: list[NDArray[np.float32]] = self._session.run(list(self._spec.output_names), {INPUT_NAME: images})
+            outputs: list[NDArray[np.float32]] = self._session.run(list(names), {INPUT_NAME: images})
         except Exception as error:  # onnxruntime raises a different type for every way a run can fail
             raise ModelError(f"the model failed to run on {list(images.shape)} ({_first_line(error)})") from error
         return outputs

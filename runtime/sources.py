@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import glob
+import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import cv2
 import numpy as np
+from tqdm import tqdm
 
-from runtime.errors import InputError
-from runtime.images import Image, read_image
+from runtime.errors import InputError, OutputError
+from runtime.images import IMAGE_SUFFIXES, Image, read_image
 
+log = logging.getLogger(__name__)
+
+_WRITABLE = IMAGE_SUFFIXES - {".pgm"}  # which holds grey pictures alone
 VIDEO_SUFFIXES = frozenset({".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg"})
 
 
@@ -56,6 +61,49 @@ def find_sources(source: str) -> list[Source]:
             raise InputError(f"{source}: no such picture, folder, video, or files of that pattern")
     common = Path(os.path.commonpath([file.absolute().parent for file in files]))
     return [Source(file, file.absolute().relative_to(common)) for file in files]
+
+
+def result_path(source: Source, folder: Path) -> Path:
+    """Where the annotated copy goes: the source's own name, to which kinds that OpenCV cannot write add .mp4 or .png.
+
+    Raises:
+        InputError: it would overwrite the source.
+    """
+    path = folder / source.name
+    if source.is_video:
+        path = path if path.suffix == ".mp4" else path.with_name(f"{path.name}.mp4")
+    elif path.suffix.lower() not in _WRITABLE:
+        path = path.with_name(f"{path.name}.png")
+    if path.resolve() == source.path.resolve():
+        raise InputError(f"{source.path}: its annotated copy would overwrite it; choose another --output")
+    return path
+
+
+def for_each(sources: Sequence[Source], work: Callable[[Source], None], *, label: str, strict: bool) -> None:
+    """Call `work` for each source, with a progress bar called `label`; one of several that cannot be used is skipped.
+
+    Args:
+        strict: stop at the first that cannot be used.
+
+    Raises:
+        InputError: what `work` raised if strict or for the only source; or none of them could be used.
+        OutputError: always passed on, since the next result could not be written either.
+    """
+    skipped, last_error = 0, ""
+    for source in tqdm(sources, desc=label, unit="file", disable=None, leave=False):
+        try:
+            work(source)
+        except OutputError:
+            raise
+        except InputError as error:
+            if strict or len(sources) == 1:
+                raise
+            log.warning("skipped: %s", error)
+            skipped, last_error = skipped + 1, str(error)
+    if skipped == len(sources):
+        raise InputError(f"none of the {skipped} files could be used (the last: {last_error})")
+    if skipped:
+        log.warning("%d of %d files skipped", skipped, len(sources))
 
 
 def read_video(path: Path) -> Iterator[Image]:

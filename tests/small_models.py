@@ -33,6 +33,9 @@ def settled(config: TrainConfig, classes: int = len(CLASSES)) -> DetectorModel:
                 module.weight.uniform_(0.5, 1.5)
                 module.bias.normal_(0, 0.2)
         _speak_up(model)
+        for fusion in model.fusions():
+            if fusion.kind == "asff":
+                fusion.weights.weigh.weight.mul_(0.25)  # as drawn, they choose one level nearly everywhere
         model.train()
         for _ in range(3):
             model.maps(torch.randn(4, 3, 128, 128))

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from types import TracebackType
+from typing import TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from runtime.backend import check_images
+from runtime.inspection import Inspection
 from runtime.spec import ModelSpec
 from train.model import DetectorModel
+
+_T = TypeVar("_T")
 
 
 class TorchBackend:
@@ -29,15 +35,27 @@ class TorchBackend:
         """Any."""
         return None
 
-    @torch.no_grad()
     def infer(self, images: NDArray[np.float32]) -> list[NDArray[np.float32]]:
         """See `runtime.backend.Backend.infer`."""
+        return _arrays(self._run(self._model.maps, images))
+
+    def check_inspectable(self) -> None:
+        """See `runtime.inspection.InspectableBackend.check_inspectable`; InputError for a model without ASFF."""
+        self._model.check_inspectable()
+
+    def inspect(self, images: NDArray[np.float32]) -> Inspection:
+        """See `runtime.inspection.InspectableBackend.inspect`."""
+        maps, weights, activations = self._run(self._model.inspect, images)
+        return Inspection(_arrays(maps), _arrays(weights), _arrays(activations))
+
+    @torch.no_grad()
+    def _run(self, method: Callable[[Tensor], _T], images: NDArray[np.float32]) -> _T:
         check_images(images, self._spec, None)
         was_training = self._model.training
         self._model.eval()
         try:
             device = next(self._model.parameters()).device
-            return [level.cpu().numpy() for level in self._model.maps(torch.from_numpy(images).to(device))]
+            return method(torch.from_numpy(images).to(device))
         finally:
             self._model.train(was_training)
 
@@ -49,3 +67,7 @@ class TorchBackend:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
+
+
+def _arrays(tensors: list[Tensor]) -> list[NDArray[np.float32]]:
+    return [tensor.cpu().numpy() for tensor in tensors]

@@ -18,6 +18,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from runtime import cli
+from runtime.inspection import inspection_shapes
 from runtime.spec import ModelSpec
 
 ANCHORS = (
@@ -64,12 +65,34 @@ def known_maps() -> Callable[[ModelSpec], list[np.ndarray]]:
     return build
 
 
+@pytest.fixture(scope="session")
+def known_fusion() -> Callable[[ModelSpec], dict[str, np.ndarray]]:
+    """Further outputs `[C, H, W]` of a model that is inspected: shares 0.5, 0.3, 0.2, but all from level 3 in the cell of
+    row 1, column 0; activation 0.25, but 2 in the cell of row 0, column 1."""
+
+    def build(spec: ModelSpec) -> dict[str, np.ndarray]:
+        outputs = {name: np.full(shape, 0.25, np.float32) for name, shape in inspection_shapes(spec.input_size).items()}
+        for name in ("w5", "w4", "w3"):
+            outputs[name][:] = np.array([0.5, 0.3, 0.2], np.float32).reshape(3, 1, 1)
+            outputs[name][:, 1, 0] = (0, 0, 1)
+        for name in ("f5", "f4", "f3"):
+            outputs[name][0, 0, 1] = 2
+        return outputs
+
+    return build
+
+
 WriteOnnx = Callable[..., Path]
 
 
 @pytest.fixture(scope="session")
-def write_onnx(make_spec: Callable[..., ModelSpec], known_maps: Callable[[ModelSpec], list[np.ndarray]]) -> WriteOnnx:
-    """Write the model of `known_maps` as ONNX; `metadata` replaces the spec's own, `batch` fixes the batch size."""
+def write_onnx(
+    make_spec: Callable[..., ModelSpec],
+    known_maps: Callable[[ModelSpec], list[np.ndarray]],
+    known_fusion: Callable[[ModelSpec], dict[str, np.ndarray]],
+) -> WriteOnnx:
+    """Write the model of `known_maps` as ONNX; `metadata` replaces the spec's own, `batch` fixes the batch size, `inspect`
+    adds the outputs of `known_fusion`."""
 
     def write(
         path: Path,
@@ -78,15 +101,17 @@ def write_onnx(make_spec: Callable[..., ModelSpec], known_maps: Callable[[ModelS
         metadata: dict[str, str] | None = None,
         input_name: str = "images",
         cast: int = TensorProto.FLOAT,
+        inspect: bool = False,
     ) -> Path:
         spec = spec or make_spec()
         nodes = [helper.make_node("GlobalAveragePool", [input_name], ["mean"])]
         weights, outputs = [], []
-        for name, raw, anchors in zip(spec.output_names, known_maps(spec), spec.anchors, strict=True):
-            gain = np.zeros((len(anchors), 5 + spec.num_classes, 3, 1, 1), np.float32)
-            gain[:, 4] = 20 / 3
+        for name, raw in {**dict(zip(spec.output_names, known_maps(spec))), **(known_fusion(spec) if inspect else {})}.items():
+            gain = np.zeros((len(raw), 3, 1, 1), np.float32)
+            if name in spec.output_names:
+                gain[4 :: 5 + spec.num_classes] = 20 / 3
             weights += [
-                numpy_helper.from_array(gain.reshape(-1, 3, 1, 1), f"{name}_w"),
+                numpy_helper.from_array(gain, f"{name}_w"),
                 numpy_helper.from_array(raw[None], f"{name}_b"),
             ]
             nodes += [

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pytest
 import torch
+from small_models import settled, tiny
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -11,6 +14,7 @@ from train.config import LossConfig, ModelConfig
 from train.loss import detection_loss
 from train.model import YOLOv3, build_model
 from train.model.blocks import LEAKY, RELU6, ConvBlock
+from train.model.detector import DetectorModel
 from train.model.fusion import LevelFusion, Resize
 from train.outputs import HeadOutput
 
@@ -184,3 +188,55 @@ def test_channels_of_the_built_models(backbone: str, channels: tuple[int, int, i
             assert module.weights.weigh.weight.shape == (3, 48, 1, 1)
     convs = [m for m in model.widen.modules() if isinstance(m, nn.Conv2d)]
     assert [tuple(c.weight.shape) for c in convs] == ([(256, 128, 3, 3)] if backbone == "darknet53" and kind != "none" else [])
+
+
+@pytest.mark.parametrize("size", [(64, 64), (96, 64)])
+def test_a_model_tells_the_weights_that_made_its_maps(size: tuple[int, int]) -> None:
+    model = settled(tiny())
+    images = torch.randn(2, 3, *size)
+    with torch.no_grad():
+        maps, weights, activations = model.inspect(images)
+        features = model.pyramid(images)
+        for stride, fuse, head, raw, weight, activation in zip(
+            (32, 16, 8), model.fusions(), model.heads, maps, weights, activations, strict=True
+        ):
+            assert weight.shape == (2, 3, size[0] // stride, size[1] // stride) and weight.dtype == torch.float32
+            assert ((weight >= 0) & (weight <= 1)).all()
+            torch.testing.assert_close(weight.sum(dim=1), torch.ones_like(weight[:, 0]))
+            blend = sum(resize(x) * weight[:, [i]] for i, (resize, x) in enumerate(zip(fuse.resize, features)))
+            torch.testing.assert_close(activation, blend.abs().mean(dim=1, keepdim=True))
+            torch.testing.assert_close(raw, head(fuse.expand(blend)).fold(model.num_classes), rtol=1e-4, atol=1e-4)
+
+
+class FiveLevels(DetectorModel):
+    """A detector that fuses the finest level first, and has two levels more than it fuses."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fusion = nn.ModuleList(fusion(level, "asff") for level in range(3))
+
+    def pyramid(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        p5, p4, p3 = (functional.avg_pool2d(images, stride) for stride in (32, 16, 8))
+        return p5.repeat(1, 4, 1, 1), p4.repeat(1, 2, 1, 1), p3.repeat(1, 2, 1, 1)
+
+    def maps(self, images: Tensor) -> list[Tensor]:
+        features = self.pyramid(images)
+        p3, p4, p5 = (fuse(features) for fuse in reversed(self.fusions()))
+        return [p5[..., ::4, ::4], p5[..., ::2, ::2], p5, p4, p3]
+
+    def decode(self, maps: Sequence[Tensor]) -> Tensor:
+        raise NotImplementedError
+
+    def loss(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        raise NotImplementedError
+
+
+def test_any_detector_with_asff_can_be_inspected() -> None:
+    model, images = FiveLevels().eval(), torch.randn(1, 4, 128, 64)
+    with torch.no_grad():
+        maps, weights, activations = model.inspect(images)
+        assert [tuple(m.shape[-2:]) for m in maps] == [(1, 1), (2, 1), (4, 2), (8, 4), (16, 8)]
+        assert [tuple(w.shape) for w in weights] == [(1, 3, 4, 2), (1, 3, 8, 4), (1, 3, 16, 8)]
+        for fuse, activation in zip(model.fusions(), activations, strict=True):
+            fused = fuse.fuse(model.pyramid(images))
+            torch.testing.assert_close(activation, fused.abs().mean(dim=1, keepdim=True))

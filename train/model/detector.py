@@ -8,8 +8,9 @@ from typing import ClassVar, Optional
 
 from torch import Tensor, nn
 
+from runtime.errors import InputError
 from runtime.spec import Anchors
-from train.model.fusion import LevelFusion
+from train.model.fusion import LevelFusion, watched
 
 
 class DetectorModel(nn.Module, ABC):
@@ -57,6 +58,33 @@ class DetectorModel(nn.Module, ABC):
         if labels is not None:
             return self.loss(images, labels)
         return self.decode(self.maps(images))
+
+    def inspect(self, images: Tensor) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+        """The maps, and how the levels were fused for them, coarsest fused level first (strides 32, 16, 8).
+
+        Returns:
+            maps: see `maps`.
+            weights: float32 `[N, 3, H/s, W/s]`, shares in [0, 1] of levels 5, 4, 3 (alpha, beta, gamma), their sum 1.
+            activations: float32 `[N, 1, H/s, W/s]`, mean over channels of the absolute fused feature before the last conv3.
+
+        Raises:
+            InputError: the model has no ASFF.
+        """
+        self.check_inspectable()
+        fusions = self.fusions()
+        with watched(fusions) as (weights, fused):
+            maps = self.maps(images)
+        levels = range(len(fusions))
+        activations = [fused[level].abs().mean(dim=1, keepdim=True).float() for level in levels]
+        return maps, [weights[level].float() for level in levels], activations
+
+    def check_inspectable(self) -> None:
+        """Raise InputError unless the levels are fused by ASFF, which alone has weights to look at."""
+        others = sorted({fusion.kind for fusion in self.fusions()} - {"asff"})
+        if others:
+            raise InputError(
+                f"fusion weights: expected a model with fusion asff, this one has {', '.join(others)}; choose another model"
+            )
 
     def fusions(self) -> list[LevelFusion]:
         """The fusion of each fused level, coarsest first."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -94,3 +95,27 @@ class LevelFusion(nn.Module):
             resized = [x * weight for x, weight in zip(resized, weights)]
         total: Tensor = resized[0] + resized[1] + resized[2]
         return total
+
+
+@contextlib.contextmanager
+def watched(fusions: Sequence[LevelFusion]) -> Iterator[tuple[dict[int, Tensor], dict[int, Tensor]]]:
+    """While it lasts, note what each ASFF computes as the model runs: nothing is computed a second time to be looked at.
+
+    Yields:
+        What a run of the model fills, by the place in `fusions` of the one that made it: the weights `[N, 3, H/s, W/s]`,
+        and the fused features `[N, C, H/s, W/s]` before the last convolution.
+    """
+    weights: dict[int, Tensor] = {}
+    fused: dict[int, Tensor] = {}
+    with contextlib.ExitStack() as stack:
+        for place, fusion in enumerate(fusions):
+
+            def note_weights(module: nn.Module, inputs: tuple[Tensor], output: Tensor, place: int = place) -> None:
+                weights[place] = output
+
+            def note_fused(module: nn.Module, inputs: tuple[Tensor], place: int = place) -> None:
+                fused[place] = inputs[0]
+
+            stack.callback(fusion.weights.register_forward_hook(note_weights).remove)
+            stack.callback(fusion.expand.register_forward_pre_hook(note_fused).remove)
+        yield weights, fused

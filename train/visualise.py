@@ -1,0 +1,36 @@
+"""`python -m train.visualise`: how a checkpoint with ASFF fuses its levels, by the code that draws it for exported files."""
+
+from __future__ import annotations
+
+import argparse
+
+from runtime import cli
+from runtime.visualise import add_arguments, show
+from train import checkpoint
+from train.backend import TorchBackend
+
+
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    """The command's arguments."""
+    parser = cli.parser(
+        "train.visualise",
+        "Draw how a model with ASFF fuses its levels: weight maps, activations, and which level detected what.",
+        "python -m train.visualise --weights runs/train/best.pt --source photos/ --output seen/",
+    )
+    parser.add_argument("--weights", required=True, help="checkpoint (.pt) written by python -m train")
+    parser.add_argument("--size", type=cli.image_size, help="side or HEIGHTxWIDTH, multiples of 32 (default: the checkpoint's)")
+    add_arguments(parser)
+    return parser.parse_args(arguments)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command; returns its exit code."""
+    options = parse(arguments)
+    loaded = checkpoint.load(options.weights)
+    spec = loaded.spec.replace(input_size=options.size or loaded.spec.input_size)
+    show(TorchBackend(checkpoint.restore(options.weights, loaded), spec), options)
+    return 0
+
+
+if __name__ == "__main__":
+    cli.run(main)
