@@ -1,6 +1,10 @@
-"""Small models that several tests share."""
+"""Small models, and a trap, that several tests share."""
 
 from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -36,3 +40,13 @@ def settled(config: TrainConfig, classes: int = len(CLASSES)) -> YOLOv3:
             if isinstance(module, torch.nn.BatchNorm2d) and module.running_var is not None:
                 module.running_var.clamp_(min=0.05)  # a channel that happens to be dead would magnify rounding by 300
     return model.eval()
+
+
+class Trap:
+    """Unpickled by a careless loader, this leaves a folder behind."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __reduce__(self) -> tuple[Any, tuple[str]]:
+        return os.mkdir, (str(self.folder),)
