@@ -10,14 +10,19 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from official_reference import Network
 from small_models import Trap
 from torch import Tensor
 
+from export.onnx import main as export_onnx
 from runtime import cli
+from runtime.decode import decode
 from runtime.errors import InputError, ModelError
+from runtime.files import sha256
+from runtime.ort_backend import OrtBackend
 from train import load_model
 from train.weights import open_weights, read_weights
 from train.weights.__main__ import main
@@ -59,6 +64,27 @@ def test_a_published_checkpoint_computes_what_the_reference_does(
     # In float32 a random MobileNetV2 magnifies rounding to a few thousandths; a wrong tensor would cost far more.
     torch.testing.assert_close(rounded.double(), expected, rtol=1e-2, atol=1e-3)
     assert model.loss_config.label_smoothing
+
+
+def test_a_published_checkpoint_is_exported_as_it_is(tmp_path: Path) -> None:
+    network, images = Network("mobile"), torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        network.run(images)
+        state = network.tensors.state
+        for name in state:
+            if name.endswith("running_var"):
+                state[name] *= 4  # calmer than a random network is, so that rounding is not magnified
+        expected = Network("mobile", state).run(images)[0].numpy()
+    source, output = save(tmp_path / "published.pth", state), tmp_path / "model.onnx"
+    assert export_onnx(["--weights", str(source), "--output", str(output), "--size", "64"]) == 0
+    with OrtBackend(output) as backend:
+        maps = backend.infer(images.numpy())
+        spec = backend.spec
+    assert (spec.name, spec.resize, spec.class_names) == ("yolov3-mobilenetv2", "stretch", COCO_CLASSES)
+    assert spec.source_sha256 == sha256(source)
+    found = decode([level[0] for level in maps], spec, 0.0)
+    np.testing.assert_allclose(found.boxes[:, 2:] - found.boxes[:, :2], expected[:, 2:4], rtol=1e-3)
+    np.testing.assert_allclose(found.scores, expected[:, 4] * expected[:, 5:].max(axis=1), rtol=1e-3)
 
 
 @functools.cache
