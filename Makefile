@@ -15,7 +15,7 @@ DATA      ?=
 RECIPE    ?= yolov3-asff
 OUTPUT    ?= runs/$(RECIPE)
 WEIGHTS   ?= $(OUTPUT)/best.pt
-MODEL     ?= $(patsubst %.pth,%.onnx,$(WEIGHTS:.pt=.onnx))
+MODEL     ?= $(basename $(WEIGHTS)).onnx
 RESUME    ?=
 PRECISION ?= fp32
 SIZE      ?=

@@ -18,8 +18,7 @@ from runtime.files import output_folder, write_json
 from runtime.images import Image, write_image
 from runtime.layouts import open_dataset
 from runtime.ort_backend import OrtBackend
-from train import checkpoint
-from train.backend import TorchBackend
+from train.backend import open_torch_backend
 from train.data.synthetic import make_synthetic
 from train.journal import tile
 from train.loop import RunOptions, train
@@ -54,10 +53,9 @@ def run(folder: Path, *, train_images: int, val_images: int, epochs: int | None,
         log.info("    %s: largest difference %.1e (%.1e of the scale)", what, difference.absolute, difference.relative)
     log.info("4/5 measuring accuracy on the held-out pictures")
     held_out = open_dataset(data, "val")
-    loaded = checkpoint.load(weights)
     with OrtBackend(model) as exported:
         steps = [
-            measure_step("PyTorch", TorchBackend(checkpoint.restore(weights, loaded), loaded.spec), weights, held_out),
+            measure_step("PyTorch", open_torch_backend(weights), weights, held_out),
             measure_step("ONNX FP32", exported, model, held_out),
         ]
         log.info("5/5 drawing what it finds in them")

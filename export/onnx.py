@@ -31,6 +31,8 @@ from train import checkpoint
 from train.backend import TorchBackend
 from train.model import DetectorModel
 from train.model.blocks import ConvBlock
+from train.weights import WEIGHTS_HELP, open_weights
+from train.weights.names import read_names
 
 OPSET = 17
 _OPSETS = (16, 17)  # GridSample came with 16; TensorRT 8.6 reads up to 17
@@ -174,14 +176,18 @@ def export_onnx(
     opset: int,
     images: str | None,
     inspect: bool = False,
+    classes: tuple[str, ...] | None = None,
 ) -> Iterator[tuple[str, Difference]]:
     """Export a checkpoint and prove it; yields (what was compared, worst difference) and writes `output` only if all pass.
+
+    Args:
+        weights: anything `train.weights.open_weights` takes. classes: names for its classes, or None for those it has.
 
     Raises:
         InputError: the checkpoint cannot be used, or the output cannot be written.
         CheckFailed: the file does not compute what the checkpoint does.
     """
-    loaded = checkpoint.load(weights)
+    loaded = open_weights(weights, classes=classes)
     model = checkpoint.restore(weights, loaded)
     if inspect:
         model.check_inspectable()
@@ -214,12 +220,15 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         "Export a checkpoint to ONNX and compare its outputs with PyTorch's; a file that differs is not written.",
         "python -m export.onnx --weights runs/train/best.pt --output model.onnx --size 416",
     )
-    parser.add_argument("--weights", type=Path, required=True, help="checkpoint (.pt) written by python -m train")
+    parser.add_argument("--weights", type=Path, required=True, help=WEIGHTS_HELP)
     parser.add_argument("--output", type=Path, required=True, help="the .onnx file to write")
     parser.add_argument("--size", type=cli.image_size, help="side or HEIGHTxWIDTH, multiples of 32 (default: the checkpoint's)")
     parser.add_argument("--batch", type=_batch, default=None, help="a fixed batch size, or `dynamic` (default)")
     parser.add_argument("--opset", type=int, choices=_OPSETS, default=OPSET, help=f"ONNX operator set (default: {OPSET})")
     parser.add_argument("--inspect", action="store_true", help="add outputs that show how ASFF fuses (for runtime.visualise)")
+    parser.add_argument(
+        "--classes", type=Path, metavar="FILE", help="class names, one per line (default: those of the weights)"
+    )
     parser.add_argument("--images", help="pictures to compare on (default: seeded noise)")
     return parser.parse_args(arguments)
 
@@ -242,6 +251,7 @@ def main(arguments: list[str] | None = None) -> int:
         opset=options.opset,
         images=options.images,
         inspect=options.inspect,
+        classes=read_names(options.classes) if options.classes else None,
     )
     for what, difference in steps:
         print(f"{what:33} {difference.absolute:12.2e}  {difference.relative:12.2e}", file=sys.stderr)

@@ -1,6 +1,10 @@
-"""Small models that several tests share."""
+"""Small models, and a trap, that several tests share."""
 
 from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -56,3 +60,13 @@ def _speak_up(model: DetectorModel) -> None:
         for tower in (model.head.classes, model.head.boxes):
             tower[-1].weight.normal_(0, 0.03)
             tower[-1].bias.zero_()
+
+
+class Trap:
+    """Unpickled by a careless loader, this leaves a folder behind."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __reduce__(self) -> tuple[Any, tuple[str]]:
+        return os.mkdir, (str(self.folder),)

@@ -99,6 +99,7 @@ def test_the_public_names_of_the_runtime_exist() -> None:
         "train",
         "train.validate",
         "train.visualise",
+        "train.weights",
         "calibration",
         "export.onnx",
         "export.demo",

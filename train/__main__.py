@@ -33,6 +33,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         "train",
         "Train a detector on a COCO- or VOC-layout dataset.",
         "python -m train --data datasets/bccd --recipe yolov3-asff-small --output runs/bccd\n"
+        "  python -m train --data datasets/mine --init darknet53.conv.74\n"
         "  python -m train --data datasets/bccd --resume runs/bccd",
     )
     parser.add_argument("--data", type=Path, help="dataset folder (needed unless --list)")
@@ -41,6 +42,9 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--output", type=Path, help="run folder (default: runs/<recipe>)")
     parser.add_argument("--overwrite", action="store_true", help="replace an earlier run in --output")
     parser.add_argument("--resume", type=Path, metavar="RUN", help="continue an interrupted run from its folder")
+    parser.add_argument(
+        "--init", type=Path, metavar="FILE", help="weights to start from: a checkpoint, published ones, a backbone"
+    )
     parser.add_argument("--train-split", help="split to train on (default: the one that plays `train`)")
     parser.add_argument("--val-split", help="split to evaluate on (default: the one that plays `val`)")
     parser.add_argument("--size", type=cli.image_side, help="input side, a multiple of 32 (default: the recipe's)")
@@ -94,7 +98,7 @@ def main(arguments: list[str] | None = None) -> int:
         raise InputError("no dataset given; add --data FOLDER")
     resume = None
     if options.resume:
-        given = [name for name in (*_OVERRIDES, "recipe", "output") if getattr(options, name) is not None]
+        given = [name for name in (*_OVERRIDES, "recipe", "output", "init") if getattr(options, name) is not None]
         if given or options.overwrite:
             name = (*given, "overwrite")[0].replace("bfloat16", "full-precision").replace("_", "-")
             raise InputError(f"--resume continues a run as it was begun; leave out --{name}")
@@ -111,6 +115,7 @@ def main(arguments: list[str] | None = None) -> int:
     run = RunOptions(
         data=options.data,
         output=folder,
+        init=options.init,
         device=options.device,
         workers=options.workers,
         strict=options.strict,

@@ -12,9 +12,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from runtime.backend import check_images
+from runtime.files import PathLike
 from runtime.inspection import Inspection
 from runtime.spec import ModelSpec
+from train import checkpoint
 from train.model import DetectorModel
+from train.weights import open_weights
 
 _T = TypeVar("_T")
 
@@ -71,3 +74,13 @@ class TorchBackend:
 
 def _arrays(tensors: list[Tensor]) -> list[NDArray[np.float32]]:
     return [tensor.cpu().numpy() for tensor in tensors]
+
+
+def open_torch_backend(weights: PathLike, size: tuple[int, int] | None = None) -> TorchBackend:
+    """The PyTorch side of any file that `train.weights.open_weights` takes, on the CPU.
+
+    Args:
+        size: (height, width) in pixels to run at, multiples of 32; None for the file's own.
+    """
+    loaded = open_weights(weights)
+    return TorchBackend(checkpoint.restore(weights, loaded), loaded.spec.replace(input_size=size or loaded.spec.input_size))

@@ -19,7 +19,7 @@ from runtime.spec import ModelSpec
 from train.config import TrainConfig
 from train.model import DetectorModel, build_model
 
-_KIND = "yolov3-asff-checkpoint"
+KIND = "yolov3-asff-checkpoint"
 _VERSION = 1
 
 # What torch raises for the many ways in which a file can be damaged or foreign.
@@ -58,7 +58,7 @@ class Checkpoint:
 def save(path: PathLike, checkpoint: Checkpoint) -> None:
     """Write a checkpoint, whole or not at all."""
     content = {
-        "kind": _KIND,
+        "kind": KIND,
         "version": _VERSION,
         "config": checkpoint.config.to_json(),
         "spec": checkpoint.spec.to_metadata(),
@@ -67,6 +67,11 @@ def save(path: PathLike, checkpoint: Checkpoint) -> None:
         "epoch": checkpoint.epoch,
         "best_ap": checkpoint.best_ap,
     }
+    write(path, content)
+
+
+def write(path: PathLike, content: dict[str, Any]) -> None:
+    """Write tensors and plain values as a PyTorch file, whole or not at all."""
     # Through memory: given a path, torch writes the (temporary) name into the file, and hides the reason when the disk is full.
     stream = io.BytesIO()
     torch.save(content, stream)
@@ -75,7 +80,7 @@ def save(path: PathLike, checkpoint: Checkpoint) -> None:
 
 
 def load(path: PathLike) -> Checkpoint:
-    """Read a checkpoint onto the CPU.
+    """Read a checkpoint of ours onto the CPU.
 
     Raises:
         InputError: no such file.
@@ -83,14 +88,32 @@ def load(path: PathLike) -> Checkpoint:
     """
     if not Path(path).is_file():
         raise InputError(f"{path}: no such checkpoint")
+    content = read(path)
+    if not isinstance(content, dict) or content.get("kind") != KIND:
+        raise ModelError(f"{path}: not a checkpoint of this project; expected one written by python -m train")
+    return parse(path, content)
+
+
+def read(path: PathLike) -> Any:
+    """The content of any PyTorch file, zip or legacy format, onto the CPU: tensors and plain values.
+
+    Raises:
+        ModelError: damaged, or it holds more than that. No code in the file is ever run.
+    """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch muses about foreign pickles; they are refused below in one line
-            content = torch.load(path, map_location="cpu", weights_only=True)
+            return torch.load(path, map_location="cpu", weights_only=True)
     except _UNREADABLE as error:
         raise ModelError(f"{path}: not a checkpoint that can be read; it is damaged, or holds more than tensors") from error
-    if not isinstance(content, dict) or content.get("kind") != _KIND:
-        raise ModelError(f"{path}: not a checkpoint of this project; expected one written by python -m train")
+
+
+def parse(path: PathLike, content: dict[str, Any]) -> Checkpoint:
+    """The checkpoint in a file's content of our `KIND`.
+
+    Raises:
+        ModelError: another version, or something missing or misstated.
+    """
     if content.get("version") != _VERSION:
         raise ModelError(f"{path}: checkpoint version {content.get('version')!r}, this code reads {_VERSION}")
     try:
@@ -131,11 +154,6 @@ def load_weights(path: PathLike, model: nn.Module, weights: Any) -> None:
     broken = [name for name, value in model.state_dict().items() if not torch.isfinite(value).all()]
     if broken:
         raise ModelError(f"{path}: {len(broken)} weights hold values that are not finite, the first is {broken[0]}")
-
-
-def load_model(path: PathLike) -> DetectorModel:
-    """A trained model in evaluation mode from a checkpoint file; see `load` and `restore` for errors."""
-    return restore(path, load(path))
 
 
 def _first_line(error: BaseException) -> str:

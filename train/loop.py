@@ -34,6 +34,7 @@ from train.model import DetectorModel, build_model
 from train.model.blocks import DropBlock
 from train.optim import build_optimizer, learning_rate
 from train.spec import model_spec
+from train.weights.initial import start_from
 
 log = logging.getLogger(__name__)
 
@@ -48,6 +49,8 @@ class RunOptions:
     """Folder for checkpoints, metrics and pictures."""
     device: str = "auto"
     """`auto`, `cpu`, `cuda`, `cuda:1`, ..."""
+    init: Path | None = None
+    """Weights to start from: anything `train.weights.read_weights` takes; a resumed run has its own."""
     workers: int = 1
     """Processes that prepare batches; 0 prepares them in this one."""
     strict: bool = False
@@ -68,10 +71,13 @@ def train(config: TrainConfig, options: RunOptions, resume: Checkpoint | None = 
     spec = resume.spec if resume else model_spec(config, train_data.class_names)
     _check_splits(spec, train_data, val_data)
     training_set = TrainingSet(train_data, spec, config.augment, config.seed, cache=True, strict=options.strict)
-    folder = output_folder(options.output)
     device = choose_device(options.device)
     torch.manual_seed(config.seed)
-    model = build_model(config.model, spec.num_classes, config.loss).to(device)
+    model = build_model(config.model, spec.num_classes, config.loss)
+    if options.init and not resume:
+        start_from(options.init, model, spec)
+    model.to(device)
+    folder = output_folder(options.output)
     optimizer = build_optimizer(model, config)
     state = _State(config, spec, model, optimizer)
     if resume:

@@ -6,8 +6,8 @@ import argparse
 
 from runtime import cli
 from runtime.visualise import add_arguments, show
-from train import checkpoint
-from train.backend import TorchBackend
+from train.backend import open_torch_backend
+from train.weights import WEIGHTS_HELP
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -17,7 +17,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         "Draw how a model with ASFF fuses its levels: weight maps, activations, and which level detected what.",
         "python -m train.visualise --weights runs/train/best.pt --source photos/ --output seen/",
     )
-    parser.add_argument("--weights", required=True, help="checkpoint (.pt) written by python -m train")
+    parser.add_argument("--weights", required=True, help=WEIGHTS_HELP)
     parser.add_argument("--size", type=cli.image_size, help="side or HEIGHTxWIDTH, multiples of 32 (default: the checkpoint's)")
     add_arguments(parser)
     return parser.parse_args(arguments)
@@ -26,9 +26,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; returns its exit code."""
     options = parse(arguments)
-    loaded = checkpoint.load(options.weights)
-    spec = loaded.spec.replace(input_size=options.size or loaded.spec.input_size)
-    show(TorchBackend(checkpoint.restore(options.weights, loaded), spec), options)
+    show(open_torch_backend(options.weights, options.size), options)
     return 0
 
 

@@ -1,14 +1,12 @@
 from __future__ import annotations
 
-import os
 import pickle
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from small_models import CLASSES, settled, tiny
+from small_models import CLASSES, Trap, settled, tiny
 
 from runtime.errors import InputError, ModelError, OutputError
 from train import checkpoint, load_model
@@ -27,16 +25,6 @@ def test_what_was_saved_comes_back(tmp_path: Path) -> None:
     images = torch.randn(1, 3, 64, 64)
     with torch.no_grad():
         torch.testing.assert_close(load_model(tmp_path / "m.pt")(images), model(images), rtol=0, atol=0)
-
-
-class _Code:
-    """Unpickled by a careless loader, this leaves a file behind."""
-
-    def __init__(self, path: str) -> None:
-        self.path = path
-
-    def __reduce__(self) -> tuple[Any, tuple[str]]:
-        return os.mkdir, (self.path,)
 
 
 def _damage(file: Path, how: str) -> None:
@@ -105,7 +93,7 @@ def test_a_missing_file_is_bad_input(tmp_path: Path) -> None:
 
 def test_code_in_a_file_is_never_run(tmp_path: Path) -> None:
     trap = tmp_path / "sprung"
-    torch.save({"kind": "yolov3-asff-checkpoint", "weights": _Code(str(trap))}, tmp_path / "evil.pt")
+    torch.save({"kind": "yolov3-asff-checkpoint", "weights": Trap(trap)}, tmp_path / "evil.pt")
     with pytest.raises(ModelError):
         checkpoint.load(tmp_path / "evil.pt")
     assert not trap.exists()

@@ -1,0 +1,146 @@
+"""Darknet's `.weights` files: yolov3, yolov3-spp, and the backbone darknet53.conv.74.
+
+A file is a header (int32 major, minor, revision, then the number of pictures seen), then float32 values, all little endian,
+one convolution after the other in the order of the cfg: with batch norm its beta, gamma, mean, variance and weights, without
+its bias and weights. Which network it is, and for how many classes, follows from its length alone.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from runtime.errors import ModelError
+from runtime.files import PathLike
+from train.model import build_model
+from train.model.blocks import SPP, ConvBlock
+from train.recipes import recipe
+from train.weights.backbone import Backbone, empty_backbone
+from train.weights.mapping import Published
+
+_NETWORKS = ("yolov3", "yolov3-spp")
+_ORDER = [
+    *("backbone", "neck.p5", "fusion.0.expand", "heads.0.predict"),
+    *("neck.to_p4", "neck.p4", "fusion.1.expand", "heads.1.predict"),
+    *("neck.to_p3", "neck.p3", "fusion.2.expand", "heads.2.predict"),
+]
+"""Our modules in the order of the cfg; inside each the order is the same."""
+_LARGEST_VERSION = 1000  # Darknet's own sanity check of a header
+
+
+def is_darknet(path: PathLike) -> bool:
+    """Whether a file begins as Darknet's do: with a small major and minor version, which no text, zip or pickle does."""
+    with open(path, "rb") as file:
+        header = file.read(_header_bytes(0, 0))
+    if len(header) < _header_bytes(0, 0):
+        return False
+    return all(0 <= number < _LARGEST_VERSION for number in struct.unpack("<2i", header[:8]))
+
+
+def read_darknet(path: PathLike) -> Published | Backbone:
+    """The detector or backbone in a file for which `is_darknet` holds.
+
+    Raises:
+        ModelError: its length is that of no network known here.
+    """
+    with open(path, "rb") as file:
+        file.seek(_header_bytes(*struct.unpack("<2i", file.read(8))))
+        data = file.read()
+    values = np.frombuffer(data, "<f4", count=len(data) // 4)
+    backbone = empty_backbone("darknet53")
+    if len(data) == 4 * _count(backbone, [""]):
+        return Backbone("darknet53", (0.0, 0.0, 0.0), (1.0, 1.0, 1.0), _fill(backbone, [""], values))
+    for name in _NETWORKS:
+        one, two = (_count(_empty(name, classes), _ORDER) for classes in (1, 2))
+        classes, rest = divmod(len(data) - 4 * one, 4 * (two - one))  # the length is linear in the number of classes
+        if rest == 0 and classes >= 0:
+            model = _empty(name, classes + 1)
+            return Published(recipe(name), classes + 1, _fill(model, _ORDER, values))
+    size = Path(path).stat().st_size
+    raise ModelError(f"{path}: Darknet weights of {size} bytes, which fit no network known here; {expected_sizes()}")
+
+
+def expected_sizes() -> str:
+    """The files that are accepted, with their lengths."""
+    header = _header_bytes(0, 2)
+    sizes = {name: header + 4 * _count(_empty(name, 80), _ORDER) for name in _NETWORKS}
+    sizes["darknet53.conv.74"] = header + 4 * _count(empty_backbone("darknet53"), [""])
+    return "expected " + " or ".join(f"{name} ({size} bytes)" for name, size in sizes.items()) + ", or other class counts"
+
+
+def _header_bytes(major: int, minor: int) -> int:
+    """From version 0.2 on, the pictures seen are counted in 8 bytes instead of 4."""
+    return 20 if 10 * major + minor >= 2 else 16
+
+
+def _empty(name: str, classes: int) -> nn.Module:
+    with torch.device("meta"):
+        return build_model(recipe(name).model, classes)
+
+
+def _convolutions(model: nn.Module, order: list[str]) -> Iterator[tuple[str, ConvBlock | nn.Conv2d, bool]]:
+    """(name, convolution, whether it follows the pooling) in the order of the cfg."""
+    after_pooling = False
+    for part in order:
+        for name, module in model.get_submodule(part).named_modules(prefix=part):
+            if isinstance(module, SPP):
+                after_pooling = True
+            elif isinstance(module, ConvBlock) or (isinstance(module, nn.Conv2d) and name == part):
+                yield name, module, after_pooling
+                after_pooling = False
+
+
+def _count(model: nn.Module, order: list[str]) -> int:
+    """Number of float32 values in a file for this model."""
+    total = 0
+    for _, module, _ in _convolutions(model, order):
+        conv = module.conv if isinstance(module, ConvBlock) else module
+        total += conv.weight.numel() + conv.out_channels * (4 if isinstance(module, ConvBlock) else 1)
+    return total
+
+
+def _fill(model: nn.Module, order: list[str], values: NDArray[np.float32]) -> dict[str, Tensor]:
+    """The state dict of `model` with a file's values."""
+    weights = {name: torch.tensor(0) for name in model.state_dict() if name.endswith(".num_batches_tracked")}
+    position = 0
+
+    def take(shape: tuple[int, ...]) -> Tensor:
+        nonlocal position
+        start, position = position, position + int(np.prod(shape))
+        return torch.from_numpy(values[start:position].reshape(shape).copy())
+
+    for name, module, after_pooling in _convolutions(model, order):
+        if isinstance(module, ConvBlock):
+            channels = (module.conv.out_channels,)
+            beta, gamma, mean, variance = (take(channels) for _ in range(4))
+            weight = take(tuple(module.conv.weight.shape))
+            weights[f"{name}.conv.weight"] = _reorder_pools(weight) if after_pooling else weight
+            norm = {"weight": _rescale(gamma, variance, module.norm.eps), "bias": beta, "running_mean": mean}
+            weights.update({f"{name}.norm.{part}": value for part, value in norm.items()})
+            weights[f"{name}.norm.running_var"] = variance
+        else:
+            weights[f"{name}.bias"] = take((module.out_channels,))
+            weights[f"{name}.weight"] = take(tuple(module.weight.shape))
+    return weights
+
+
+def _rescale(gamma: Tensor, variance: Tensor, eps: float) -> Tensor:
+    """The factor that makes our batch norm compute Darknet's.
+
+    Darknet divides by sqrt(variance) + 1e-6, ours by sqrt(variance + eps): for the small variances that trained networks
+    have, the difference would be far more than rounding.
+    """
+    wide = variance.double()
+    return (gamma.double() * (wide + eps).sqrt() / (wide.sqrt() + 1e-6)).float()
+
+
+def _reorder_pools(weight: Tensor) -> Tensor:
+    """Input channels of the convolution after the pooling: the cfg concatenates [13, 9, 5, input], ours [input, 5, 9, 13]."""
+    outputs, inputs, height, width = weight.shape
+    return weight.reshape(outputs, 4, inputs // 4, height, width).flip(1).reshape(weight.shape)

@@ -1,0 +1,101 @@
+"""Starting a training from weights that exist: whatever fits is taken over, the rest stays fresh."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from runtime.errors import InputError
+from runtime.files import PathLike
+from runtime.spec import ModelSpec
+from train import checkpoint
+from train.checkpoint import Checkpoint
+from train.model import DetectorModel
+from train.model.blocks import ConvBlock
+from train.weights import recognise
+from train.weights.backbone import Backbone
+from train.weights.mapping import Published, listed
+
+log = logging.getLogger(__name__)
+
+_BACKBONE = "backbone."
+_COUNTER = ".num_batches_tracked"
+_LISTED = 4
+
+Triple = tuple[float, float, float]
+
+
+def start_from(path: PathLike, model: DetectorModel, spec: ModelSpec) -> None:
+    """Load the tensors of a file that fit `model` by name and shape; how many were taken is logged.
+
+    Where the file's network was trained on differently normalised pictures, its first convolution is changed to see the same.
+
+    Args:
+        path: a checkpoint, published weights, or a backbone. spec: the description of `model`, for its normalisation.
+
+    Raises:
+        InputError: nothing fits, or a backbone does not fit as a whole.
+        ModelError: see `train.weights.open_weights`.
+    """
+    found = recognise(path)
+    if isinstance(found, Backbone):
+        weights = {f"{_BACKBONE}{name}": value for name, value in found.weights.items()}
+        mean, std = found.mean, found.std
+    else:
+        weights, mean, std = found.weights, found.config.mean, found.config.std
+        if _num_classes(found) != model.num_classes:
+            # Their channels mean something else, even where 3 anchors of one class count need as many as 4 of another.
+            weights = {name: value for name, value in weights.items() if ".predict." not in name}
+    fresh = model.state_dict()
+    taken = {name: value for name, value in weights.items() if _fits(name, weights, fresh)}
+    left = [name for name in fresh if name not in taken]
+    if isinstance(found, Backbone) and (len(taken) < len(weights) or any(name.startswith(_BACKBONE) for name in left)):
+        raise InputError(f"{path}: a {found.name} backbone, which {spec.name} does not have; choose another --recipe or --init")
+    if not taken:
+        raise InputError(f"{path}: none of its {len(weights)} tensors fits {spec.name}; choose another --recipe or --init")
+    first = next(name for name, module in model.named_modules() if isinstance(module, ConvBlock))
+    if f"{first}.conv.weight" in taken:
+        taken.update(_renormalise(first, taken, (mean, std), (spec.mean, spec.std)))
+    checkpoint.load_weights(path, model, {**fresh, **taken})
+    log.info("%s: took %d of %d tensors, first %s", path, len(taken), len(fresh), listed(taken, _LISTED))
+    if left:
+        log.info("%d tensors start fresh: %s", len(left), listed(left, _LISTED))
+
+
+def _num_classes(found: Checkpoint | Published) -> int:
+    return found.spec.num_classes if isinstance(found, Checkpoint) else found.num_classes
+
+
+def _fits(name: str, weights: Mapping[str, Tensor], fresh: Mapping[str, Tensor]) -> bool:
+    """Whether the model has a tensor of that name and shape; a batch norm's counter has no shape and goes with its mean."""
+    if name.endswith(_COUNTER):
+        mean = name.removesuffix(_COUNTER) + ".running_mean"
+        return mean in weights and name in fresh and _fits(mean, weights, fresh)
+    return name in fresh and weights[name].shape == fresh[name].shape
+
+
+def _renormalise(
+    first: str, weights: Mapping[str, Tensor], old: tuple[Triple, Triple], new: tuple[Triple, Triple]
+) -> dict[str, Tensor]:
+    """The first convolution and its batch norm, changed to compute on newly normalised pictures what they did on old ones.
+
+    With `pixel / 255 = new * std' + mean'`, an old input is `new * std' / std + (mean' - mean) / std`: a factor that each
+    input channel's weights take, and a constant that passes the convolution as one number per output channel and leaves with
+    the running mean. Exact but at the picture's border, where the padding's zero stands for another colour.
+
+    Args:
+        first: name of the `ConvBlock`. old, new: (mean, std) per channel.
+    """
+    if old == new:
+        return {}
+    (old_mean, old_std), (new_mean, new_std) = (torch.tensor(values, dtype=torch.float64) for values in (old, new))
+    weight = weights[f"{first}.conv.weight"].double()  # [outputs, 3, k, k]
+    constant = (weight.sum(dim=(2, 3)) * (new_mean - old_mean) / old_std).sum(dim=1)
+    mean = weights[f"{first}.norm.running_mean"].double()
+    return {
+        f"{first}.conv.weight": (weight * (new_std / old_std).reshape(1, -1, 1, 1)).float(),
+        f"{first}.norm.running_mean": (mean - constant).float(),
+    }
