@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.timing import alternate
-from export.onnx import write_onnx
+from export.tracer import write_onnx
 from runtime import cli
 from runtime.detector import Detector
 from runtime.layouts import open_dataset

@@ -7,7 +7,7 @@ import logging
 import time
 from pathlib import Path
 
-from export.onnx import OPSET, export_onnx
+from export.onnx import Export, export_onnx
 from export.steps import Step, measure_step, table
 from runtime import cli
 from runtime.dataset import Dataset
@@ -49,7 +49,7 @@ def run(folder: Path, *, train_images: int, val_images: int, epochs: int | None,
     log.info("2/5 training %s, %d epochs at %d px", config.recipe, config.epochs, config.size)
     train(config, RunOptions(data=data, output=output_folder(folder / "run")))
     log.info("3/5 exporting and comparing with PyTorch")
-    for what, difference in export_onnx(weights, model, size=None, batch=None, opset=OPSET, images=str(data / "val")):
+    for what, difference in export_onnx(Export(weights=weights, output=model, images=str(data / "val"))):
         log.info("    %s: largest difference %.1e (%.1e of the scale)", what, difference.absolute, difference.relative)
     log.info("4/5 measuring accuracy on the held-out pictures")
     held_out = open_dataset(data, "val")

@@ -1,142 +1,42 @@
-"""`python -m export.onnx`: a checkpoint as an ONNX file that is proven to compute the same. The only torch importer here."""
+"""`python -m export.onnx`: a checkpoint as an ONNX file that is proven to compute the same."""
 
 from __future__ import annotations
 
 import argparse
-import copy
+import logging
 import sys
 import tempfile
-import warnings
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import onnx
-import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
 
 from export import parity
+from export.half import HALF_MAX, check_range
 from export.parity import Difference
+from export.tracer import OPSET, TOOLS, output_shapes, write_onnx
 from runtime import cli
 from runtime.backend import Backend
 from runtime.errors import CheckFailed, InputError
 from runtime.files import replacing, sha256
-from runtime.inspection import InspectableBackend, inspection_shapes
-from runtime.ort_backend import INPUT_NAME, OrtBackend
+from runtime.inspection import InspectableBackend
+from runtime.ort_backend import OrtBackend
 from runtime.preprocess import normalise, preprocess
 from runtime.sources import find_sources, read_picture
 from runtime.spec import ModelSpec
 from train import checkpoint
 from train.backend import TorchBackend
-from train.model import DetectorModel
-from train.model.blocks import ConvBlock
 from train.weights import WEIGHTS_HELP, open_weights
 from train.weights.names import read_names
 
-OPSET = 17
 _OPSETS = (16, 17)  # GridSample came with 16; TensorRT 8.6 reads up to 17
 _BATCHES = (1, 3)  # batch sizes that a dynamic model is compared at
 _SECOND_SIZE = 64  # the second size a model is compared at is larger by this much
+_SCANNED = 32  # pictures on which the range of half precision is checked
 
-
-class _Maps(nn.Module):
-    """The model as the contract has it: images in, raw maps out, and to inspect it how they were fused."""
-
-    def __init__(self, model: DetectorModel, inspect: bool) -> None:
-        super().__init__()
-        self.model, self.inspect = model, inspect
-
-    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        if self.inspect:
-            maps, weights, activations = self.model.inspect(images)
-            return (*maps, *weights, *activations)
-        return tuple(self.model.maps(images))
-
-
-def fold_batch_norm(model: DetectorModel) -> DetectorModel:
-    """A copy whose convolutions have absorbed their batch norms; it computes the same in evaluation mode."""
-    folded = copy.deepcopy(model).eval()
-    for block in folded.modules():
-        if isinstance(block, ConvBlock):
-            block.conv = _absorb(block.conv, block.norm)
-            block.norm = nn.Identity()  # type: ignore[assignment]
-    return folded
-
-
-def _absorb(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> nn.Conv2d:
-    """A convolution with bias equal to `norm(conv(x))`; the arithmetic is done in float64 and rounded once."""
-    assert norm.running_mean is not None
-    assert norm.running_var is not None
-    scale = norm.weight.double() / (norm.running_var.double() + norm.eps).sqrt()
-    conv.bias = nn.Parameter((norm.bias.double() - norm.running_mean.double() * scale).float())
-    conv.weight = nn.Parameter((conv.weight.double() * scale.reshape(-1, 1, 1, 1)).float())
-    return conv
-
-
-def output_shapes(spec: ModelSpec, inspect: bool) -> dict[str, tuple[int, int, int]]:
-    """Names of the file's outputs, in order, and each one's (channels, height, width)."""
-    shapes = {name: spec.output_shape(level) for level, name in enumerate(spec.output_names)}
-    return {**shapes, **inspection_shapes(spec.input_size)} if inspect else shapes
-
-
-def write_onnx(
-    model: DetectorModel, spec: ModelSpec, path: Path, *, batch: int | None = None, opset: int = OPSET, inspect: bool = False
-) -> None:
-    """Trace a model into an ONNX file with its description, and check the file.
-
-    The same weights and description give the same bytes.
-
-    Args:
-        batch: the fixed batch size, or None for a dynamic one.
-        inspect: let it also give out how the levels were fused (see `runtime.inspection`).
-
-    Raises:
-        InputError: a model without ASFF is to be inspected.
-        CheckFailed: the file is not valid ONNX, or not what the contract promises.
-    """
-    images = torch.zeros(batch or 2, 3, *spec.input_size)
-    shapes = output_shapes(spec, inspect)
-    names = list(shapes)
-    axes = {} if batch else {name: {0: "N"} for name in (INPUT_NAME, *names)}
-    with warnings.catch_warnings(), torch.no_grad():
-        # The tracer warns that sizes become constants, which is the contract, and that it is the older of two exporters:
-        # the newer one writes opset 18 and more.
-        warnings.simplefilter("ignore")
-        torch.onnx.export(
-            _Maps(fold_batch_norm(model), inspect),
-            (images,),
-            str(path),
-            dynamo=False,
-            opset_version=opset,
-            input_names=[INPUT_NAME],
-            output_names=names,
-            dynamic_axes=axes,
-        )
-    proto = onnx.load(str(path))
-    _declare_shapes(proto, shapes, batch)
-    for key, value in sorted(spec.to_metadata().items()):
-        proto.metadata_props.add(key=key, value=value)
-    _check(proto, path)
-    onnx.save(proto, str(path))
-
-
-def _declare_shapes(proto: onnx.ModelProto, shapes: dict[str, tuple[int, int, int]], batch: int | None) -> None:
-    """Write the outputs' shapes into the graph: the tracer loses them behind a dynamic batch."""
-    for output in proto.graph.output:
-        shape = [batch or "N", *shapes[output.name]]
-        output.CopyFrom(onnx.helper.make_tensor_value_info(output.name, onnx.TensorProto.FLOAT, shape))
-
-
-def _check(proto: onnx.ModelProto, path: Path) -> None:
-    foreign = sorted({f"{node.domain}.{node.op_type}" for node in proto.graph.node if node.domain not in ("", "ai.onnx")})
-    if foreign:
-        raise CheckFailed(f"{path.name}: uses operators that are not standard ONNX: {', '.join(foreign)}")
-    try:
-        onnx.checker.check_model(proto, full_check=True)
-        onnx.shape_inference.infer_shapes(proto, check_type=True, strict_mode=True, data_prop=True)
-    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
-        raise CheckFailed(f"{path.name}: not valid ONNX ({str(error).splitlines()[0]})") from error
+log = logging.getLogger(__name__)
 
 
 def check_parity(reference: Backend, exported: Backend, inputs: NDArray[np.float32], *, inspect: bool = False) -> Difference:
@@ -156,9 +56,8 @@ def _outputs(backend: Backend, images: NDArray[np.float32], inspect: bool) -> li
     return backend.infer(images)
 
 
-def parity_inputs(spec: ModelSpec, images: str | None) -> NDArray[np.float32]:
-    """A few preprocessed pictures of `images` (anything `--source` takes), or seeded noise; float32 `[B, 3, H, W]`."""
-    count = max(_BATCHES)
+def parity_inputs(spec: ModelSpec, images: str | None, count: int) -> NDArray[np.float32]:
+    """The first pictures of `images` (anything `--source` takes), or seeded noise; float32 `[count or fewer, 3, H, W]`."""
     if images:
         pictures = (read_picture(source) for source in find_sources(images)[:count])
         return np.stack([preprocess(picture, spec)[0] for picture in pictures])
@@ -167,50 +66,81 @@ def parity_inputs(spec: ModelSpec, images: str | None) -> NDArray[np.float32]:
     return np.stack([normalise(picture, spec) for picture in noise])
 
 
-def export_onnx(
-    weights: Path,
-    output: Path,
-    *,
-    size: tuple[int, int] | None,
-    batch: int | None,
-    opset: int,
-    images: str | None,
-    inspect: bool = False,
-    classes: tuple[str, ...] | None = None,
-) -> Iterator[tuple[str, Difference]]:
-    """Export a checkpoint and prove it; yields (what was compared, worst difference) and writes `output` only if all pass.
+@dataclass(frozen=True, kw_only=True)
+class Export:
+    """What is to be exported, and how.
 
-    Args:
-        weights: anything `train.weights.open_weights` takes. classes: names for its classes, or None for those it has.
+    Attributes:
+        weights: anything `train.weights.open_weights` takes. output: the file to write.
+        size: (height, width) in pixels, None for the checkpoint's. batch: fixed, or None for a dynamic one.
+        precision: `fp32` or `fp16`. opset: of ONNX.
+        images: what to compare on (anything `--source` takes), None for seeded noise.
+        inspect: also give out how ASFF fuses. classes: names for its classes, None for those it has.
+    """
+
+    weights: Path
+    output: Path
+    size: tuple[int, int] | None = None
+    batch: int | None = None
+    precision: str = "fp32"
+    opset: int = OPSET
+    images: str | None = None
+    inspect: bool = False
+    classes: tuple[str, ...] | None = None
+
+
+def export_onnx(job: Export) -> Iterator[tuple[str, Difference]]:
+    """Export a checkpoint and prove it; yields (what was compared, worst difference) and writes the file only if all pass.
 
     Raises:
         InputError: the checkpoint cannot be used, or the output cannot be written.
-        CheckFailed: the file does not compute what the checkpoint does.
+        CheckFailed: the file does not compute what the checkpoint does, or half precision does not hold it.
     """
-    loaded = open_weights(weights, classes=classes)
-    model = checkpoint.restore(weights, loaded)
-    if inspect:
+    loaded = open_weights(job.weights, classes=job.classes)
+    model = checkpoint.restore(job.weights, loaded)
+    if job.inspect:
         model.check_inspectable()
-    tools = (f"torch {torch.__version__}", f"onnx {onnx.__version__}")
-    spec = loaded.spec.replace(source_sha256=sha256(weights), made_with=tools)
-    if size:
-        spec = spec.replace(input_size=size)
+    spec = loaded.spec.replace(
+        input_size=job.size or loaded.spec.input_size,
+        precision=job.precision,
+        source_sha256=sha256(job.weights),
+        made_with=TOOLS,
+    )
     larger = spec.replace(input_size=tuple(side + _SECOND_SIZE for side in spec.input_size))
-    with replacing(output) as temporary, tempfile.TemporaryDirectory(dir=temporary.parent, prefix=".parity-") as folder:
+    with replacing(job.output) as temporary, tempfile.TemporaryDirectory(dir=temporary.parent, prefix=".parity-") as folder:
         for described, path in ((spec, temporary), (larger, Path(folder) / "larger.onnx")):
-            write_onnx(model, described, path, batch=batch, opset=opset, inspect=inspect)
+            write_onnx(model, described, path, batch=job.batch, opset=job.opset, inspect=job.inspect)
+            inputs = parity_inputs(described, job.images, max(_BATCHES))
             with OrtBackend(path) as exported:
-                inputs = parity_inputs(described, images)
-                difference = check_parity(TorchBackend(model, described), exported, inputs, inspect=inspect)
+                difference = check_parity(TorchBackend(model, described), exported, inputs, inspect=job.inspect)
             height, width = described.input_size
-            batches = str(batch) if batch else " and ".join(map(str, _BATCHES))
+            batches = str(job.batch) if job.batch else " and ".join(map(str, _BATCHES))
             yield f"{height}x{width}, batch {batches}, {difference.output}", difference
-            if not difference.within(parity.TOLERANCE):
+            if not difference.agrees(job.precision):
                 raise CheckFailed(
-                    f"{output} was not written: at {height}x{width} its output {difference.output} differs from PyTorch by"
-                    f" {difference.relative:.1e} of its scale, the limit is {parity.TOLERANCE:.0e}"
-                    " (a model that was hardly trained yet can magnify mere rounding that much)"
+                    f"{job.output} was not written: at {height}x{width} {_disagreement(difference, job.precision)}"
                 )
+        if job.precision == "fp16":
+            _check_range(temporary, spec, job)
+
+
+def _disagreement(difference: Difference, precision: str) -> str:
+    return (
+        f"its output {difference.output} differs from PyTorch by {difference.measure(precision):.1e} of its scale, the limit is"
+        f" {parity.LIMITS[precision]:.0e} (a model that was hardly trained yet can magnify mere rounding that much)"
+    )
+
+
+def _check_range(path: Path, spec: ModelSpec, job: Export) -> None:
+    """Look for activations that half precision cannot hold, on more pictures than parity needs."""
+    if not job.images:
+        log.warning("the range of half precision was checked on noise alone; --images checks it on pictures")
+    inputs = parity_inputs(spec, job.images, _SCANNED)
+    step = job.batch or 1
+    batches = (np.resize(inputs[i : i + step], (step, *inputs.shape[1:])) for i in range(0, len(inputs), step))
+    peak = check_range(path, batches)
+    what = f"largest activation on {len(inputs)} pictures: {peak.peak:.4g} in {peak.layer}"
+    log.info("%s, %.2g of half precision's range", what, peak.peak / HALF_MAX)
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -225,11 +155,12 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--size", type=cli.image_size, help="side or HEIGHTxWIDTH, multiples of 32 (default: the checkpoint's)")
     parser.add_argument("--batch", type=_batch, default=None, help="a fixed batch size, or `dynamic` (default)")
     parser.add_argument("--opset", type=int, choices=_OPSETS, default=OPSET, help=f"ONNX operator set (default: {OPSET})")
+    parser.add_argument("--precision", choices=("fp32", "fp16"), default="fp32", help="of the tensors inside (default: fp32)")
     parser.add_argument("--inspect", action="store_true", help="add outputs that show how ASFF fuses (for runtime.visualise)")
     parser.add_argument(
         "--classes", type=Path, metavar="FILE", help="class names, one per line (default: those of the weights)"
     )
-    parser.add_argument("--images", help="pictures to compare on (default: seeded noise)")
+    parser.add_argument("--images", help="pictures to compare on, and to check the range of fp16 (default: seeded noise)")
     return parser.parse_args(arguments)
 
 
@@ -242,19 +173,20 @@ def main(arguments: list[str] | None = None) -> int:
     options = parse(arguments)
     if options.output.suffix != ".onnx":
         raise InputError(f"--output {options.output}: expected a name ending in .onnx")
-    print("compared with PyTorch             max absolute  max relative", file=sys.stderr)
-    steps = export_onnx(
-        options.weights,
-        options.output,
+    job = Export(
+        weights=options.weights,
+        output=options.output,
         size=options.size,
         batch=options.batch,
+        precision=options.precision,
         opset=options.opset,
         images=options.images,
         inspect=options.inspect,
         classes=read_names(options.classes) if options.classes else None,
     )
-    for what, difference in steps:
-        print(f"{what:33} {difference.absolute:12.2e}  {difference.relative:12.2e}", file=sys.stderr)
+    print("compared with PyTorch             max absolute  max relative  rms relative", file=sys.stderr)
+    for what, difference in export_onnx(job):
+        print(f"{what:33} {difference.absolute:12.2e}  {difference.relative:12.2e}  {difference.rms:12.2e}", file=sys.stderr)
     print(options.output)
     return 0
 

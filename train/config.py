@@ -159,6 +159,9 @@ class TrainConfig:
     """Of SGD."""
     weight_decay: float = 5e-4
     """On convolution weights; not on biases and batch norm."""
+    norm_momentum: float = 0.1
+    """Share of each batch in batch norm's running statistics, which evaluation uses. Small batches need less: the statistics of
+    the last few pictures are too noisy to evaluate with."""
     clip_gradient: float = 0.0
     """Largest norm of the whole gradient; 0 for no limit."""
     evaluate_every: int = 5
@@ -191,6 +194,7 @@ class TrainConfig:
         _require(starts == sorted(set(starts)) and blocks_fit, "dropblock must list (first epoch, 3 odd sizes), in order")
         spans = (self.fixed_epochs, self.plain_epochs, self.tail_epochs, self.warmup_epochs)
         _require(min(spans) >= 0, "spans of epochs must not be negative")
+        _require(0 < self.norm_momentum <= 1, "norm_momentum must be above 0 and at most 1")
         _require(self.learning_rate > 0 and self.final_learning_rate >= 0, "learning rates must be positive")
         _require(
             0 <= self.momentum < 1 and self.weight_decay >= 0 and self.clip_gradient >= 0,

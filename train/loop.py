@@ -76,6 +76,9 @@ def train(config: TrainConfig, options: RunOptions, resume: Checkpoint | None = 
     model = build_model(config.model, spec.num_classes, config.loss)
     if options.init and not resume:
         start_from(options.init, model, spec)
+    for module in model.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.momentum = config.norm_momentum
     model.to(device)
     folder = output_folder(options.output)
     optimizer = build_optimizer(model, config)

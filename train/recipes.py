@@ -233,6 +233,7 @@ def _small(name: str, model: ModelConfig) -> TrainConfig:
         warmup_epochs=1,
         mixup=False,
         batch=4,
+        norm_momentum=0.02,
         clip_gradient=100.0,
         evaluate_every=10,
     )

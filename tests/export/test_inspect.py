@@ -12,6 +12,7 @@ import torch
 from small_models import CLASSES, settled, tiny
 
 from export import onnx as exporter
+from export import tracer
 from runtime import evaluate
 from runtime import visualise as visualise_engine
 from runtime.backend import open_backend
@@ -20,15 +21,14 @@ from runtime.errors import CheckFailed, InputError
 from runtime.images import read_image
 from runtime.inspection import look
 from runtime.ort_backend import OrtBackend
-from train import checkpoint
+from train import load_model
 from train import visualise as visualise_checkpoint
-from train.backend import TorchBackend
+from train.backend import TorchBackend, open_torch_backend
 from train.spec import model_spec
 
 
 def torch_backend(weights: Path) -> TorchBackend:
-    loaded = checkpoint.load(weights)
-    return TorchBackend(checkpoint.restore(weights, loaded), loaded.spec)
+    return open_torch_backend(weights)
 
 
 def export(weights: Path, output: Path, *arguments: str) -> Path:
@@ -46,7 +46,7 @@ def test_the_further_outputs_equal_pytorch(
     outputs = [item.name for item in onnx.load(str(path)).graph.output]
     assert outputs == ["p5", "p4", "p3", "w5", "w4", "w3", "f5", "f4", "f3"]
     images = np.random.default_rng(1).normal(size=(2, 3, 64, 96)).astype(np.float32)
-    model = checkpoint.load_model(weights)
+    model = load_model(weights)
     with OrtBackend(path) as backend, open_backend(plain) as without, torch.no_grad():
         found = backend.inspect(images)
         for maps in (backend.infer(images), without.infer(images)):
@@ -63,14 +63,14 @@ def test_the_further_outputs_equal_pytorch(
 def test_a_further_output_that_differs_is_refused(
     make_checkpoint: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    fold = exporter.fold_batch_norm
+    fold = tracer.fold_batch_norm
 
     def damaged(model: torch.nn.Module) -> torch.nn.Module:
         folded = fold(model)
         folded.fusion[1].weights.register_forward_hook(lambda module, inputs, output: output + 0.01)
         return folded
 
-    monkeypatch.setattr(exporter, "fold_batch_norm", damaged)
+    monkeypatch.setattr(tracer, "fold_batch_norm", damaged)
     with pytest.raises(CheckFailed, match=r"output [wfp]4 differs"):
         export(make_checkpoint(), tmp_path / "out" / "m.onnx", "--inspect")
     assert list((tmp_path / "out").iterdir()) == []
@@ -126,7 +126,7 @@ def test_a_file_with_further_outputs_is_evaluated_as_one_without(
     model, spec = settled(config), model_spec(config, CLASSES)
     tables = []
     for inspect in (False, True):
-        exporter.write_onnx(model, spec, tmp_path / "m.onnx", inspect=inspect)
+        tracer.write_onnx(model, spec, tmp_path / "m.onnx", inspect=inspect)
         assert evaluate.main(["--engine", str(tmp_path / "m.onnx"), "--data", str(coco_set)]) == 0
         tables.append(capsys.readouterr().out)
     assert tables[0] == tables[1]

@@ -12,7 +12,7 @@ import torch
 from small_models import CLASSES, settled, tiny
 
 from export import onnx as exporter
-from export import parity
+from export import parity, tracer
 from export.parity import Difference
 from runtime.backend import open_backend
 from runtime.decode import decode
@@ -22,7 +22,7 @@ from runtime.images import read_image
 from runtime.ort_backend import OrtBackend
 from runtime.preprocess import preprocess
 from runtime.spec import ModelSpec
-from train import checkpoint
+from train import load_model
 from train.backend import TorchBackend
 from train.config import MOBILENET_ANCHORS
 from train.spec import model_spec
@@ -49,11 +49,11 @@ def test_onnx_equals_pytorch(variant: dict[str, object], tmp_path: Path) -> None
     for size in ((64, 64), (96, 64)):  # square and not
         described = spec.replace(input_size=size)
         path = tmp_path / f"{size[0]}.onnx"
-        exporter.write_onnx(model, described, path)
+        tracer.write_onnx(model, described, path)
         images = np.random.default_rng(0).normal(size=(3, 3, *size)).astype(np.float32)
         with OrtBackend(path) as exported:
             difference = exporter.check_parity(TorchBackend(model, described), exported, images)
-            assert difference.within(1e-4), difference
+            assert difference.agrees("fp32"), difference
             assert exported.spec == described
 
 
@@ -63,14 +63,14 @@ def test_one_set_of_weights_serves_any_size(size: tuple[int, int], tmp_path: Pat
     config = tiny()
     described = model_spec(config, CLASSES).replace(input_size=size)
     model = settled(config)
-    exporter.write_onnx(model, described, tmp_path / "m.onnx", batch=1)
+    tracer.write_onnx(model, described, tmp_path / "m.onnx", batch=1)
     picture = np.random.default_rng(1).integers(0, 256, (300, 500, 3), dtype=np.uint8)
     with OrtBackend(tmp_path / "m.onnx") as exported:
         ours = TorchBackend(model, described)
         images = preprocess(picture, described)[0][None]
         want, found = ours.infer(images), exported.infer(images)
         difference = parity.worst(parity.compare(described.output_names, want, found))
-        assert difference.within(1e-4), difference
+        assert difference.agrees("fp32"), difference
         detections = Detector(exported, score_threshold=0.0)(picture)
     wanted, candidates = (decode([level[0] for level in maps], described, 0.0) for maps in (want, found))
     np.testing.assert_allclose(candidates.boxes, wanted.boxes, rtol=1e-2, atol=0.1)
@@ -144,7 +144,7 @@ def test_retinanet_detects_the_same_before_and_after(
     pictures = [read_image(path) for path in sorted((coco_set / "val").iterdir())]
     with Detector(output, score_threshold=0.1) as exported:
         found = exported(pictures)
-        original = Detector(TorchBackend(checkpoint.load_model(weights), exported.spec), score_threshold=0.1)(pictures)
+        original = Detector(TorchBackend(load_model(weights), exported.spec), score_threshold=0.1)(pictures)
     assert sum(map(len, found)) > 10
     for a, b in zip(found, original):
         np.testing.assert_allclose(a.boxes, b.boxes, atol=0.05)
@@ -178,14 +178,14 @@ def test_a_file_that_differs_is_refused_and_not_written(
     from runtime.errors import CheckFailed
 
     weights, output = make_checkpoint(), tmp_path / "out" / "m.onnx"
-    fold = exporter.fold_batch_norm
+    fold = tracer.fold_batch_norm
 
     def damaged(model: torch.nn.Module) -> torch.nn.Module:
         folded = fold(model)
         folded.heads[1].predict.bias.data += 0.01  # what a wrong conversion would do to one output
         return folded
 
-    monkeypatch.setattr(exporter, "fold_batch_norm", damaged)
+    monkeypatch.setattr(tracer, "fold_batch_norm", damaged)
     with pytest.raises(CheckFailed, match="output p4 differs"):
         run(["--weights", str(weights), "--output", str(output)])
     assert list(output.parent.iterdir()) == []
@@ -196,7 +196,7 @@ def test_folding_batch_norm_changes_nothing_and_leaves_the_original() -> None:
     images = torch.randn(2, 3, 64, 64)
     with torch.no_grad():
         before = model.maps(images)
-        folded = exporter.fold_batch_norm(model)
+        folded = tracer.fold_batch_norm(model)
         assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in folded.modules())
         for a, b, again in zip(before, folded.maps(images), model.maps(images)):
             torch.testing.assert_close(b, a, rtol=1e-4, atol=1e-4)

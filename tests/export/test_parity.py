@@ -13,8 +13,20 @@ def test_differences_are_absolute_and_relative_to_the_reference_scale() -> None:
     assert (first.output, first.absolute, first.relative) == ("p5", 0.5, 0.125)
     assert (second.absolute, second.relative) == (0, 0)
     assert worst([second, first]) is first
-    assert first.within(0.125)
-    assert not first.within(0.1249)
+    assert first.rms == pytest.approx(0.5 / 4)
+    assert (second.rms, second.measure("fp16")) == (0, 0)
+    assert second.agrees("fp32") and not first.agrees("fp32") and not first.agrees("fp16")
+
+
+def test_each_precision_has_its_measure() -> None:
+    """One wild value in a large map: too much for float32, nothing in the mean square."""
+    reference = np.ones(10_000, np.float32)
+    other = reference.copy()
+    other[7] = 1.5
+    (difference,) = compare(["p5"], [reference], [other])
+    assert difference.measure("fp32") == 0.5
+    assert difference.measure("fp16") == pytest.approx((0.25 / 10_000) ** 0.5)
+    assert difference.agrees("fp16") and not difference.agrees("fp32")
 
 
 @pytest.mark.parametrize(
@@ -27,7 +39,7 @@ def test_differences_are_absolute_and_relative_to_the_reference_scale() -> None:
 )
 def test_what_cannot_be_compared_is_infinitely_far(other: np.ndarray) -> None:
     (difference,) = compare(["p5"], [np.zeros(2, np.float32)], [other])
-    assert not difference.within(1e9)
+    assert not difference.agrees("fp32") and not difference.agrees("fp16")
 
 
 def test_a_reference_of_zeros_counts_absolutely() -> None:
