@@ -1,0 +1,104 @@
+"""`python -m benchmarks.recipes`: every recipe's size, cost, speed, and how far its ONNX file is from PyTorch.
+
+Random weights at full width, 80 classes. Parity is the largest difference of any output relative to the output's scale, at two
+sizes and batches of 1 and 3.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from benchmarks.models import settle
+from benchmarks.timing import alternate
+from export.onnx import check_parity, parity_inputs
+from export.tracer import write_onnx
+from runtime import cli
+from runtime.ort_backend import OrtBackend
+from train.backend import TorchBackend
+from train.complexity import complexity
+from train.model import build_model
+from train.recipes import RECIPES, recipe
+from train.spec import model_spec
+
+_CLASSES = 80
+
+
+def distinct(names: list[str]) -> list[str]:
+    """The first of those recipes that train the same network."""
+    seen: dict[Any, str] = {}
+    for name in names:
+        seen.setdefault(recipe(name).model, name)
+    return list(seen.values())
+
+
+def measure(name: str, sizes: tuple[int, ...], repeats: int) -> dict[str, Any]:
+    """One recipe: parity at every size, and milliseconds a picture at the first, PyTorch and ONNX Runtime taking turns."""
+    config = recipe(name)
+    torch.manual_seed(0)
+    model = settle(build_model(config.model, _CLASSES, config.loss), side=256)
+    cost = complexity(config.model, _CLASSES, sizes)
+    row: dict[str, Any] = {"recipe": name, "parameters": cost.parameters, "operations": cost.operations, "parity": {}}
+    with tempfile.TemporaryDirectory() as folder:
+        for size in sizes:
+            spec = model_spec(config, tuple(map(str, range(_CLASSES)))).replace(input_size=(size, size))
+            path = Path(folder) / f"{size}.onnx"
+            write_onnx(model, spec, path)
+            inputs = parity_inputs(spec, None, 3)
+            ours = TorchBackend(model, spec)
+            with OrtBackend(path) as exported:
+                row["parity"][size] = check_parity(ours, exported, inputs).relative
+                if size == sizes[0]:
+                    one: np.ndarray[Any, np.dtype[np.float32]] = inputs[:1]
+                    ways = {"pytorch": lambda: ours.infer(one), "onnxruntime": lambda: exported.infer(one)}  # noqa: B023
+                    row["milliseconds"] = alternate(ways, repeats)
+            path.unlink()
+    return row
+
+
+def table(rows: Iterator[dict[str, Any]], sizes: tuple[int, ...]) -> Iterator[str]:
+    """The rows for reading, one at a time."""
+    yield "| recipe | parameters | " + " | ".join(f"GFLOPs at {size}, parity" for size in sizes) + " | PyTorch | ONNX Runtime |"
+    yield "|" + "---|" * (len(sizes) + 4)
+    for row in rows:
+        costs = " | ".join(f"{row['operations'][size] / 1e9:.1f}, {row['parity'][size]:.1e}" for size in sizes)
+        times = " | ".join(f"{row['milliseconds'][name]:.0f} ms" for name in ("pytorch", "onnxruntime"))
+        yield f"| `{row['recipe']}` | {row['parameters'] / 1e6:.1f} M | {costs} | {times} |"
+
+
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    """The command's arguments."""
+    parser = cli.parser(
+        "benchmarks.recipes",
+        "Size, cost, ONNX parity and speed of every recipe with random weights (about a minute each).",
+        "python -m benchmarks.recipes yolov3-asff yolov3-asff-star",
+    )
+    parser.add_argument("recipes", nargs="*", help="default: all, each network once")
+    parser.add_argument("--sizes", type=cli.image_side, nargs="+", default=[416, 608], help="input sides (default: 416 608)")
+    parser.add_argument("--repeats", type=cli.positive, default=5, help="of the timing (default: 5)")
+    parser.add_argument("--json", action="store_true", help="figures as JSON on stdout")
+    return parser.parse_args(arguments)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the benchmark; returns the exit code."""
+    options = parse(arguments)
+    sizes = tuple(options.sizes)
+    rows = (measure(name, sizes, options.repeats) for name in options.recipes or distinct(list(RECIPES)))
+    if options.json:
+        print(json.dumps(list(rows), indent=1))
+    else:
+        for line in table(rows, sizes):
+            print(line, flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    cli.run(main)
