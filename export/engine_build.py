@@ -240,27 +240,28 @@ def build_plan(trt: TensorRT, builder: Any, network: Any, config: Any) -> bytes:
 def _in_background(work: Callable[[], bytes], progress: BuildProgress) -> bytes:
     """Run `work` in a thread: Python sees Ctrl-C only where it runs itself, and not within the builder."""
     outcome: list[bytes | BaseException] = []
+    done = threading.Event()
 
     def run() -> None:
         try:
             outcome.append(work())
         except BaseException as error:  # raised below, where it is waited for
             outcome.append(error)
+        done.set()
 
-    worker = threading.Thread(target=run, name="engine builder")
+    threading.Thread(target=run, name="engine builder").start()
     with tqdm(
         total=100, unit="%", disable=None, leave=False, bar_format="{desc:32.32}{percentage:3.0f}%|{bar}| {elapsed}"
     ) as bar:
-        worker.start()
         try:
-            while worker.is_alive():
-                worker.join(0.1)
+            # An event rather than Thread.join: Python 3.11 takes a thread for ended whose join was interrupted.
+            while not done.wait(0.1):
                 phase, share = progress.read()
                 bar.set_description_str(phase, refresh=False)
                 bar.update(max(0, int(100 * share) - bar.n))
         except KeyboardInterrupt:
             progress.cancel()
-            worker.join()
+            done.wait()
             raise
     (result,) = outcome
     if isinstance(result, BaseException):
