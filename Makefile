@@ -44,6 +44,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { echo 'error: Python 3.10 or newer is needed (set PYTHON=)'; exit 3; }
 	$(PYTHON) -m venv $(VENV) || { echo 'error: python3 -m venv failed; on Debian: apt-get install python3-venv'; exit 3; }
 	$(INSTALL) '.[$(ACCELERATOR),train,dev]' || { test $(ACCELERATOR) = gpu && echo 'the GPU packages do not install here; going on without' && $(INSTALL) '.[cpu,train,dev]'; }
+	$(INSTALL) '.[rtx]' || echo 'TensorRT-RTX does not install here; going on without (engines cannot be built without a GPU)'
 	@touch $@
 
 demo: setup ## train a small detector on synthetic pictures, export it, prove the export, draw detections (5 minutes)

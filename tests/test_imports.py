@@ -102,6 +102,7 @@ def test_the_public_names_of_the_runtime_exist() -> None:
         "train.weights",
         "calibration",
         "export.onnx",
+        "export.engine",
         "export.demo",
     ],
 )

@@ -1,0 +1,42 @@
+"""Which GPU this machine has, asked of NVIDIA's driver itself: needs no package."""
+
+from __future__ import annotations
+
+import ctypes
+from dataclasses import dataclass
+from typing import Any, Optional
+
+_LIBRARY = "libcuda.so.1"
+# CUdevice_attribute in cuda.h.
+_CAPABILITY_MAJOR, _CAPABILITY_MINOR = 75, 76
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """An NVIDIA GPU.
+
+    Attributes:
+        name: as the driver calls it. compute_capability: `major.minor`, such as `8.6`.
+    """
+
+    name: str
+    compute_capability: str
+
+
+def find_gpu() -> Optional[Gpu]:
+    """The first GPU that the driver shows (CUDA_VISIBLE_DEVICES is honoured), or None without a GPU or a driver."""
+    try:
+        cuda = ctypes.CDLL(_LIBRARY)
+    except OSError:
+        return None
+    device, name = ctypes.c_int(), ctypes.create_string_buffer(256)
+    if cuda.cuInit(0) or cuda.cuDeviceGet(ctypes.byref(device), 0) or cuda.cuDeviceGetName(name, len(name), device):
+        return None
+    major, minor = (_attribute(cuda, device, number) for number in (_CAPABILITY_MAJOR, _CAPABILITY_MINOR))
+    return Gpu(name.value.decode(errors="replace"), f"{major}.{minor}")
+
+
+def _attribute(cuda: Any, device: ctypes.c_int, number: int) -> int:
+    value = ctypes.c_int()
+    cuda.cuDeviceGetAttribute(ctypes.byref(value), number, device)
+    return value.value

@@ -1,0 +1,142 @@
+"""ONNX files to build engines from: a minimal one that keeps the contract, and small detectors in every precision."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import onnx
+import torch
+from onnx import NodeProto, TensorProto, helper, numpy_helper
+from onnxruntime import quantization
+from torch import Tensor, nn
+
+from export.tracer import fold_batch_norm, write_onnx
+from runtime.spec import ModelSpec
+from train.model import YOLOv3
+
+MINI_SPEC = ModelSpec("mini", ("cat", "dog"), (64, 64), (((8.0, 8.0), (16.0, 16.0)),) * 3)
+
+
+def mini(
+    path: Path,
+    precision: str = "fp32",
+    *,
+    claim: str | None = None,
+    batch: int | str = "N",
+    described: bool = True,
+    extra: Sequence[NodeProto] = (),
+) -> Path:
+    """Write one 1x1 convolution per output, in `precision`, to a file whose metadata says `claim`.
+
+    Args:
+        extra: nodes to append; their input may be `p5`, and what the last one gives, float32, becomes an output.
+    """
+    spec = MINI_SPEC.replace(precision=claim or precision)
+    rng = np.random.default_rng(0)
+    nodes, weights = [*_prepare(precision)], [numpy_helper.from_array(np.float32(0.05), "scale")]
+    weights.append(numpy_helper.from_array(np.int8(0), "zero"))
+    outputs = []
+    for level, (name, stride) in enumerate(zip(spec.output_names, spec.strides)):
+        shape = spec.output_shape(level)
+        kernel = rng.normal(size=(shape[0], 3, 1, 1)).astype(np.float16 if precision == "fp16" else np.float32)
+        weight = f"{name}_weight"
+        if precision == "int8":
+            kernel = np.clip(np.rint(kernel * 30), -127, 127).astype(np.int8)
+            nodes.append(helper.make_node("DequantizeLinear", [weight, "scale", "zero"], [f"{weight}_float"]))
+        weights.append(numpy_helper.from_array(kernel, weight))
+        taken = f"{weight}_float" if precision == "int8" else weight
+        nodes.append(helper.make_node("Conv", ["x", taken], [f"{name}_raw"], f"conv_{name}", strides=[stride, stride]))
+        nodes.append(helper.make_node("Cast", [f"{name}_raw"], [name], to=TensorProto.FLOAT))
+        outputs.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, [batch, *shape]))
+    nodes.extend(extra)
+    if extra:
+        outputs.append(helper.make_tensor_value_info(extra[-1].output[0], TensorProto.FLOAT, None))
+    images = helper.make_tensor_value_info("images", TensorProto.FLOAT, [batch, 3, *spec.input_size])
+    graph = helper.make_graph(nodes, "mini", [images], outputs, weights)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 19 if extra else 17)], ir_version=8)
+    if described:
+        helper.set_model_props(model, spec.to_metadata())
+    onnx.save(model, str(path))
+    return path
+
+
+def _prepare(precision: str) -> Iterator[NodeProto]:
+    """From `images` to `x`, what the convolutions take."""
+    if precision == "int8":
+        yield helper.make_node("QuantizeLinear", ["images", "scale", "zero"], ["q"])
+        yield helper.make_node("DequantizeLinear", ["q", "scale", "zero"], ["x"])
+    else:
+        yield helper.make_node("Cast", ["images"], ["x"], to=TensorProto.FLOAT16 if precision == "fp16" else TensorProto.FLOAT)
+
+
+class _Half(nn.Module):
+    def __init__(self, model: YOLOv3) -> None:
+        super().__init__()
+        self.model = fold_batch_norm(model).half()
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        return tuple(self.model.maps(images.half()))
+
+
+def write_half(model: YOLOv3, spec: ModelSpec, path: Path) -> None:
+    """A detector as an FP16 file."""
+    names = ["images", *spec.output_names]
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")
+        torch.onnx.export(
+            _Half(model),
+            (torch.zeros(2, 3, *spec.input_size),),
+            str(path),
+            dynamo=False,
+            opset_version=17,
+            input_names=names[:1],
+            output_names=names[1:],
+            dynamic_axes={name: {0: "N"} for name in names},
+        )
+    proto = onnx.load(str(path))
+    helper.set_model_props(proto, spec.replace(precision="fp16").to_metadata())
+    onnx.save(proto, str(path))
+
+
+class _Noise(quantization.CalibrationDataReader):  # type: ignore[misc]
+    """One batch of noise: ranges of the right size are enough to build an engine."""
+
+    def __init__(self, spec: ModelSpec) -> None:
+        noise = np.random.default_rng(0).normal(size=(1, 3, *spec.input_size)).astype(np.float32)
+        self._batches = iter([{"images": noise}])
+
+    def get_next(self) -> dict[str, np.ndarray] | None:
+        return next(self._batches, None)
+
+
+def write_int8(fp32: Path, spec: ModelSpec, path: Path) -> None:
+    """The convolutions of an FP32 file, but for the heads' own, behind Quantize/Dequantize."""
+    graph = onnx.load(str(fp32)).graph
+    heads = [node.name for node in graph.node if node.op_type == "Conv" and "/heads" in node.name]
+    quantization.quantize_static(
+        str(fp32),
+        str(path),
+        _Noise(spec),
+        op_types_to_quantize=["Conv"],
+        nodes_to_exclude=heads,
+        per_channel=True,
+        activation_type=quantization.QuantType.QInt8,
+        weight_type=quantization.QuantType.QInt8,
+        extra_options={"QuantizeBias": False, "ActivationSymmetric": True},
+    )
+    proto = onnx.load(str(path))
+    del proto.metadata_props[:]
+    helper.set_model_props(proto, spec.replace(precision="int8").to_metadata())
+    onnx.save(proto, str(path))
+
+
+def write_precisions(model: YOLOv3, spec: ModelSpec, folder: Path) -> dict[str, Path]:
+    """FP32, FP16 and INT8 files of one detector, by precision."""
+    files = {precision: folder / f"{precision}.onnx" for precision in ("fp32", "fp16", "int8")}
+    write_onnx(model, spec, files["fp32"])
+    write_half(model, spec, files["fp16"])
+    write_int8(files["fp32"], spec, files["int8"])
+    return files

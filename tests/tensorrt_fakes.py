@@ -1,0 +1,92 @@
+"""Libraries with the names that each TensorRT has and no more, which record what is asked of them.
+
+They prove which calls are made, not what a real library makes of them.
+"""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+VERSIONS = ("8.6.1", "10.12.0", "11.4.0", "1.7.1")  # the last is TensorRT-RTX
+
+
+class Logger:
+    """The base class of loggers."""
+
+    Severity = SimpleNamespace(INTERNAL_ERROR=0, ERROR=1, WARNING=2)
+
+
+class ProgressMonitor:
+    """The base class of monitors."""
+
+
+class Config:
+    """Remembers its flags and the timing cache; accepts a cache only if its bytes say so."""
+
+    builder_optimization_level = 3
+
+    def __init__(self) -> None:
+        self.flags: list[str] = []
+        self.pools: dict[str, int] = {}
+        self.cache: Any = None
+
+    def set_flag(self, flag: str) -> None:
+        self.flags.append(flag)
+
+    def set_memory_pool_limit(self, pool: str, size: int) -> None:
+        self.pools[pool] = size
+
+    def create_timing_cache(self, content: bytes) -> Any:
+        return None if content == b"garbage" else SimpleNamespace(content=content, serialize=lambda: content + b"+more")
+
+    def set_timing_cache(self, cache: Any, ignore_mismatch: bool) -> bool:
+        self.cache = cache
+        return ignore_mismatch or cache.content != b"other GPU"
+
+    def get_timing_cache(self) -> Any:
+        return self.cache
+
+
+class Builder:
+    """Remembers the flags of its network."""
+
+    def __init__(self, logger: Any) -> None:
+        self.logger, self.network_flags, self.config = logger, 0, Config()
+
+    def create_network(self, flags: int) -> Any:
+        self.network_flags = flags
+        return SimpleNamespace(num_layers=0)
+
+    def create_builder_config(self) -> Config:
+        return self.config
+
+
+def library(version: str) -> Any:
+    """A module with the names of this version."""
+    old, new = version.startswith("8"), version.startswith(("11", "1."))
+    flags = {"VERSION_COMPATIBLE": "VERSION_COMPATIBLE"}
+    if not new:
+        flags.update({name: name for name in ("FP16", "INT8", "OBEY_PRECISION_CONSTRAINTS")})
+    network_flags = {} if new else {"EXPLICIT_BATCH": 0}
+    if not old:
+        network_flags["STRONGLY_TYPED"] = 1
+    module = SimpleNamespace(
+        __version__=version,
+        ILogger=Logger,
+        Builder=Builder,
+        BuilderFlag=SimpleNamespace(**flags),
+        NetworkDefinitionCreationFlag=SimpleNamespace(**network_flags),
+        ProfilingVerbosity=SimpleNamespace(DETAILED="DETAILED"),
+        MemoryPoolType=SimpleNamespace(WORKSPACE="WORKSPACE"),
+        HardwareCompatibilityLevel=SimpleNamespace(AMPERE_PLUS="AMPERE_PLUS"),
+        LayerInformationFormat=SimpleNamespace(JSON="JSON"),
+        float32="FLOAT",
+    )
+    names = (
+        "ACTIVATION CONVOLUTION ELEMENTWISE GRID_SAMPLE MATRIX_MULTIPLY POOLING REDUCE RESIZE SCALE SOFTMAX UNARY SHUFFLE CAST"
+    )
+    module.LayerType = SimpleNamespace(**{name: name for name in names.split()})
+    if not old:
+        module.IProgressMonitor = ProgressMonitor
+    return module
