@@ -9,6 +9,7 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +23,7 @@ from runtime.backend import Backend
 from runtime.errors import CheckFailed, InputError
 from runtime.files import replacing, sha256
 from runtime.inspection import InspectableBackend
+from runtime.manifest import source, write_manifest
 from runtime.ort_backend import OrtBackend
 from runtime.preprocess import normalise, preprocess
 from runtime.sources import find_sources, read_picture
@@ -88,9 +90,16 @@ class Export:
     inspect: bool = False
     classes: tuple[str, ...] | None = None
 
+    def settings(self) -> dict[str, Any]:
+        """What the file depends on besides the weights, for its manifest."""
+        values = {name: getattr(self, name) for name in ("size", "batch", "precision", "opset", "inspect", "classes")}
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+
 
 def export_onnx(job: Export) -> Iterator[tuple[str, Difference]]:
     """Export a checkpoint and prove it; yields (what was compared, worst difference) and writes the file only if all pass.
+
+    Its manifest (see `runtime.manifest`) goes beside it.
 
     Raises:
         InputError: the checkpoint cannot be used, or the output cannot be written.
@@ -106,6 +115,7 @@ def export_onnx(job: Export) -> Iterator[tuple[str, Difference]]:
         source_sha256=sha256(job.weights),
         made_with=TOOLS,
     )
+    found: dict[str, Any] = {}
     larger = spec.replace(input_size=tuple(side + _SECOND_SIZE for side in spec.input_size))
     with replacing(job.output) as temporary, tempfile.TemporaryDirectory(dir=temporary.parent, prefix=".parity-") as folder:
         for described, path in ((spec, temporary), (larger, Path(folder) / "larger.onnx")):
@@ -115,6 +125,7 @@ def export_onnx(job: Export) -> Iterator[tuple[str, Difference]]:
                 difference = check_parity(TorchBackend(model, described), exported, inputs, inspect=job.inspect)
             height, width = described.input_size
             batches = str(job.batch) if job.batch else " and ".join(map(str, _BATCHES))
+            found[f"{height}x{width}"] = vars(difference)
             yield f"{height}x{width}, batch {batches}, {difference.output}", difference
             if not difference.agrees(job.precision):
                 raise CheckFailed(
@@ -122,6 +133,8 @@ def export_onnx(job: Export) -> Iterator[tuple[str, Difference]]:
                 )
         if job.precision == "fp16":
             _check_range(temporary, spec, job)
+    origin = source("weights", job.weights, job.output)
+    write_manifest(job.output, spec, [origin], {"settings": job.settings(), "parity": found})
 
 
 def _disagreement(difference: Difference, precision: str) -> str:
