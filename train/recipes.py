@@ -288,6 +288,10 @@ PAPER_AP: dict[str, str] = {
     "yolov3-asff-star": "42.4 (test-dev, 608)",
     "yolov3-mobilenetv2": "29.0 (test-dev, 416)",
     "yolov3-mobilenetv2-asff": "30.6 (test-dev, 416)",
+    "retinanet-r50": "35.9 (val, 800)",
+    "retinanet-r50-asff": "37.4 (val, 800)",
+    "retinanet-r101": "39.1 (val, 800)",
+    "retinanet-r101-asff": "40.1 (val, 800)",
 }
 """What the paper or its authors' page reports for the full training on COCO: (split, input side)."""
 
