@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import onnx
-import torch
 from onnx import NodeProto, TensorProto, helper, numpy_helper
-from onnxruntime import quantization
-from torch import Tensor, nn
 
-from export.tracer import fold_batch_norm, write_onnx
+from calibration.activations import ActivationRunner
+from calibration.graph import Graph
+from calibration.placement import place
+from calibration.quantize import quantize
+from calibration.ranges import Range
+from export.tracer import write_onnx
 from runtime.spec import ModelSpec
-from train.model import YOLOv3
+from train.model import DetectorModel
 
 MINI_SPEC = ModelSpec("mini", ("cat", "dog"), (64, 64), (((8.0, 8.0), (16.0, 16.0)),) * 3)
 
@@ -72,71 +73,23 @@ def _prepare(precision: str) -> Iterator[NodeProto]:
         yield helper.make_node("Cast", ["images"], ["x"], to=TensorProto.FLOAT16 if precision == "fp16" else TensorProto.FLOAT)
 
 
-class _Half(nn.Module):
-    def __init__(self, model: YOLOv3) -> None:
-        super().__init__()
-        self.model = fold_batch_norm(model).half()
-
-    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        return tuple(self.model.maps(images.half()))
-
-
-def write_half(model: YOLOv3, spec: ModelSpec, path: Path) -> None:
-    """A detector as an FP16 file."""
-    names = ["images", *spec.output_names]
-    with warnings.catch_warnings(), torch.no_grad():
-        warnings.simplefilter("ignore")
-        torch.onnx.export(
-            _Half(model),
-            (torch.zeros(2, 3, *spec.input_size),),
-            str(path),
-            dynamo=False,
-            opset_version=17,
-            input_names=names[:1],
-            output_names=names[1:],
-            dynamic_axes={name: {0: "N"} for name in names},
-        )
-    proto = onnx.load(str(path))
-    helper.set_model_props(proto, spec.replace(precision="fp16").to_metadata())
-    onnx.save(proto, str(path))
-
-
-class _Noise(quantization.CalibrationDataReader):  # type: ignore[misc]
-    """One batch of noise: ranges of the right size are enough to build an engine."""
-
-    def __init__(self, spec: ModelSpec) -> None:
-        noise = np.random.default_rng(0).normal(size=(1, 3, *spec.input_size)).astype(np.float32)
-        self._batches = iter([{"images": noise}])
-
-    def get_next(self) -> dict[str, np.ndarray] | None:
-        return next(self._batches, None)
-
-
 def write_int8(fp32: Path, spec: ModelSpec, path: Path) -> None:
-    """The convolutions of an FP32 file, but for the heads' own, behind Quantize/Dequantize."""
-    graph = onnx.load(str(fp32)).graph
-    heads = [node.name for node in graph.node if node.op_type == "Conv" and "/heads" in node.name]
-    quantization.quantize_static(
-        str(fp32),
-        str(path),
-        _Noise(spec),
-        op_types_to_quantize=["Conv"],
-        nodes_to_exclude=heads,
-        per_channel=True,
-        activation_type=quantization.QuantType.QInt8,
-        weight_type=quantization.QuantType.QInt8,
-        extra_options={"QuantizeBias": False, "ActivationSymmetric": True},
-    )
-    proto = onnx.load(str(path))
-    del proto.metadata_props[:]
-    helper.set_model_props(proto, spec.replace(precision="int8").to_metadata())
-    onnx.save(proto, str(path))
+    """An FP32 file quantised for TensorRT, with the ranges of one batch of noise: good enough to build an engine."""
+    model = onnx.load(str(fp32))
+    tensors = list(place(Graph(model), "tensorrt").tensors)
+    noise = np.random.default_rng(0).normal(size=(1, 3, *spec.input_size)).astype(np.float32)
+    with ActivationRunner(fp32, tensors) as runner:
+        ranges = {name: Range(min(float(x.min()), 0.0), max(float(x.max()), 0.0)) for name, x in runner.run(noise).items()}
+    quantised = quantize(model, ranges, "tensorrt")
+    del quantised.metadata_props[:]
+    helper.set_model_props(quantised, spec.replace(precision="int8").to_metadata())
+    onnx.save(quantised, str(path))
 
 
-def write_precisions(model: YOLOv3, spec: ModelSpec, folder: Path) -> dict[str, Path]:
+def write_precisions(model: DetectorModel, spec: ModelSpec, folder: Path) -> dict[str, Path]:
     """FP32, FP16 and INT8 files of one detector, by precision."""
     files = {precision: folder / f"{precision}.onnx" for precision in ("fp32", "fp16", "int8")}
     write_onnx(model, spec, files["fp32"])
-    write_half(model, spec, files["fp16"])
+    write_onnx(model, spec.replace(precision="fp16"), files["fp16"])
     write_int8(files["fp32"], spec, files["int8"])
     return files

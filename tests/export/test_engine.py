@@ -52,7 +52,7 @@ def test_small_detectors_build_in_every_precision(variant: dict[str, object], tm
         network = facts(path)["network"]
         assert isinstance(network, dict)
         assert network[precision] > 0.6 * network["convolutions"] > 30
-        assert all("/heads" in name for name in network["kept_in_fp32"])
+        assert all("/heads" in name or "/weigh/" in name for name in network["kept_in_fp32"])  # by rule, see docs/precision.md
         assert (network["fp16"] == 0) == (precision != "fp16")
         assert sha256(file) == before
         assert find_changes(manifest_path(path)) == []
