@@ -18,6 +18,7 @@ WEIGHTS   ?= $(OUTPUT)/best.pt
 MODEL     ?= $(basename $(WEIGHTS)).onnx
 RESUME    ?=
 PRECISION ?= fp32
+MAX_AP_DROP ?=
 SIZE      ?=
 EPOCHS    ?=
 SPLIT     ?=
@@ -36,7 +37,7 @@ help: ## this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/\1|\2/' | awk -F'|' '{ printf "  %-9s %s\n", $$1, $$2 }'
 	@echo
 	@echo 'variables: DATA= dataset folder, RECIPE= see "make train ARGS=--list", SIZE= input side, EPOCHS=,'
-	@echo '  WEIGHTS= checkpoint, MODEL= .onnx file, PRECISION= fp32, SOURCE= pictures, SPLIT=, OUTPUT=, RESUME=, ARGS= anything else'
+	@echo '  WEIGHTS= checkpoint, MODEL= .onnx file, PRECISION= fp32, fp16 or int8, MAX_AP_DROP= points of AP, SOURCE= pictures, SPLIT=, OUTPUT=, RESUME=, ARGS= anything else'
 
 setup: $(VENV)/.installed ## make .venv and install everything into it (all other targets do so by themselves)
 
@@ -55,11 +56,12 @@ train: setup ## train RECIPE on DATA into OUTPUT (or go on with RESUME=run folde
 	$(call SHOW,$(RUN) train $(if $(DATA),--data "$(DATA)") $(if $(RESUME),--resume "$(RESUME)",--recipe $(RECIPE) --output "$(OUTPUT)") $(if $(SIZE),--size $(SIZE)) $(if $(EPOCHS),--epochs $(EPOCHS)) $(ARGS))
 
 onnx: setup ## export WEIGHTS to MODEL and compare it with PyTorch
-	$(if $(filter fp32,$(PRECISION)),,$(error PRECISION=$(PRECISION) is not supported yet; fp32 is))
-	$(call SHOW,$(RUN) export.onnx --weights "$(WEIGHTS)" --output "$(MODEL)" $(if $(SIZE),--size $(SIZE)) $(ARGS))
+	$(if $(filter fp32 fp16,$(PRECISION)),,$(error PRECISION=$(PRECISION): this makes fp32 or fp16; int8 needs pictures, see make engine))
+	$(call SHOW,$(RUN) export.onnx --weights "$(WEIGHTS)" --output "$(MODEL)" $(if $(filter fp16,$(PRECISION)),--precision fp16) $(if $(SIZE),--size $(SIZE)) $(ARGS))
 
-engine: setup ## build a TensorRT engine (not there yet: answers with exit 3)
-	@echo 'error: TensorRT engines are not supported yet; `make onnx` gives a file that runs on any CPU' >&2; exit 3
+engine: setup ## WEIGHTS to ONNX and a TensorRT engine of PRECISION, verified on DATA; fails if accuracy fell
+	$(call need,DATA,datasets/coco)
+	$(call SHOW,$(RUN) export.chain --weights "$(WEIGHTS)" --data "$(DATA)" --precision $(PRECISION) $(if $(SIZE),--size $(SIZE)) $(if $(SPLIT),--split $(SPLIT)) $(if $(MAX_AP_DROP),--max-ap-drop $(MAX_AP_DROP)) $(ARGS))
 
 eval: setup ## COCO accuracy of MODEL (or, with WEIGHTS= given, of a checkpoint) on DATA
 	$(call need,DATA,datasets/coco)
