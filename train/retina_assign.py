@@ -55,5 +55,5 @@ def assign_anchors(anchors: Tensor, boxes: Tensor) -> Tensor:
     iou, label = ious.max(dim=1)
     label = label.masked_fill(iou < POSITIVE_IOU, IGNORED).masked_fill(iou < NEGATIVE_IOU, BACKGROUND)
     most = ious.amax(dim=0)
-    wanted, wanted_by = torch.where((ious == most) & (most > 0), ious, 0.0).max(dim=1)
+    wanted, wanted_by = torch.where(ious == most, ious, 0.0).max(dim=1)
     return torch.where(wanted > 0, wanted_by, label)

@@ -23,7 +23,7 @@ from runtime.detector import Detector
 from runtime.errors import InputError, ModelError
 from runtime.images import read_image, write_image
 from runtime.sources import read_video
-from runtime.spec import ModelSpec
+from runtime.spec import FORMAT_VERSION, ModelSpec
 
 Command = Callable[..., tuple[int, str, str]]
 # What the tiny model finds in a white picture of 128 x 64.
@@ -288,7 +288,7 @@ def damaged(kind: str, folder: Path, spec: ModelSpec, write_onnx: Callable[..., 
     elif kind == "field":
         write_onnx(path, metadata={key: text for key, text in metadata.items() if key != "anchors"})
     elif kind == "newer":
-        write_onnx(path, metadata={**metadata, "format_version": "2"})
+        write_onnx(path, metadata={**metadata, "format_version": str(FORMAT_VERSION + 1)})
     elif kind == "classes":
         write_onnx(path, metadata={**metadata, "class_names": '["a", "b", "c"]'})
     elif kind == "levels":
@@ -312,7 +312,7 @@ def damaged(kind: str, folder: Path, spec: ModelSpec, write_onnx: Callable[..., 
         ("cut", "not a usable ONNX model"),
         ("foreign", "no model description in its metadata; export it with `python -m export.onnx`"),
         ("field", "its model description lacks anchors"),
-        ("newer", "has format 2, this code reads up to 1"),
+        ("newer", f"has format {FORMAT_VERSION + 1}, this code reads up to {FORMAT_VERSION}"),
         ("classes", r"output p5 is \['N', 28, 2, 2\], its description says \[N, 32, 2, 2\]"),
         ("levels", "has no output 'p3'; its outputs are p5, p4"),
         ("size", r"input is \['N', 3, 64, 64\], its description says \[N, 3, 96, 64\]"),

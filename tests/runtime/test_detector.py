@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from types import TracebackType
 
 import numpy as np
@@ -198,3 +199,14 @@ def test_close_and_context(backend: Callable[..., KnownBackend]) -> None:
     with Detector(model) as detector:
         assert detector.spec is model.spec
     assert model.closed == 1
+
+
+def test_a_file_of_format_1_still_detects(
+    make_spec: MakeSpec, write_onnx: Callable[..., Path], tiny_onnx: Path, tmp_path: Path
+) -> None:
+    metadata = {key: text for key, text in make_spec().to_metadata().items() if key != "head"}
+    old = write_onnx(tmp_path / "old.onnx", metadata={**metadata, "format_version": "1"})
+    with Detector(old) as first, Detector(tiny_onnx) as second:
+        found, expected = first(white(64, 64)), second(white(64, 64))
+    assert len(found) == 1
+    np.testing.assert_array_equal(found.boxes, expected.boxes)
