@@ -116,11 +116,14 @@ def parse(path: PathLike, content: dict[str, Any]) -> Checkpoint:
     """
     if content.get("version") != _VERSION:
         raise ModelError(f"{path}: checkpoint version {content.get('version')!r}, this code reads {_VERSION}")
+    weights = content.get("weights")
+    if not isinstance(weights, dict) or not all(isinstance(value, torch.Tensor) for value in weights.values()):
+        raise ModelError(f"{path}: its weights are not tensors by name; the file is damaged")
     try:
         return Checkpoint(
             TrainConfig.from_json(content["config"]),
             ModelSpec.from_metadata(content["spec"]),
-            content["weights"],
+            weights,
             content["optimizer"],
             int(content["epoch"]),
             float(content["best_ap"]),

@@ -47,6 +47,8 @@ def _damage(file: Path, how: str) -> None:
             del content["weights"][key]
         elif how == "other shape":
             content["weights"][key] = torch.zeros(1)
+        elif how == "not tensors":
+            content["weights"][key] = "text"
         elif how == "not finite":
             content["weights"][key][0] = float("nan")
         elif how == "config":
@@ -74,6 +76,7 @@ def _damage(file: Path, how: str) -> None:
         "lacks a key",
         "other shape",
         "not finite",
+        "not tensors",
         "config",
         "spec",
     ]
