@@ -80,11 +80,10 @@ class DetectorModel(nn.Module, ABC):
 
     def check_inspectable(self) -> None:
         """Raise InputError unless the levels are fused by ASFF, which alone has weights to look at."""
-        others = sorted({fusion.kind for fusion in self.fusions()} - {"asff"})
-        if others:
-            raise InputError(
-                f"fusion weights: expected a model with fusion asff, this one has {', '.join(others)}; choose another model"
-            )
+        kinds = {fusion.kind for fusion in self.fusions()} or {"none"}
+        if kinds != {"asff"}:
+            found = ", ".join(sorted(kinds))
+            raise InputError(f"fusion weights: expected a model with fusion asff, this one has {found}; choose another model")
 
     def fusions(self) -> list[LevelFusion]:
         """The fusion of each fused level, coarsest first."""
