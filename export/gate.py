@@ -147,9 +147,9 @@ def open_candidates(files: Sequence[Path]) -> Iterator[list[Candidate]]:
             except MissingComponentError as error:
                 if file.suffix != ".engine":
                     raise
-                candidates.append(Candidate(name, file, None, str(error)))
+                candidates.append(Candidate(name, file, None, str(error).removeprefix(f"{file}: ")))
         if not any(candidate.backend for candidate in candidates):
-            reasons = "; ".join(candidate.reason for candidate in candidates)
+            reasons = "; ".join(f"{candidate.file}: {candidate.reason}" for candidate in candidates)
             raise MissingComponentError(f"nothing was verified, none of the files can be run here: {reasons}")
         yield candidates
 

@@ -22,6 +22,7 @@ from runtime import cli
 from runtime.backend import Backend
 from runtime.errors import CheckFailed, InputError
 from runtime.files import replacing, sha256
+from runtime.manifest import manifest_path, source, write_manifest
 from runtime.ort_backend import INPUT_NAME, OrtBackend
 from runtime.preprocess import normalise, preprocess
 from runtime.sources import find_sources, read_picture
@@ -148,6 +149,8 @@ def export_onnx(
 ) -> Iterator[tuple[str, Difference]]:
     """Export a checkpoint and prove it; yields (what was compared, worst difference) and writes `output` only if all pass.
 
+    Its manifest is written after it; one that described an earlier file of the name is removed before.
+
     Raises:
         InputError: the checkpoint cannot be used, or the output cannot be written.
         CheckFailed: the file does not compute what the checkpoint does.
@@ -158,6 +161,7 @@ def export_onnx(
     spec = loaded.spec.replace(source_sha256=sha256(weights), made_with=tools)
     if size:
         spec = spec.replace(input_size=size)
+    parities = {}
     larger = spec.replace(input_size=tuple(side + _SECOND_SIZE for side in spec.input_size))
     with replacing(output) as temporary, tempfile.TemporaryDirectory(dir=temporary.parent, prefix=".parity-") as folder:
         for described, path in ((spec, temporary), (larger, Path(folder) / "larger.onnx")):
@@ -166,13 +170,17 @@ def export_onnx(
                 difference = check_parity(TorchBackend(model, described), exported, parity_inputs(described, images))
             height, width = described.input_size
             batches = str(batch) if batch else " and ".join(map(str, _BATCHES))
-            yield f"{height}x{width}, batch {batches}, {difference.output}", difference
+            what = f"{height}x{width}, batch {batches}, {difference.output}"
+            parities[what] = difference.relative
+            yield what, difference
             if not difference.within(parity.TOLERANCE):
                 raise CheckFailed(
                     f"{output} was not written: at {height}x{width} its output {difference.output} differs from PyTorch by"
                     f" {difference.relative:.1e} of its scale, the limit is {parity.TOLERANCE:.0e}"
                     " (a model that was hardly trained yet can magnify mere rounding that much)"
                 )
+        manifest_path(output).unlink(missing_ok=True)
+    write_manifest(output, spec, [source("weights", weights, output)], {"parity": parities, "opset": opset})
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:

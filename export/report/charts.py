@@ -9,8 +9,9 @@ from typing import Any
 
 from export.report.markup import tag, text
 
-_WIDTH = 460
-_ROW = 30
+_WIDTH = 460.0
+_ROW = 30.0
+_CLASS_WIDTH, _CLASS_ROW = 340.0, 22.0
 _LABEL_CHARACTERS = 7.2  # width of one at the charts' font size, generously
 
 
@@ -29,13 +30,15 @@ class Bar:
     kind: str = "plain"
 
 
-def bars(title: str, rows: Sequence[Bar], *, axis: str, limit: float | None = None, limit_label: str = "") -> str:
+def bars(
+    title: str, rows: Sequence[Bar], *, axis: str, limit: float | None = None, limit_label: str = "", width: float = _WIDTH
+) -> str:
     """Bars from zero, each with its figure at the end, and at `limit` a dashed line that says what it is."""
-    left = _label_width(rows)
+    left = _label_width(rows, width)
     right = max((len(row.note) for row in rows), default=0) * _LABEL_CHARACTERS + 12
     top = 26 if limit is not None else 6
     longest = max([row.value for row in rows] + [limit or 0]) or 1
-    scale = max(_WIDTH - left - right, 60) / longest
+    scale = max(width - left - right, 60) / longest
     parts = []
     for index, row in enumerate(rows):
         y = top + index * _ROW
@@ -52,15 +55,15 @@ def bars(title: str, rows: Sequence[Bar], *, axis: str, limit: float | None = No
         x = left + limit * scale
         parts.append(tag("line", x1=x, x2=x, y1=top - 4, y2=bottom, class_="limit"))
         parts.append(tag("text", text(limit_label), x=x, y=12, class_="limit-label"))
-    return _chart(title, parts, bottom + 26)
+    return _chart(title, parts, bottom + 26, width)
 
 
 def diverging(title: str, rows: Sequence[Bar], reach: float, *, axis: str) -> str:
     """Losses to the left of zero, gains to the right, at most `reach` either way, each with its figure."""
-    left = _label_width(rows)
-    room = 56.0  # for the figure beyond a bar
-    middle, scale = left + (_WIDTH - left) / 2, ((_WIDTH - left) / 2 - room) / (reach or 1)
-    height = 22
+    left = _label_width(rows, _CLASS_WIDTH)
+    room = 50.0  # for the figure beyond a bar
+    middle, scale = left + (_CLASS_WIDTH - left) / 2, ((_CLASS_WIDTH - left) / 2 - room) / (reach or 1)
+    height = _CLASS_ROW
     parts = []
     for index, row in enumerate(rows):
         y, length = index * height, abs(row.value) * scale
@@ -74,7 +77,7 @@ def diverging(title: str, rows: Sequence[Bar], reach: float, *, axis: str) -> st
     bottom = len(rows) * height
     parts.append(tag("line", x1=middle, x2=middle, y1=0, y2=bottom, class_="axis"))
     parts.append(tag("text", text(axis), x=middle, y=bottom + 14, class_="unit", text_anchor="middle"))
-    return _chart(title, parts, bottom + 26)
+    return _chart(title, parts, bottom + 26, _CLASS_WIDTH)
 
 
 def histogram(title: str, drawn: Mapping[str, Any]) -> str:
@@ -111,8 +114,8 @@ def histogram(title: str, drawn: Mapping[str, Any]) -> str:
     return _chart(title, parts, top + height + 26, width)
 
 
-def _label_width(rows: Sequence[Bar]) -> float:
-    return min(max((len(row.label) for row in rows), default=0) * _LABEL_CHARACTERS + 14, _WIDTH * 0.42)
+def _label_width(rows: Sequence[Bar], width: float) -> float:
+    return min(max((len(row.label) for row in rows), default=0) * _LABEL_CHARACTERS + 14, width * 0.42)
 
 
 def _label(label: str, x: float, y: float, height: float = _ROW) -> str:
@@ -122,6 +125,7 @@ def _label(label: str, x: float, y: float, height: float = _ROW) -> str:
     return tag("text", tag("title", text(label)), text(shown), x=x, y=y + height / 2, class_="name", text_anchor="end")
 
 
-def _chart(title: str, parts: Sequence[str], height: float, width: float = _WIDTH) -> str:
+def _chart(title: str, parts: Sequence[str], height: float, width: float) -> str:
     inner = tag("title", text(title))
-    return tag("svg", inner, *parts, class_="chart", viewBox=f"0 0 {width:.0f} {height:.0f}", role="img", aria_label=title)
+    size = {"viewBox": f"0 0 {width:.0f} {height:.0f}", "style": f"max-width: {width * 1.2:.0f}px"}
+    return tag("svg", inner, *parts, class_="chart", role="img", aria_label=title, **size)

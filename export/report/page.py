@@ -16,7 +16,7 @@ from export.report.side_by_side import side_by_side
 Figures = Mapping[str, Any]
 
 _MARKS = {PASSED: ("passed", "✓ passed"), FAILED: ("failed", "✗ failed"), NOT_RUN: ("idle", "– built, not run")}
-_COLUMNS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
+_COLUMNS = {"AP": "AP", "AP50": "AP50", "AP75": "AP75", "APs": "small", "APm": "medium", "APl": "large"}
 
 
 def page(figures: Figures, pictures: Sequence[Shown]) -> str:
@@ -79,10 +79,10 @@ def _badge(status: str) -> str:
 
 
 def _steps(figures: Figures) -> str:
-    heading = ("step", "verdict", *_COLUMNS, "Δ to PyTorch", "budget", "worst class", "size", "ms / image", "max difference")
+    rest = ("Δ to PyTorch", "budget", "worst class", "size", "ms / image", "max tensor difference")
     rows = [_step_row(figures["reference"], figures["reference"], tag("span", "reference", class_="soft"))]
     rows += [_step_row(file, file["measured"], _badge(file["status"])) for file in figures["files"]]
-    return table(heading, rows, label="Figures of every step")
+    return table(("step", "verdict", *_COLUMNS.values(), *rest), rows, label="Figures of every step")
 
 
 def _step_row(step: Figures, measured: Figures | None, verdict: str) -> list[str]:

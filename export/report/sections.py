@@ -14,6 +14,7 @@ Section = tuple[str, ...]
 
 _CLASSES = 20
 _LAYERS = 30
+_LAYER_WIDTH = 900.0  # layers have long names
 NO_CALIBRATION = "No calibration data: no file here was calibrated, or its manifest does not say how."
 
 
@@ -91,9 +92,9 @@ def classes(figures: Figures) -> Section:
     listed = tag(
         "details", tag("summary", f"All {len(before)} classes with objects"), table(heading, every, label="AP by class")
     )
-    some = f"The {len(chosen)} classes" if len(chosen) < len(before) else "All classes"
+    some = f"The {len(chosen)} classes that changed most" if len(chosen) < len(before) else "All classes"
     return (
-        f"{some} that changed most, the worst loss first; every chart has the same scale.",
+        f"{some}, the worst loss first; every chart has the same scale.",
         tag("div", *cards, class_="row"),
         listed,
     )
@@ -118,7 +119,7 @@ def sensitivity(figures: Figures) -> Section:
     if not cards:
         return (NO_CALIBRATION,)
     lead = "Signal-to-noise ratio of a layer's output when it alone is quantised: a short bar is a sensitive layer."
-    return lead, tag("div", *cards, class_="row")
+    return lead, *cards
 
 
 def _sensitivity_card(name: str, layers: Sequence[Figures], kept: Mapping[str, str]) -> str:
@@ -131,7 +132,7 @@ def _sensitivity_card(name: str, layers: Sequence[Figures], kept: Mapping[str, s
         note = f"{layer['snr_db']:.1f} dB{loss}{where}"
         rows.append(Bar(layer["layer"], layer["snr_db"], note, "reference" if where else "plain"))
     more = f", the {_LAYERS} most sensitive of {len(layers)}" if len(layers) > _LAYERS else ""
-    chart = charts.bars(f"Sensitivity of the layers of {name}", rows, axis=f"dB{more}; grey: not quantised")
+    chart = charts.bars(f"Sensitivity of the layers of {name}", rows, axis=f"dB{more}; grey: not quantised", width=_LAYER_WIDTH)
     return _card(name, chart)
 
 

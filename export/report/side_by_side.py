@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,8 +16,7 @@ _LEGEND = {
     APPEARED: "appeared",
     VANISHED: "vanished",
 }
-_MANY = 10
-"""Boxes in a picture beyond which only those that changed carry a label."""
+_LETTER = 0.62  # width of a letter of a label, in its height
 
 
 def side_by_side(figures: Mapping[str, Any], pictures: Sequence[Shown]) -> tuple[str, ...]:
@@ -74,16 +74,14 @@ def _row(number: int, picture: Shown) -> str:
 
 
 def _figure(number: int, picture: Shown, step: str, boxes: Sequence[Box]) -> str:
-    changed = sum(box.kind != KEPT for box in boxes)
     # The best and the changed on top of the rest.
     ordered = sorted(boxes, key=lambda box: (box.kind != KEPT, box.score))
-    labelled = len(boxes) <= _MANY
-    marks = [_mark(box, picture, labelled or box.kind != KEPT) for box in ordered]
-    said = f"{step}: {len(boxes)} boxes" + (f", {changed} changed" if changed else "")
+    said = _said(step, boxes)
     drawing = tag(
         "svg",
         tag("use", href=f"#picture-{number}"),
-        *marks,
+        *(_outline(box, picture) for box in ordered),
+        *_labels(ordered[::-1], picture),
         viewBox=f"0 0 {picture.width} {picture.height}",
         role="img",
         aria_label=f"{picture.name}, {said}",
@@ -91,26 +89,52 @@ def _figure(number: int, picture: Shown, step: str, boxes: Sequence[Box]) -> str
     return tag("figure", drawing, tag("figcaption", text(said)))
 
 
-def _mark(box: Box, picture: Shown, labelled: bool) -> str:
+def _said(step: str, boxes: Sequence[Box]) -> str:
+    counts = Counter(box.kind for box in boxes)
+    here = len(boxes) - counts[VANISHED]
+    changes = [f"{counts[kind]} {kind}" for kind in (RESCORED, APPEARED, VANISHED) if counts[kind]]
+    return f"{step}: {here} {'box' if here == 1 else 'boxes'}" + (f" ({', '.join(changes)})" if changes else "")
+
+
+def _outline(box: Box, picture: Shown) -> str:
     left, top, width, height = box.box
-    name = picture.class_names[box.category_id]
-    size = max(picture.width, picture.height) / 30
     place: dict[str, object] = {"x": left, "y": top, "width": width, "height": height}
-    parts = [
-        tag("title", text(f"{name} {_score(box)}, {_LEGEND[box.kind]}")),
+    return tag(
+        "g",
+        tag("title", text(f"{_label(box, picture)}, {_LEGEND[box.kind]}")),
         tag("rect", **place, class_="under"),
         tag("rect", **place, class_=f"box {box.kind}"),
-    ]
-    if labelled:
-        label, y = text(f"{name} {_score(box)}"), top - size * 0.35 if top > size * 1.3 else top + size
-        # Kept inside the picture: anchored at the box's right edge where it stands in the right half.
-        near_right = left > picture.width / 2
-        x, anchor = (left + width, "end") if near_right else (left, None)
-        parts.append(tag("text", label, x=x, y=y, font_size=size, text_anchor=anchor, class_=f"tag {box.kind}"))
-    return tag("g", *parts, class_=box.kind)
+        class_=box.kind,
+    )
 
 
-def _score(box: Box) -> str:
-    if box.before is None or box.kind in (KEPT, VANISHED):
-        return f"{box.score:.2f}"
-    return f"{box.before:.2f} → {box.score:.2f}"
+def _labels(boxes: Sequence[Box], picture: Shown) -> list[str]:
+    """Labels where they hide no other: above a box, else below it; an unchanged box with no room for one goes without."""
+    size = max(picture.width, picture.height) / 32
+    taken: list[tuple[float, float, float, float]] = []
+    found = []
+    for box in boxes:
+        label = _label(box, picture)
+        left, top, _, height = box.box
+        width = len(label) * size * _LETTER
+        x = max(min(left, picture.width - width), 0)
+        spots = [(x, y, x + width, y + size) for y in (top - size * 1.15, top + height + size * 0.15, top + size * 0.15)]
+        inside = [spot for spot in spots if spot[1] >= 0 and spot[3] <= picture.height]
+        free = [spot for spot in inside if not any(_touch(spot, other) for other in taken)]
+        if not free and box.kind == KEPT:
+            continue
+        spot = (free or inside or spots)[0]
+        taken.append(spot)
+        found.append(tag("text", text(label), x=spot[0], y=spot[3], font_size=size, class_=f"tag {box.kind}"))
+    return found
+
+
+def _touch(one: tuple[float, ...], other: tuple[float, ...]) -> bool:
+    return one[0] < other[2] and other[0] < one[2] and one[1] < other[3] and other[1] < one[3]
+
+
+def _label(box: Box, picture: Shown) -> str:
+    score = f"{box.score:.2f}"
+    if box.kind == RESCORED:
+        score = f"{box.before:.2f} → {score}"
+    return f"{picture.class_names[box.category_id]} {score}"
