@@ -53,10 +53,11 @@ def run(folder: Path, *, train_images: int, val_images: int, epochs: int | None,
         log.info("    %s: largest difference %.1e (%.1e of the scale)", what, difference.absolute, difference.relative)
     log.info("4/5 measuring accuracy on the held-out pictures")
     held_out = open_dataset(data, "val")
+    pytorch = open_torch_backend(weights)
     with OrtBackend(model) as exported:
         steps = [
-            measure_step("PyTorch", open_torch_backend(weights), weights, held_out),
-            measure_step("ONNX FP32", exported, model, held_out),
+            measure_step("PyTorch", pytorch, weights, held_out),
+            measure_step("ONNX FP32", exported, model, held_out, pytorch),
         ]
         log.info("5/5 drawing what it finds in them")
         _draw(Detector(exported), held_out, folder / "pictures")

@@ -23,7 +23,7 @@ from runtime.backend import Backend
 from runtime.errors import CheckFailed, InputError
 from runtime.files import replacing, sha256
 from runtime.inspection import InspectableBackend
-from runtime.manifest import source, write_manifest
+from runtime.manifest import manifest_path, source, write_manifest
 from runtime.ort_backend import OrtBackend
 from runtime.preprocess import normalise, preprocess
 from runtime.sources import find_sources, read_picture
@@ -133,6 +133,7 @@ def export_onnx(job: Export) -> Iterator[tuple[str, Difference]]:
                 )
         if job.precision == "fp16":
             _check_range(temporary, spec, job)
+        manifest_path(job.output).unlink(missing_ok=True)  # it described an earlier file of the name
     origin = source("weights", job.weights, job.output)
     write_manifest(job.output, spec, [origin], {"settings": job.settings(), "parity": found})
 

@@ -8,12 +8,23 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
+from export import parity
 from runtime.backend import Backend
 from runtime.dataset import Dataset
 from runtime.detections import Detections
 from runtime.detector import Detector
+from runtime.errors import InputError
 from runtime.evaluation import Evaluation, evaluate
 from runtime.images import Image
+from runtime.preprocess import preprocess
+
+_COMPARED = 4
+"""Pictures whose raw outputs are compared with the reference's."""
+_FIGURES = ("AP", "AP50", "AP75", "APs", "APm", "APl")
+_WORST_WIDTH = 24
+_VISIBLE = 0.005  # points that are written as 0.01
 
 
 @dataclass(frozen=True)
@@ -23,16 +34,27 @@ class Step:
     Attributes:
         name: what to call it. evaluation: its accuracy.
         size: of its file in bytes. milliseconds: median of one picture, preprocessing to NMS, batch 1.
+        difference: largest |a - b| / max |a| of its raw outputs to the reference's, on a few pictures, each side preparing
+            them as its own description says; None where there was nothing to compare with.
     """
 
     name: str
     evaluation: Evaluation
     size: int
     milliseconds: float
+    difference: float | None = None
+
+    def change(self, reference: Step) -> float:
+        """Points of AP gained on the reference; negative for a loss."""
+        return (self.evaluation.ap - reference.evaluation.ap) * 100
 
 
-def measure_step(name: str, backend: Backend, file: Path, dataset: Dataset) -> Step:
-    """Score and time a model on a split, at the score threshold of its own description (0.01 in the paper)."""
+def measure_step(name: str, backend: Backend, file: Path, dataset: Dataset, reference: Backend | None = None) -> Step:
+    """Score and time a model on a split, at the score threshold of its own description (0.01 in the paper).
+
+    Args:
+        reference: what it was made from, to compare raw outputs with.
+    """
     detector = Detector(backend, score_threshold=backend.spec.score_threshold)
     times: list[float] = []
 
@@ -42,18 +64,67 @@ def measure_step(name: str, backend: Backend, file: Path, dataset: Dataset) -> S
         times.append((time.perf_counter() - start) * 1e3)
         return found
 
+    difference = tensor_difference(reference, backend, dataset) if reference else None
     result = evaluate(predict, dataset, backend.spec.class_names)
-    return Step(name, result, file.stat().st_size, statistics.median(times))
+    return Step(name, result, file.stat().st_size, statistics.median(times), difference)
+
+
+def tensor_difference(reference: Backend, other: Backend, dataset: Dataset) -> float:
+    """The largest relative difference of any raw output on the split's first readable pictures; infinite for a NaN."""
+    found = [0.0]
+    for picture in _first_pictures(dataset):
+        mine, theirs = (preprocess(picture, backend.spec)[0] for backend in (reference, other))
+        batch = np.resize(theirs, (other.batch_size or 1, *theirs.shape))
+        outputs = [output[:1] for output in other.infer(batch)]
+        names = reference.spec.output_names
+        found.append(parity.worst(parity.compare(names, reference.infer(mine[None]), outputs)).relative)
+    return max(found)
+
+
+def _first_pictures(dataset: Dataset) -> list[Image]:
+    pictures: list[Image] = []
+    for entry in dataset.images:
+        if len(pictures) == _COMPARED:
+            break
+        try:
+            pictures.append(entry.read())
+        except InputError:  # the evaluation names it, once
+            continue
+    return pictures
+
+
+def worst_class(reference: Step, step: Step) -> tuple[str, float] | None:
+    """The class that lost most AP and its change in points, which is negative; None where none lost so much as 0.01."""
+    before, after = reference.evaluation.per_class, step.evaluation.per_class
+    changes = {name: (after[name] - ap) * 100 for name, ap in before.items() if ap >= 0}
+    name = min(changes, key=changes.__getitem__, default=None)
+    return None if name is None or changes[name] > -_VISIBLE else (name, changes[name])
 
 
 def table(steps: Sequence[Step]) -> str:
-    """The steps for reading: AP in percent, its change against the first step in points of AP."""
-    first = steps[0].evaluation.ap
-    lines = [f"{'step':14}{'AP':>8}{'AP50':>8}{'change':>9}{'size':>11}{'ms/image':>10}"]
+    """The steps for reading: AP in percent, its change against the first step in points, the worst class's likewise."""
+    width = max(len("step"), *(len(step.name) for step in steps)) + 2
+    columns = ("AP", "AP50", "AP75", "small", "medium", "large")
+    heading = f"{'step':{width}}" + "".join(f"{column:>8}" for column in columns)
+    lines = [heading + f"{'change':>9}  {'worst class':{_WORST_WIDTH}}{'size':>11}{'ms/image':>10}{'max diff':>10}"]
     for step in steps:
-        change = (step.evaluation.ap - first) * 100
+        worst = worst_class(steps[0], step) if step is not steps[0] else None
         lines.append(
-            f"{step.name:14}{step.evaluation.ap * 100:8.2f}{step.evaluation.ap50 * 100:8.2f}{change:+9.3f}"
-            f"{step.size / 1e6:8.2f} MB{step.milliseconds:10.1f}"
+            f"{step.name:{width}}"
+            + "".join(_percent(step.evaluation.figures[name]) for name in _FIGURES)
+            + f"{step.change(steps[0]):+9.3f}  {_named(worst):{_WORST_WIDTH}}"
+            + f"{step.size / 1e6:8.2f} MB{step.milliseconds:10.1f}"
+            + (f"{'-':>10}" if step.difference is None else f"{step.difference:10.1e}")
         )
     return "\n".join(lines)
+
+
+def _percent(value: float) -> str:
+    return f"{value * 100:8.2f}" if value >= 0 else f"{'-':>8}"
+
+
+def _named(worst: tuple[str, float] | None) -> str:
+    if worst is None:
+        return "-"
+    change = f"{worst[1]:+.2f}"
+    return f"{worst[0][: _WORST_WIDTH - len(change) - 2]} {change}"

@@ -73,7 +73,9 @@ def test_the_runtime_imports_without_the_optional_libraries() -> None:
 
 def test_training_and_export_import_without_a_gpu_library() -> None:
     code = "import importlib, sys\nsys.modules.update(dict.fromkeys(('tensorrt', 'tensorrt_rtx', 'pycuda')))\n"
-    code += "".join(f"importlib.import_module({name!r})\n" for package in ("train", "export") for name in modules(package))
+    code += "".join(
+        f"importlib.import_module({name!r})\n" for package in ("calibration", "train", "export") for name in modules(package)
+    )
     result = in_clean_interpreter(code)
     assert result.returncode == 0, result.stderr
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from runtime.backend import check_images
-from runtime.files import PathLike
+from runtime.files import PathLike, sha256
 from runtime.inspection import Inspection
 from runtime.spec import ModelSpec
 from train import checkpoint
@@ -83,4 +83,5 @@ def open_torch_backend(weights: PathLike, size: tuple[int, int] | None = None) -
         size: (height, width) in pixels to run at, multiples of 32; None for the file's own.
     """
     loaded = open_weights(weights)
-    return TorchBackend(checkpoint.restore(weights, loaded), loaded.spec.replace(input_size=size or loaded.spec.input_size))
+    spec = loaded.spec.replace(input_size=size or loaded.spec.input_size, source_sha256=sha256(weights))
+    return TorchBackend(checkpoint.restore(weights, loaded), spec)

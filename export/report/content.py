@@ -1,0 +1,136 @@
+"""The figures of a verification as plain values: what `report.json` holds, and all that the page is drawn from but pictures."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import platform
+from collections import Counter
+from importlib import metadata
+from typing import Any
+
+from export.changes import KINDS, by_image, find_changes
+from export.gate import Outcome, Verification
+from export.steps import Step, worst_class
+from runtime.dataset import Dataset
+from runtime.errors import InputError
+from runtime.files import sha256
+from runtime.manifest import find_changes as find_changed_files
+from runtime.manifest import manifest_path, read_manifest
+
+KIND = "yolov3-asff-verification"
+VERSION = 1
+_LIBRARIES = ("torch", "onnx", "onnxruntime", "onnxruntime-gpu", "tensorrt", "numpy", "opencv-python-headless", "pycocotools")
+
+
+def content(found: Verification) -> dict[str, Any]:
+    """Everything that was measured, JSON values alone.
+
+    AP figures are in [0, 1] and -1 where the split has no such object; changes and budgets are in points (hundredths of AP).
+    """
+    reference = found.reference
+    return {
+        "kind": KIND,
+        "version": VERSION,
+        "passed": found.passed,
+        "model": found.spec.name,
+        "input_size": list(found.spec.input_size),
+        "data": {
+            "root": str(found.dataset.root),
+            "split": found.dataset.split,
+            "images": reference.evaluation.images,
+            "skipped": list(reference.evaluation.skipped),
+            "sha256": dataset_sha256(found.dataset),
+        },
+        "weights": {"file": str(found.weights), "sha256": found.spec.source_sha256},
+        "budgets": dict(found.budgets),
+        "versions": _versions(),
+        "reference": _measured(reference),
+        "files": [_file(outcome, found) for outcome in found.outcomes],
+    }
+
+
+def dataset_sha256(dataset: Dataset) -> str:
+    """One hash of a split: its annotations, and the name and bytes of each picture, in order."""
+    digest = hashlib.sha256(json.dumps([dataset.class_names, dataset.annotations], sort_keys=True).encode())
+    for entry in dataset.images:
+        picture = sha256(entry.path) if entry.path.is_file() else "missing"
+        digest.update(f"{entry.image_id} {entry.path.name} {picture}\n".encode())
+    return digest.hexdigest()
+
+
+def _versions() -> dict[str, str]:
+    found = {"python": platform.python_version(), "machine": f"{platform.system()} {platform.machine()}"}
+    for name in _LIBRARIES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def _measured(step: Step) -> dict[str, Any]:
+    difference = step.difference
+    return {
+        "name": step.name,
+        "figures": step.evaluation.figures,
+        "per_class": step.evaluation.per_class,
+        "detections": len(step.evaluation.results),
+        "bytes": step.size,
+        "milliseconds": round(step.milliseconds, 3),
+        # JSON has no infinity; the reasons of the file say what happened.
+        "difference": difference if difference is not None and math.isfinite(difference) else None,
+    }
+
+
+def _file(outcome: Outcome, found: Verification) -> dict[str, Any]:
+    manifest, notes = _manifest(outcome)
+    precision = outcome.spec.precision if outcome.spec else (manifest or {}).get("precision")
+    described: dict[str, Any] = {
+        "name": outcome.name,
+        "file": str(outcome.file),
+        "sha256": sha256(outcome.file),
+        "bytes": outcome.file.stat().st_size,
+        "precision": precision,
+        "budget": found.budgets.get(precision or ""),
+        "status": outcome.status,
+        "reasons": list(outcome.reasons),
+        "notes": [*outcome.notes, *notes],
+        "made_with": list(outcome.spec.made_with) if outcome.spec else [],
+        "manifest": manifest,
+        "measured": None,
+    }
+    if outcome.step:
+        worst = worst_class(found.reference, outcome.step)
+        described["measured"] = {
+            **_measured(outcome.step),
+            "change": outcome.step.change(found.reference),
+            "worst_class": {"name": worst[0], "change": worst[1]} if worst else None,
+            "changed_detections": _changed(found.reference, outcome.step),
+        }
+    return described
+
+
+def _changed(reference: Step, step: Step) -> dict[str, int]:
+    """How many detections worth looking at were kept, rescored, appeared and vanished over the whole split."""
+    before, after = by_image(reference.evaluation.results), by_image(step.evaluation.results)
+    counts = Counter(
+        box.kind
+        for image_id in before.keys() | after.keys()
+        for box in find_changes(before.get(image_id, []), after.get(image_id, []))
+    )
+    return {kind: counts[kind] for kind in KINDS}
+
+
+def _manifest(outcome: Outcome) -> tuple[dict[str, Any] | None, list[str]]:
+    """What the file's manifest says of its making, and what is odd about it."""
+    path = manifest_path(outcome.file)
+    if not path.is_file():
+        return None, ["has no manifest beside it"]
+    try:
+        manifest, changes = read_manifest(path), find_changed_files(path)
+    except InputError as error:
+        return None, [str(error)]
+    sources = [vars(item) for item in manifest.made_from]
+    return {"precision": manifest.spec.precision, "made_from": sources, "details": dict(manifest.details)}, changes
