@@ -36,7 +36,7 @@ def _speak_up(model: DetectorModel) -> None:
     if isinstance(model, YOLOv3):
         for head in model.heads:
             for conv in filter(None, [head.guide, head.predict, head.adapt.offsets if head.adapt else None]):
-                conv.weight.normal_(0, 0.1)
+                conv.weight.normal_(0, conv.weight[0].numel() ** -0.5)  # logits and offsets of about 1
     elif isinstance(model, RetinaNet):
         for tower in (model.head.classes, model.head.boxes):
             tower[-1].weight.normal_(0, 0.03)
