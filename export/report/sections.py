@@ -145,7 +145,7 @@ def calibration(figures: Figures) -> Section:
         said += [f"for {found['target']}"] if found.get("target") else []
         said += [f"{len(images)} pictures" + (f", seed {found['seed']}" if "seed" in found else "")] if images else []
         for key, what in (("float_layers", "FP32"), ("half_layers", "FP16")):
-            said += [f"{len(found[key])} layers kept in {what}"] if found.get(key) else []
+            said += [f"layers kept in {what}: {len(found[key])}"] if found.get(key) else []
         cards.append(
             _card(name, tag("p", text(", ".join(said) or "no particulars"), class_="soft"), _histograms(number, found))
         )
