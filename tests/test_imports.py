@@ -93,7 +93,7 @@ def test_the_public_names_of_the_runtime_exist() -> None:
 
 
 @pytest.mark.parametrize(
-    "module", ["runtime.detect", "runtime.evaluate", "train", "train.validate", "export.onnx", "export.demo"]
+    "module", ["runtime.detect", "runtime.evaluate", "train", "train.validate", "export.onnx", "export.demo", "export.verify"]
 )
 def test_every_command_explains_itself_with_an_example(module: str) -> None:
     result = subprocess.run([sys.executable, "-m", module, "--help"], cwd=ROOT, capture_output=True, text=True, timeout=120)

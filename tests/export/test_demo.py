@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from export import demo
-from export.steps import Step, table
+from export.steps import Step
 from runtime.detector import Detector
 from runtime.errors import CheckFailed
 from runtime.evaluation import FIGURES, Evaluation
@@ -51,9 +51,3 @@ def test_a_model_that_did_not_learn_is_refused() -> None:
 def test_a_step_that_lost_accuracy_is_refused_by_name() -> None:
     with pytest.raises(CheckFailed, match=r"ONNX FP32 lost 0\.100 points"):
         demo.check([step("PyTorch", 0.6, 0.9), step("ONNX FP32", 0.599, 0.9)], 0.85)
-
-
-def test_the_table_shows_the_change_in_points() -> None:
-    lines = table([step("PyTorch", 0.5, 0.9), step("ONNX FP32", 0.4975, 0.9)]).splitlines()
-    assert lines[1].split() == ["PyTorch", "50.00", "90.00", "+0.000", "2.00", "MB", "3.0"]
-    assert "-0.250" in lines[2]

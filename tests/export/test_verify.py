@@ -18,7 +18,7 @@ from export import gate, verify
 from export.gate import judge, parse_budgets
 from export.onnx import OPSET, export_onnx
 from export.steps import Step, table, worst_class
-from runtime.errors import CheckFailed, InputError, MissingComponentError, ModelError
+from runtime.errors import CheckFailed, InputError, MissingComponentError, ModelError, OutputError
 from runtime.evaluation import FIGURES, Evaluation
 from runtime.manifest import manifest_path, read_manifest
 
@@ -113,7 +113,22 @@ def test_another_source_is_noted(altered: Alter, run: Callable[..., Any]) -> Non
     code, out, report = run(altered(source_sha256="0" * 64))
     assert code == 0
     assert "note: its description names other weights as its source" in out
-    assert "has no manifest beside it" in report["files"][0]["notes"]
+    assert "note: has no manifest beside it" in out
+    assert len(report["files"][0]["notes"]) == 2
+
+
+@pytest.mark.parametrize(("content", "note"), [(None, "changed since it was made"), ("{}", "not a manifest of this project")])
+def test_a_manifest_that_does_not_fit_is_noted(
+    content: str | None, note: str, exported: Exported, tmp_path: Path, run: Callable[..., Any]
+) -> None:
+    model = tmp_path / "best.onnx"
+    model.write_bytes(exported.model.read_bytes())
+    text = manifest_path(exported.model).read_text().replace('"sha256": "', '"sha256": "0') if content is None else content
+    manifest_path(model).write_text(text)
+    code, out, report = run(model)
+    assert code == 0
+    assert note in out
+    assert note in " ".join(report["files"][0]["notes"])
 
 
 @pytest.mark.parametrize(
@@ -230,7 +245,7 @@ def test_the_worst_class_is_the_one_that_lost_most_among_those_with_objects() ->
 
 def test_the_table_names_every_figure() -> None:
     lines = table([step(0.5, {"cat": 0.5}, "PyTorch"), step(0.4975, {"cat": 0.4975}, "a.onnx")]).splitlines()
-    assert lines[0].split() == "step AP AP50 AP75 small medium large change worst class size ms/image max diff".split()
+    assert " ".join(lines[0].split()) == "step AP AP50 AP75 small medium large change worst class size ms/image max diff"
     assert lines[2].split() == ["a.onnx", "49.75", *["0.00"] * 5, "-0.250", "cat", "-0.25", "2.00", "MB", "3.0", "-"]
 
 
@@ -274,6 +289,22 @@ def test_a_manifest_tells_whether_its_file_or_sources_changed(
     assert len(lines) == 2
     assert "best.onnx: changed since it was made" in lines[0]
     assert "best.pt (weights): changed since" in lines[1]
+
+
+def test_a_stale_manifest_never_survives_a_new_model(
+    exported: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = tmp_path / "m.onnx"
+    manifest_path(model).write_text("of an earlier file")
+
+    def full(*_: object) -> None:
+        raise OutputError("the disk is full")
+
+    monkeypatch.setattr("export.onnx.write_manifest", full)
+    with pytest.raises(OutputError):
+        list(export_onnx(exported.weights, model, size=None, batch=None, opset=OPSET, images=None))
+    assert model.is_file()
+    assert not manifest_path(model).exists()
 
 
 def test_bisection_names_the_layer_that_was_altered(
