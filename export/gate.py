@@ -12,6 +12,7 @@ from export.steps import Step, measure_step
 from runtime.backend import Backend, open_backend
 from runtime.dataset import Dataset
 from runtime.errors import CheckFailed, InputError, MissingComponentError, ModelError
+from runtime.manifest import find_changes, manifest_path
 from runtime.spec import PRECISIONS, ModelSpec
 from train.backend import open_torch_backend
 
@@ -181,15 +182,16 @@ def _examine(
 ) -> Outcome:
     name, file, backend = candidate.name, candidate.file, candidate.backend
     if backend is None:
-        return Outcome(name, file, None, None, NOT_RUN, (candidate.reason,))
+        return Outcome(name, file, None, None, NOT_RUN, (candidate.reason,), _manifest_notes(file))
     spec = backend.spec
+    foreign = ("its description names other weights as its source",)
+    notes = (foreign if spec.source_sha256 != pytorch.spec.source_sha256 else ()) + _manifest_notes(file)
     log.info("scoring %s", name)
     try:
         step = measure_step(name, backend, file, dataset, pytorch)
     except ModelError as error:  # opened well but does not run, or computes what are not numbers: damaged
-        return Outcome(name, file, spec, None, FAILED, (str(error),))
+        return Outcome(name, file, spec, None, FAILED, (str(error),), notes)
     reasons = judge(reference, step, spec.precision, budgets) + _misdescribed(spec, pytorch.spec)
-    notes = () if spec.source_sha256 == pytorch.spec.source_sha256 else ("its description names other weights as its source",)
     return Outcome(name, file, spec, step, FAILED if reasons else PASSED, tuple(reasons), notes)
 
 
@@ -205,3 +207,12 @@ def _misdescribed(spec: ModelSpec, weights: ModelSpec) -> list[str]:
     """Where a description would have pictures handled otherwise than in training; wrong even where this split shows no loss."""
     pairs = ((field, getattr(spec, field), getattr(weights, field)) for field in _HANDLING)
     return [f"describes {field} as {mine}, the weights as {theirs}" for field, mine, theirs in pairs if mine != theirs]
+
+
+def _manifest_notes(file: Path) -> tuple[str, ...]:
+    """What is odd about the manifest beside a file; the accuracy measured here holds all the same."""
+    path = manifest_path(file)
+    try:
+        return tuple(find_changes(path)) if path.is_file() else ("has no manifest beside it",)
+    except ModelError as error:
+        return (str(error),)

@@ -105,6 +105,8 @@ def test_the_public_names_of_the_runtime_exist() -> None:
         "calibration",
         "export.onnx",
         "export.engine",
+        "export.verify",
+        "export.chain",
         "export.demo",
     ],
 )

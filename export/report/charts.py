@@ -61,7 +61,7 @@ def bars(
 def diverging(title: str, rows: Sequence[Bar], reach: float, *, axis: str) -> str:
     """Losses to the left of zero, gains to the right, at most `reach` either way, each with its figure."""
     left = _label_width(rows, _CLASS_WIDTH)
-    room = 50.0  # for the figure beyond a bar
+    room = 60.0  # for the figure beyond a bar
     middle, scale = left + (_CLASS_WIDTH - left) / 2, ((_CLASS_WIDTH - left) / 2 - room) / (reach or 1)
     height = _CLASS_ROW
     parts = []

@@ -16,7 +16,6 @@ from export.steps import Step, worst_class
 from runtime.dataset import Dataset
 from runtime.errors import InputError
 from runtime.files import sha256
-from runtime.manifest import find_changes as find_changed_files
 from runtime.manifest import manifest_path, read_manifest
 
 KIND = "yolov3-asff-verification"
@@ -85,7 +84,7 @@ def _measured(step: Step) -> dict[str, Any]:
 
 
 def _file(outcome: Outcome, found: Verification) -> dict[str, Any]:
-    manifest, notes = _manifest(outcome)
+    manifest = _manifest(outcome)
     precision = outcome.spec.precision if outcome.spec else (manifest or {}).get("precision")
     described: dict[str, Any] = {
         "name": outcome.name,
@@ -96,7 +95,7 @@ def _file(outcome: Outcome, found: Verification) -> dict[str, Any]:
         "budget": found.budgets.get(precision or ""),
         "status": outcome.status,
         "reasons": list(outcome.reasons),
-        "notes": [*outcome.notes, *notes],
+        "notes": list(outcome.notes),
         "made_with": list(outcome.spec.made_with) if outcome.spec else [],
         "manifest": manifest,
         "measured": None,
@@ -123,14 +122,11 @@ def _changed(reference: Step, step: Step) -> dict[str, int]:
     return {kind: counts[kind] for kind in KINDS}
 
 
-def _manifest(outcome: Outcome) -> tuple[dict[str, Any] | None, list[str]]:
-    """What the file's manifest says of its making, and what is odd about it."""
-    path = manifest_path(outcome.file)
-    if not path.is_file():
-        return None, ["has no manifest beside it"]
+def _manifest(outcome: Outcome) -> dict[str, Any] | None:
+    """What the file's manifest says of its making; None where there is none that can be read."""
     try:
-        manifest, changes = read_manifest(path), find_changed_files(path)
-    except InputError as error:
-        return None, [str(error)]
+        manifest = read_manifest(manifest_path(outcome.file))
+    except InputError:  # the gate has noted it
+        return None
     sources = [vars(item) for item in manifest.made_from]
-    return {"precision": manifest.spec.precision, "made_from": sources, "details": dict(manifest.details)}, changes
+    return {"precision": manifest.spec.precision, "made_from": sources, "details": dict(manifest.details)}

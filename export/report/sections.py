@@ -42,7 +42,7 @@ def accuracy(figures: Figures) -> Section:
         kept.append(Bar(file["name"], max(ap, 0) * 100, percent(ap), _kind(file)))
         # A loss with no budget at all is as far over it as the chart shows.
         share = max(-change, 0) / budget if budget else (2.0 if change < 0 else 0.0)
-        beyond = ", off the chart" if share > 2 else ""
+        beyond = f" ({share:.0f}×)" if share > 2 else ""
         lost.append(Bar(file["name"], min(share, 2.0), f"{points(change)} of −{budget:.2f}{beyond}", _kind(file)))
     left = charts.bars("AP of every step", kept, axis="AP in percent, from zero")
     right = charts.bars(
@@ -145,7 +145,7 @@ def calibration(figures: Figures) -> Section:
         said += [f"for {found['target']}"] if found.get("target") else []
         said += [f"{len(images)} pictures" + (f", seed {found['seed']}" if "seed" in found else "")] if images else []
         for key, what in (("float_layers", "FP32"), ("half_layers", "FP16")):
-            said += [f"{len(found[key])} layers kept in {what}"] if found.get(key) else []
+            said += [f"layers kept in {what}: {len(found[key])}"] if found.get(key) else []
         cards.append(
             _card(name, tag("p", text(", ".join(said) or "no particulars"), class_="soft"), _histograms(number, found))
         )

@@ -109,7 +109,7 @@ def _outline(box: Box, picture: Shown) -> str:
 
 
 def _labels(boxes: Sequence[Box], picture: Shown) -> list[str]:
-    """Labels where they hide no other: above a box, else below it; an unchanged box with no room for one goes without."""
+    """Labels where they hide no other: above a box, below or in it; one without room shows its label when pointed at."""
     size = max(picture.width, picture.height) / 32
     taken: list[tuple[float, float, float, float]] = []
     found = []
@@ -119,13 +119,11 @@ def _labels(boxes: Sequence[Box], picture: Shown) -> list[str]:
         width = len(label) * size * _LETTER
         x = max(min(left, picture.width - width), 0)
         spots = [(x, y, x + width, y + size) for y in (top - size * 1.15, top + height + size * 0.15, top + size * 0.15)]
-        inside = [spot for spot in spots if spot[1] >= 0 and spot[3] <= picture.height]
+        inside = (spot for spot in spots if spot[1] >= 0 and spot[3] <= picture.height)
         free = [spot for spot in inside if not any(_touch(spot, other) for other in taken)]
-        if not free and box.kind == KEPT:
-            continue
-        spot = (free or inside or spots)[0]
-        taken.append(spot)
-        found.append(tag("text", text(label), x=spot[0], y=spot[3], font_size=size, class_=f"tag {box.kind}"))
+        if free:
+            taken.append(free[0])
+            found.append(tag("text", text(label), x=free[0][0], y=free[0][3], font_size=size, class_=f"tag {box.kind}"))
     return found
 
 

@@ -1,0 +1,98 @@
+"""Shared by the tests of the gate and its report: a set on which a random model is perfect, and ways to break its export."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import numpy_helper
+from small_models import CLASSES, settled, tiny
+
+from export.onnx import Export, export_onnx
+from runtime.detector import Detector
+from runtime.evaluation import to_coco_results
+from runtime.files import write_json
+from runtime.images import write_image
+from train import checkpoint
+from train.backend import TorchBackend
+from train.checkpoint import Checkpoint
+from train.spec import model_spec
+
+_PICTURES, _OBJECTS = 6, 20
+
+
+@dataclass(frozen=True)
+class Exported:
+    """Weights, the file exported from them, and a set that both find perfectly."""
+
+    weights: Path
+    model: Path
+    data: Path
+
+
+@pytest.fixture(scope="session")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Exported:
+    """The ground truth is what the random model itself finds, its best boxes of each class; so it scores an AP of 100, and
+    whatever changes what it finds costs AP, just as it would a trained model. The pictures are coloured and not square, so
+    that swapped colours and a wrong resize change what it finds."""
+    torch.manual_seed(0)
+    root = tmp_path_factory.mktemp("exported")
+    config = tiny()
+    model, spec = settled(config), model_spec(config, CLASSES)
+    for head in model.heads:
+        head.predict.weight.data *= 2  # scores of up to 0.8 rather than 0.05, so that some boxes are worth looking at
+    weights, data, path = root / "best.pt", root / "data", root / "best.onnx"
+    checkpoint.save(weights, Checkpoint(config, spec, model.state_dict(), None, 0, -1.0))
+    rng = np.random.default_rng(0)
+    detector = Detector(TorchBackend(model, spec), score_threshold=0.01)
+    found = []
+    for index in range(_PICTURES):
+        picture = np.kron(rng.integers(0, 256, (6, 10, 3)), np.ones((12, 12, 1))).astype(np.uint8)
+        write_image(data / "val2017" / f"{index}.png", picture)
+        found += to_coco_results(index, detector(picture), range(len(CLASSES)))
+    objects = []
+    for category_id in range(len(CLASSES)):
+        mine = sorted((r for r in found if r["category_id"] == category_id), key=lambda r: -r["score"])
+        objects += mine[:_OBJECTS]
+    write_labels(data, objects)
+    for _ in export_onnx(Export(weights=weights, output=path)):
+        pass
+    return Exported(weights, path, data)
+
+
+def write_labels(data: Path, objects: list[dict[str, Any]]) -> None:
+    """COCO annotations of the set's pictures: `bbox`, `category_id` and `image_id` of each object."""
+    content = {
+        "images": [{"id": i, "file_name": f"{i}.png", "width": 120, "height": 72} for i in range(_PICTURES)],
+        "categories": [{"id": i, "name": name} for i, name in enumerate(CLASSES)],
+        "annotations": [
+            {**item, "id": number, "area": item["bbox"][2] * item["bbox"][3], "iscrowd": 0}
+            for number, item in enumerate(objects)
+        ],
+    }
+    write_json(data / "annotations" / "instances_val2017.json", content)
+
+
+@pytest.fixture
+def altered(exported: Exported, tmp_path: Path) -> Callable[..., Path]:
+    """A copy of the exported file with some metadata changed, or one layer's weights multiplied by a factor."""
+
+    def alter(name: str = "altered.onnx", layer: str = "", factor: float = 1.0, **metadata: Any) -> Path:
+        model = onnx.load(exported.model)
+        for entry in model.metadata_props:
+            entry.value = json.dumps(metadata[entry.key]) if entry.key in metadata else entry.value
+        if layer:
+            (node,) = [node for node in model.graph.node if node.name == layer]
+            (weight,) = [tensor for tensor in model.graph.initializer if tensor.name == node.input[1]]
+            weight.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(weight) * np.float32(factor), weight.name))
+        onnx.save(model, tmp_path / name)
+        return tmp_path / name
+
+    return alter

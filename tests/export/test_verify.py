@@ -1,0 +1,340 @@
+"""The gate: lets a true export through, and refuses what was broken on purpose."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import write_labels
+from small_models import CLASSES
+
+from export import gate, verify
+from export.gate import judge, parse_budgets
+from export.onnx import Export, export_onnx
+from export.steps import Step, table, worst_class
+from runtime.errors import CheckFailed, InputError, MissingComponentError, ModelError, OutputError
+from runtime.evaluation import FIGURES, Evaluation
+from runtime.manifest import manifest_path, read_manifest
+
+ROOT = Path(__file__).parents[2]
+LAYER = "/neck/p4/p4.1/conv/Conv"
+
+Exported = Any
+Alter = Callable[..., Path]
+
+
+@pytest.fixture
+def run(
+    exported: Exported, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., tuple[int, str, dict[str, Any]]]:
+    """Verify files against the shared weights and set: exit code, stdout, report.json."""
+
+    def call(*files: Path, arguments: tuple[str, ...] = ()) -> tuple[int, str, dict[str, Any]]:
+        folder = tmp_path / "report"
+        given = ["--weights", exported.weights, "--data", exported.data, "--split", "val2017", "--output", folder, *arguments]
+        code = verify.main([str(item) for item in (*given, *files)])
+        return code, capsys.readouterr().out, json.loads((folder / "report.json").read_text())
+
+    return call
+
+
+def step(ap: float, per_class: dict[str, float] | None = None, name: str = "step") -> Step:
+    figures = dict.fromkeys(FIGURES, 0.0) | {"AP": ap}
+    return Step(name, Evaluation(figures, per_class or {}, 1, (), []), 2_000_000, 3.0)
+
+
+def test_a_true_export_passes(exported: Exported, run: Callable[..., Any]) -> None:
+    code, out, report = run(exported.model)
+    assert code == 0
+    assert "best.onnx: passed" in out
+    assert report["passed"]
+    assert report["reference"]["figures"]["AP"] == pytest.approx(1, abs=0.005)
+    (file,) = report["files"]
+    assert (file["status"], file["precision"], file["budget"]) == ("passed", "fp32", 0.05)
+    assert abs(file["measured"]["change"]) <= 0.05
+    assert 0 < file["measured"]["difference"] < 1e-4
+    assert file["notes"] == []
+    assert (file["measured"]["changed_detections"]["vanished"], file["measured"]["changed_detections"]["appeared"]) == (0, 0)
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"color": "bgr"}, "describes color as bgr, the weights as rgb"),
+        ({"resize": "stretch"}, "describes resize as stretch, the weights as letterbox"),
+        ({"mean": [0, 0, 0]}, "describes mean as"),
+        ({"layer": LAYER, "factor": 1.5}, "the budget of fp32 is 0.05"),
+        ({"layer": LAYER, "factor": 1.5, "precision": "int8"}, "the budget of int8 is 0.5"),
+    ],
+)
+def test_a_broken_export_is_refused(change: dict[str, Any], reason: str, altered: Alter, run: Callable[..., Any]) -> None:
+    code, out, report = run(altered(**change))
+    assert code == 1
+    assert "altered.onnx: failed; lost" in out
+    assert reason in out
+    (file,) = report["files"]
+    assert not report["passed"]
+    assert file["measured"]["change"] < -0.5  # the measurement alone finds it, whatever the description admits
+    assert file["measured"]["worst_class"]["change"] <= file["measured"]["change"]
+    assert file["measured"]["difference"] > 1e-2
+    assert sum(file["measured"]["changed_detections"][kind] for kind in ("rescored", "appeared", "vanished")) > 0
+
+
+def test_one_bad_file_fails_the_run_and_the_others_are_still_judged(
+    exported: Exported, altered: Alter, run: Callable[..., Any]
+) -> None:
+    code, out, report = run(altered(layer=LAYER, factor=3), exported.model)
+    assert code == 1
+    assert [file["status"] for file in report["files"]] == ["failed", "passed"]
+    assert out.index("altered.onnx: failed") < out.index("best.onnx: passed")
+
+
+def test_a_budget_can_be_widened(altered: Alter, run: Callable[..., Any]) -> None:
+    broken = altered(layer=LAYER, factor=1.5)
+    assert run(broken, arguments=("--max-ap-drop", "fp32=100"))[0] == 0
+    assert run(broken, arguments=("--max-ap-drop", "fp16=100,int8=100"))[0] == 1
+    assert run(broken, arguments=("--max-ap-drop", "100"))[0] == 0
+
+
+def test_a_file_that_computes_no_numbers_is_refused_without_figures(altered: Alter, run: Callable[..., Any]) -> None:
+    code, out, report = run(altered(layer="/heads.1/predict/Conv", factor=float("nan")))
+    assert code == 1
+    assert "not numbers" in out
+    assert report["files"][0]["measured"] is None
+
+
+def test_another_source_is_noted(altered: Alter, run: Callable[..., Any]) -> None:
+    code, out, report = run(altered(source_sha256="0" * 64))
+    assert code == 0
+    assert "note: its description names other weights as its source" in out
+    assert "note: has no manifest beside it" in out
+    assert len(report["files"][0]["notes"]) == 2
+
+
+@pytest.mark.parametrize(("content", "note"), [(None, "changed since it was made"), ("{}", "not a manifest of this project")])
+def test_a_manifest_that_does_not_fit_is_noted(
+    content: str | None, note: str, exported: Exported, tmp_path: Path, run: Callable[..., Any]
+) -> None:
+    model = tmp_path / "best.onnx"
+    model.write_bytes(exported.model.read_bytes())
+    text = manifest_path(exported.model).read_text().replace('"sha256": "', '"sha256": "0') if content is None else content
+    manifest_path(model).write_text(text)
+    code, out, report = run(model)
+    assert code == 0
+    assert note in out
+    assert note in " ".join(report["files"][0]["notes"])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"class_names": CLASSES[::-1]}, "its class names are bird, dog, cat, those of the weights cat, dog, bird"),
+        ({"anchors": [[[9, 9]] * 4] * 3}, "its anchors are"),
+    ],
+)
+def test_an_export_of_another_model_is_bad_input(
+    change: dict[str, Any], message: str, altered: Alter, run: Callable[..., Any]
+) -> None:
+    with pytest.raises(ModelError, match=message) as caught:
+        run(altered(**change))
+    assert caught.value.exit_code == 2
+    assert "\n" not in str(caught.value)
+
+
+def test_pytorch_runs_at_the_files_size_and_files_of_two_sizes_are_refused(
+    exported: Exported, tmp_path: Path, run: Callable[..., Any]
+) -> None:
+    larger = tmp_path / "larger.onnx"
+    for _ in export_onnx(Export(weights=exported.weights, output=larger, size=(96, 128), batch=2)):
+        pass
+    code, _, report = run(larger)  # a fixed batch, too
+    assert code == 0
+    assert report["input_size"] == [96, 128]
+    assert 0 < report["reference"]["figures"]["AP"] < 0.9  # not the size that the ground truth was found at
+    with pytest.raises(InputError, match=r"differ in input size \(best.onnx 64x64, larger.onnx 96x128\)"):
+        run(exported.model, larger)
+
+
+@pytest.fixture
+def no_engines(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine without a GPU, whatever this one has."""
+    real = gate.open_backend
+
+    def opened(file: Path) -> Any:
+        if file.suffix == ".engine":
+            raise MissingComponentError(f"{file}: no GPU here; run the .onnx file it was built from")
+        return real(file)
+
+    monkeypatch.setattr(gate, "open_backend", opened)
+
+
+@pytest.mark.usefixtures("no_engines")
+def test_an_engine_that_cannot_run_is_never_called_passed(
+    exported: Exported, altered: Alter, tmp_path: Path, run: Callable[..., Any]
+) -> None:
+    engine = tmp_path / "best.engine"
+    engine.write_bytes(b"plan")
+    code, out, report = run(exported.model, engine)
+    assert code == 0
+    assert "best.engine: built, not run; no GPU here" in out
+    assert [file["status"] for file in report["files"]] == ["passed", "built, not run"]
+    assert run(altered(layer=LAYER, factor=3), engine)[0] == 1
+
+
+@pytest.mark.usefixtures("no_engines")
+def test_nothing_but_engines_that_cannot_run_is_no_pass(tmp_path: Path, run: Callable[..., Any]) -> None:
+    engine = tmp_path / "best.engine"
+    engine.write_bytes(b"plan")
+    with pytest.raises(MissingComponentError, match="nothing was verified") as caught:
+        run(engine)
+    assert caught.value.exit_code == 3
+    assert not (tmp_path / "report" / "report.json").exists()
+
+
+def test_a_set_on_which_nothing_could_be_lost_proves_nothing(exported: Exported, tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    data.mkdir()
+    (data / "val2017").symlink_to(exported.data / "val2017")
+    write_labels(data, [{"image_id": 0, "category_id": 0, "bbox": [1, 1, 1, 1]}])
+    with pytest.raises(CheckFailed, match="reaches an AP of 0"):
+        verify.main(["--weights", str(exported.weights), "--data", str(data), "--output", str(tmp_path), str(exported.model)])
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("0.5", {"fp32": 0.5, "fp16": 0.5, "int8": 0.5}),
+        ("int8=1", {"fp32": 0.05, "fp16": 0.1, "int8": 1}),
+        ("fp32=0, fp16=2", {"fp32": 0, "fp16": 2, "int8": 0.5}),
+    ],
+)
+def test_budgets(text: str, expected: dict[str, float]) -> None:
+    assert parse_budgets(text) == expected
+
+
+@pytest.mark.parametrize("text", ["", "x", "-1", "nan", "fp8=1", "fp32", "fp32=", "fp32=nan", "fp32=1=2", "101"])
+def test_a_budget_that_is_none_is_refused(text: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(InputError):
+        parse_budgets(text)
+    with pytest.raises(SystemExit) as caught:
+        verify.parse([f"--max-ap-drop={text}"])
+    assert caught.value.code == 2
+    assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+def test_exactly_the_budget_is_allowed_and_no_more() -> None:
+    budgets = {"int8": 0.5}
+    assert judge(step(0.4), step(0.395), "int8", budgets) == []  # in floats 0.5 and a little
+    assert judge(step(0.4), step(0.3949), "int8", budgets) == ["lost 0.510 points of AP, the budget of int8 is 0.5"]
+    assert judge(step(0.4), step(0.5), "int8", {"int8": 0}) == []
+
+
+def test_the_worst_class_is_the_one_that_lost_most_among_those_with_objects() -> None:
+    reference = step(0.5, {"cat": 0.9, "dog": 0.2, "bird": -1})
+    name, change = worst_class(reference, step(0.5, {"cat": 0.8, "dog": 0.15, "bird": -1})) or ("", 0.0)
+    assert (name, change) == ("cat", pytest.approx(-10))
+    assert worst_class(reference, step(0.6, {"cat": 0.95, "dog": 0.2, "bird": -1})) is None
+    assert worst_class(step(0.5, {"bird": -1}), step(0.5, {"bird": -1})) is None
+
+
+def test_the_table_names_every_figure() -> None:
+    lines = table([step(0.5, {"cat": 0.5}, "PyTorch"), step(0.4975, {"cat": 0.4975}, "a.onnx")]).splitlines()
+    assert " ".join(lines[0].split()) == "step AP AP50 AP75 small medium large change worst class size ms/image max diff"
+    assert lines[2].split() == ["a.onnx", "49.75", *["0.00"] * 5, "-0.250", "cat", "-0.25", "2.00", "MB", "3.0", "-"]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["a.onnx"],
+        ["--weights", "w.pt", "--data", "d"],
+        ["--bisect", "a.onnx"],
+        ["--bisect", "a.onnx", "b.onnx"],
+        ["--bisect", "--image", "i.png", "--threshold", "nan", "a.onnx", "b.onnx"],
+        ["--weights", "w.pt", "--data", "d", "a.onnx", "./a.onnx"],
+        ["--manifest", "absent.json"],
+    ],
+)
+def test_wrong_usage_is_bad_input(arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError) as caught:
+        verify.main(arguments)
+    assert caught.value.exit_code == 2
+    assert "\n" not in str(caught.value)
+
+
+def test_a_manifest_tells_whether_its_file_or_sources_changed(
+    exported: Exported, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    weights, model = tmp_path / "best.pt", tmp_path / "best.onnx"
+    weights.write_bytes(exported.weights.read_bytes())
+    for _ in export_onnx(Export(weights=weights, output=model)):
+        pass
+    manifest = manifest_path(model)
+    assert [(item.role, item.name) for item in read_manifest(manifest).made_from] == [("weights", "best.pt")]
+    assert read_manifest(manifest).details["settings"]["opset"] == 17
+    assert verify.main(["--manifest", str(manifest)]) == 0
+    assert capsys.readouterr().out == f"{manifest}: unchanged\n"
+    model.write_bytes(model.read_bytes() + b"\0")
+    weights.write_bytes(weights.read_bytes() + b"\0")
+    assert verify.main(["--manifest", str(manifest)]) == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 2
+    assert "best.onnx: changed since it was made" in lines[0]
+    assert "best.pt (weights): changed since" in lines[1]
+
+
+def test_a_stale_manifest_never_survives_a_new_model(
+    exported: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = tmp_path / "m.onnx"
+    manifest_path(model).write_text("of an earlier file")
+
+    def full(*_: object) -> None:
+        raise OutputError("the disk is full")
+
+    monkeypatch.setattr("export.onnx.write_manifest", full)
+    with pytest.raises(OutputError):
+        list(export_onnx(Export(weights=exported.weights, output=model)))
+    assert model.is_file()
+    assert not manifest_path(model).exists()
+
+
+def test_bisection_names_the_layer_that_was_altered(
+    exported: Exported, altered: Alter, capsys: pytest.CaptureFixture[str]
+) -> None:
+    picture = str(exported.data / "val2017" / "0.png")
+    broken = altered(layer=LAYER, factor=8)
+    assert verify.main(["--bisect", "--image", picture, str(exported.model), str(broken)]) == 1
+    out = capsys.readouterr().out
+    assert f"first to differ by more than 0.05: {LAYER} (Conv)" in out.splitlines()[0]
+    assert verify.main(["--bisect", "--image", picture, str(exported.model), str(exported.model)]) == 0
+    assert "no layer differs by more than 0.05" in capsys.readouterr().out
+    # A threshold above the damage lets the first layer pass, and with it the rest of its kind.
+    assert verify.main(["--bisect", "--image", picture, "--threshold", "1e9", str(exported.model), str(broken)]) == 0
+
+
+def test_bisection_sees_values_that_are_not_numbers(exported: Exported, altered: Alter) -> None:
+    from export.bisect import compare_layers, first_departure
+
+    broken = altered(layer=LAYER, factor=float("nan"))
+    layers = compare_layers(exported.model, broken, np.zeros((40, 60, 3), np.uint8))
+    first = first_departure(layers, 1e9)
+    assert first is not None
+    assert first.node == LAYER
+
+
+def test_the_command_exits_as_it_should(exported: Exported, altered: Alter, tmp_path: Path) -> None:
+    given = ["--weights", str(exported.weights), "--data", str(exported.data), "--output", str(tmp_path / "out"), "--json"]
+    command = [sys.executable, "-m", "export.verify", *given, str(altered(color="bgr"))]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert result.returncode == 1
+    assert json.loads(result.stdout)["files"][0]["status"] == "failed"
+    assert "report.html" in result.stderr
