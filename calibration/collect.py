@@ -62,7 +62,7 @@ def _read_cache(path: Path, key: str, tensors: Sequence[str]) -> tuple[int, dict
     """How many pictures are in it, and the histograms; nothing if it is missing, damaged, or was made of anything else."""
     nothing = 0, {name: Histogram() for name in tensors}
     try:
-        with np.load(path, allow_pickle=False) as content:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as content:
             if str(content["key"]) != key:
                 return nothing
             states = content["histograms"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 
 from train.config import ModelConfig, TrainConfig
@@ -15,6 +16,11 @@ def tiny(**changes: object) -> TrainConfig:
     changes.setdefault("adaption", changes.get("backbone") != "mobilenetv2")
     model = ModelConfig(width=0.125, depth=0.25, **changes)  # type: ignore[arg-type]
     return TrainConfig(recipe="tiny", model=model, size=64, sizes=(64,), epochs=2, batch=4, warmup_epochs=0, evaluate_every=1)
+
+
+def noise(seed: int, count: int = 2, side: int = 64) -> np.ndarray:
+    """Inputs of about the size that normalised pictures have, float32 `[count, 3, side, side]`."""
+    return np.random.default_rng(seed).normal(size=(count, 3, side, side)).astype(np.float32)
 
 
 def settled(config: TrainConfig, classes: int = len(CLASSES)) -> YOLOv3:
