@@ -17,7 +17,8 @@ from calibration.graph import Graph
 TARGETS = ("tensorrt", "cpu")
 _CONV = frozenset({"Conv"})
 _JOINS = frozenset({"Add", "Concat"})
-_CPU_TYPES = frozenset({"LeakyRelu", "Relu", "Clip", "Add", "Concat", "MaxPool", "Resize"})
+# Concatenation, pooling and resizing in 8 bits too were measured to gain nothing (docs/benchmarks.md).
+_CPU_TYPES = frozenset({"LeakyRelu", "Relu", "Clip", "Add"})
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,8 @@ class Placement:
 
     Attributes:
         target: `tensorrt` quantises what enters a convolution, a residual addition or a concatenation (signed, symmetric);
-            `cpu` every tensor of the quantised part, so that its kernels run back to back in 8 bits (unsigned).
+            `cpu` also the results of convolutions, their activation functions and residual additions, so that these run
+            back to back in 8 bits (unsigned).
         layers: names of the quantised convolutions, in graph order.
         float_layers: names of the convolutions left in float by rule.
         tensors: activations to quantise, each with the one whose scale it shares (itself, mostly), in graph order.
@@ -146,6 +148,4 @@ def _shared_scales(nodes: list[NodeProto]) -> dict[str, str]:
         if node.op_type == "Concat":
             for name in node.input:
                 parent[root(name)] = root(node.output[0])
-        elif node.op_type in ("MaxPool", "Resize"):  # they move values without changing them
-            parent[root(node.input[0])] = root(node.output[0])
     return {name: root(name) for name in parent}

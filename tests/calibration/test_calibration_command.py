@@ -130,13 +130,10 @@ def test_the_table_shows_every_class(calibrate: Command) -> None:
 LAYER = "/backbone/stages.1/stages.1.0/conv/Conv"
 
 
-@pytest.mark.parametrize("factor", [8, 1 / 8])
-def test_a_damaged_layer_is_found_and_taken_back(
-    factor: float, calibrate: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_damaged_layer_is_found_and_taken_back(calibrate: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _, sound, _ = calibrate("--max-ap-drop", 100, "--json")
     lost = 100 - json.loads(sound)["after"]["figures"]["AP"] * 100
-    damage(monkeypatch, LAYER, factor)
+    damage(monkeypatch, LAYER, 8)
     budget = lost + 6  # within reach of the other layers, not with this one
     code, out, err = calibrate("--max-ap-drop", budget)
     assert code == 0, err
