@@ -56,7 +56,7 @@ def describe(result: Result, output: Path, original: Path) -> str:
     lines = [f"{result.layers} layers in INT8, ranges by {result.method}; {sizes[0]:.2f} MB, before {sizes[1]:.2f} MB"]
     if result.half:
         lines.append(f"{len(result.half)} of them went back to float16, which costs {result.half_bytes / 1e6:.2f} MB:")
-        lines += [f"  {item.layer}  ({item.snr_db:.1f} dB alone)" for item in result.ranking if item.layer in result.half]
+        lines += [f"  {item}" for item in result.ranking if item.layer in result.half]
     if result.before is not None and result.after is not None:
         width = max(map(len, (*result.after.per_class, "AP")))
         before = {"AP": result.before.ap, "AP50": result.before.ap50, **result.before.per_class}

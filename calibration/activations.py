@@ -26,6 +26,7 @@ class ActivationRunner:
 
     Attributes:
         names: of the tensors, in graph order (the input first, where it is asked for).
+        batch_size: fixed at export, or None.
         producers: for each tensor that a node makes, (name, operator) of that node.
 
     Raises:
@@ -51,6 +52,7 @@ class ActivationRunner:
                 raise InputError(f"{path}: has no activation {missing[0]!r}")
             activations = [name for name in activations if name in wanted]
         self._made = activations
+        self.batch_size: int | None = graph.input[0].type.tensor_type.shape.dim[0].dim_value or None
         self.names = (INPUT_NAME, *activations) if tensors is not None and INPUT_NAME in tensors else tuple(activations)
         present = {item.name for item in graph.output}
         graph.output.extend(onnx.helper.make_tensor_value_info(n, types[n], None) for n in activations if n not in present)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,11 +13,11 @@ from tqdm import tqdm
 from calibration.activations import ActivationRunner
 from calibration.images import CalibrationImage, digest
 from calibration.ranges import Histogram
-from runtime.errors import InputError, ModelError
+from runtime.errors import InputError
 from runtime.files import PathLike, replacing, sha256
 from runtime.spec import ModelSpec
 
-_VERSION = 1  # of how histograms are made; a change makes every cache stale
+_VERSION = 2  # of how histograms are made; a change makes every cache stale
 _SAVE_EVERY = 32  # pictures
 
 
@@ -30,21 +29,23 @@ def cache_key(model: PathLike, spec: ModelSpec, images: Sequence[CalibrationImag
 
 
 def collect(
-    model: PathLike, spec: ModelSpec, images: Sequence[CalibrationImage], tensors: Sequence[str], cache: PathLike
+    model: PathLike, spec: ModelSpec, images: Sequence[CalibrationImage], tensors: Sequence[str], cache: PathLike, key: str
 ) -> dict[str, Histogram]:
     """A histogram of each tensor over all pictures; progress is kept in `cache` and taken up from there.
+
+    Args:
+        key: the `cache_key` of the other arguments; a cache of another key is not read.
 
     Raises:
         InputError: a picture cannot be read, or the model gives values that are not finite; the message names the layer.
     """
-    key = cache_key(model, spec, images, tensors)
     done, histograms = _read_cache(Path(cache), key, tensors)
     if done == len(images):
         return histograms
     with ActivationRunner(model, tensors) as runner:
         bar = tqdm(images[done:], desc="calibrate", unit="image", initial=done, total=len(images), disable=None, leave=False)
         for image in bar:
-            values = runner.run(image.load(spec))
+            values = runner.run(image.load(spec, runner.batch_size))
             for name in runner.names:
                 value = np.asarray(values[name], np.float32)
                 if not np.isfinite(value).all():
@@ -61,12 +62,12 @@ def _read_cache(path: Path, key: str, tensors: Sequence[str]) -> tuple[int, dict
     """How many pictures are in it, and the histograms; nothing if it is missing, damaged, or was made of anything else."""
     nothing = 0, {name: Histogram() for name in tensors}
     try:
-        with np.load(path, allow_pickle=False) as content:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as content:
             if str(content["key"]) != key:
                 return nothing
             states = content["histograms"]
             return int(content["done"]), {name: Histogram.from_state(state) for name, state in zip(tensors, states)}
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, ModelError):
+    except Exception:  # numpy, zipfile and zlib raise different types for every way a file can be damaged
         return nothing
 
 

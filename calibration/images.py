@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -15,6 +17,8 @@ from runtime.files import sha256
 from runtime.preprocess import preprocess
 from runtime.spec import ModelSpec
 
+log = logging.getLogger(__name__)
+
 DEFAULT_IMAGES = 512
 
 
@@ -25,33 +29,53 @@ class CalibrationImage:
     entry: LabelledImage
     sha256: str
 
-    def load(self, spec: ModelSpec) -> NDArray[np.float32]:
-        """The model's input float32 `[1, 3, H, W]`, made by the very code that detection uses.
+    def load(self, spec: ModelSpec, batch: int | None = None) -> NDArray[np.float32]:
+        """The model's input float32 `[batch or 1, 3, H, W]`, made by the very code that detection uses.
+
+        Args:
+            batch: of a model with a fixed batch size; the picture is repeated, which changes no distribution.
 
         Raises:
             InputError: the picture cannot be read.
         """
-        return preprocess(self.entry.read(), spec)[0][None]
+        image = preprocess(self.entry.read(), spec)[0]
+        return np.repeat(image[None], batch or 1, axis=0)
 
 
 def choose_images(dataset: Dataset, count: int | None, seed: int) -> list[CalibrationImage]:
-    """`count` pictures of a split, without repetition, the same for the same seed.
+    """`count` pictures of a split, without repetition, the same for the same seed. One that cannot be read is named and
+    replaced by the next.
 
     Args:
         count: None for `DEFAULT_IMAGES`, or all there are.
 
     Raises:
-        InputError: the split has no picture, or fewer than asked for.
+        InputError: the split has no picture that can be read, or fewer than asked for.
     """
     available = len(dataset)
     if not available:
-        raise InputError(f"{dataset.root}: split {dataset.split!r} has no picture to calibrate on")
+        raise InputError(f"{dataset.root}: split {dataset.split!r} has no picture to calibrate on; choose another split")
     if count is not None and count > available:
-        raise InputError(f"{dataset.root}: split {dataset.split!r} has {available} pictures, {count} were asked for")
+        raise InputError(
+            f"{dataset.root}: split {dataset.split!r} has {available} pictures, {count} were asked for; lower --images"
+        )
     wanted = min(DEFAULT_IMAGES, available) if count is None else count
-    order = np.random.default_rng(seed).permutation(available)[:wanted]
-    chosen = [dataset.images[index] for index in sorted(order.tolist())]
-    return [CalibrationImage(entry, sha256(entry.path)) for entry in chosen]
+    order = np.random.default_rng(seed).permutation(available).tolist()
+    chosen = sorted(itertools.islice((index for index in order if _readable(dataset.images[index])), wanted))
+    if not chosen or (count is not None and len(chosen) < count):
+        raise InputError(
+            f"{dataset.root}: split {dataset.split!r} has {len(chosen)} pictures that can be read, {wanted} are needed"
+        )
+    return [CalibrationImage(entry, sha256(entry.path)) for entry in (dataset.images[index] for index in chosen)]
+
+
+def _readable(entry: LabelledImage) -> bool:
+    try:
+        entry.read()
+    except InputError as error:
+        log.warning("left out of calibration: %s", error)
+        return False
+    return True
 
 
 def digest(images: Sequence[CalibrationImage]) -> str:

@@ -6,12 +6,11 @@ import hashlib
 import json
 import logging
 import tempfile
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnx
 
 from calibration.collect import cache_key, collect
@@ -23,8 +22,8 @@ from calibration.ranges import METHODS, Histogram, Range, find_range
 from calibration.sensitivity import LayerSensitivity, Outputs, rank_layers, smallest_set
 from runtime.dataset import Dataset
 from runtime.detector import Detector
-from runtime.errors import CheckFailed, InputError, ModelError
-from runtime.evaluation import Evaluation, evaluate
+from runtime.errors import CheckFailed, InputError, ModelError, OutputError
+from runtime.evaluation import Evaluation, evaluate, match_classes
 from runtime.files import replacing, write_json
 from runtime.layouts import open_dataset
 from runtime.manifest import Source, source, write_manifest
@@ -33,7 +32,8 @@ from runtime.spec import ModelSpec
 
 log = logging.getLogger(__name__)
 
-_JUDGED = 4  # pictures on which a layer's sensitivity is measured
+_JUDGED = 4  # pictures on which a layer's signal to noise is measured
+_SCORED = 5  # worst layers whose cost in AP is measured too
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Request:
         model: the float32 file. output: the file to write. data: dataset folder.
         method: of finding ranges, or `auto` for the one with the best AP. target: see `calibration.placement`.
         images: how many to calibrate on, None for the default. seed: of their choice.
-        max_ap_drop: budget in points of AP, None to measure nothing.
+        max_ap_drop: budget in points of AP, None for any loss (then only `auto` measures).
         calibration_split, split: where to calibrate and where to score.
     """
 
@@ -96,28 +96,27 @@ def calibrate(request: Request) -> Result:
         method = work.best_method()
     ranges = work.ranges(method)
     result = Result(method, work.before, None, len(work.layers))
-    if request.max_ap_drop is not None:
-        if work.drop(ranges, frozenset()) > request.max_ap_drop:
-            _repair(work, ranges, result, request.max_ap_drop)
-        result.after = work.accuracy(ranges, result.half)
+    if request.max_ap_drop is not None and work.drop(ranges) > request.max_ap_drop:
+        _repair(work, ranges, result, request.max_ap_drop)
+    if work.before is not None:
+        result.after = work.accuracy(ranges, half=result.half)
     work.write(ranges, result)
     return result
 
 
 def _repair(work: _Work, ranges: dict[str, Range], result: Result, budget: float) -> None:
-    log.info(
-        "INT8 loses %.2f points of AP, the budget is %.2f: measuring which layers cost it",
-        work.drop(ranges, frozenset()),
-        budget,
-    )
-    result.ranking = work.rank(ranges)
-    chosen = smallest_set([item.layer for item in result.ranking], lambda half: work.drop(ranges, half), budget)
+    lost = work.drop(ranges)
+    log.info("INT8 loses %.2f points of AP, the budget is %.2f: measuring which layers cost it", lost, budget)
+    ranking = work.rank(ranges)
+    worst = [replace(item, ap_drop=work.drop(ranges, only=[item.layer])) for item in ranking[:_SCORED]]
+    result.ranking = [*worst, *ranking[_SCORED:]]
+    chosen = smallest_set([item.layer for item in ranking], lambda half: work.drop(ranges, half=half), budget)
     if chosen is None:
-        worst = ", ".join(f"{item.layer} ({item.snr_db:.1f} dB)" for item in result.ranking[:5])
-        left = work.drop(ranges, frozenset(item.layer for item in result.ranking))
+        log.info("layers, the most sensitive first:\n%s", "\n".join(map(str, result.ranking)))
+        left = work.drop(ranges, half=frozenset(work.layers))
         raise CheckFailed(
             f"{work.request.output} was not written: even with every layer in float16 it loses {left:.2f} points of AP, the"
-            f" budget is {budget:.2f}; most sensitive layers: {worst}"
+            f" budget is {budget:.2f}; most sensitive layers: {', '.join(map(str, worst))}"
         )
     result.half = chosen
 
@@ -140,14 +139,16 @@ class _Work:
         self._evaluations: dict[str, Evaluation] = {}
         if request.max_ap_drop is not None or request.method == "auto":
             self.scored = open_dataset(request.data, request.split)
+            match_classes(self.spec.class_names, self.scored)  # now rather than after the work
             _check_apart(self.images, self.scored)
         cache = request.output.with_name(f"{request.output.name}.ranges.npz")
         self.tensors = list(placement.tensors)
-        self.histograms = collect(request.model, self.spec, self.images, self.tensors, cache)
         self.key = cache_key(request.model, self.spec, self.images, self.tensors)
+        self.histograms = collect(request.model, self.spec, self.images, self.tensors, cache, self.key)
         if self.scored is not None:
             with OrtBackend(request.model) as backend:
                 self.before = self._evaluate(backend, "float32")
+            _check_measurable(self.before, self.scored)
 
     def ranges(self, method: str) -> dict[str, Range]:
         """The range of every quantised activation."""
@@ -155,26 +156,27 @@ class _Work:
 
     def best_method(self) -> str:
         """The method whose file has the highest AP; the first of equals."""
-        drops = {method: self.drop(self.ranges(method), frozenset()) for method in METHODS}
+        drops = {method: self.drop(self.ranges(method)) for method in METHODS}
         for method, drop in drops.items():
             log.info("%-10s %+.2f points of AP", method, -drop)
         return min(drops, key=lambda method: drops[method])
 
-    def drop(self, ranges: dict[str, Range], half: frozenset[str]) -> float:
+    def drop(self, ranges: dict[str, Range], half: Collection[str] = (), only: Sequence[str] | None = None) -> float:
         """Points of AP lost against the float32 file."""
         assert self.before is not None
-        return (self.before.ap - self.accuracy(ranges, half).ap) * 100
+        return (self.before.ap - self.accuracy(ranges, half, only).ap) * 100
 
-    def accuracy(self, ranges: dict[str, Range], half: frozenset[str]) -> Evaluation:
-        """Accuracy with these ranges and these layers in float16."""
-        model = quantize(self.model, ranges, self.request.target, half=half)
+    def accuracy(self, ranges: dict[str, Range], half: Collection[str] = (), only: Sequence[str] | None = None) -> Evaluation:
+        """Accuracy with these ranges and `half` in float16, or nothing but `only` in 8 bits."""
+        model = quantize(self.model, ranges, self.request.target, half=half, only=only)
         key = hashlib.sha256(model.SerializeToString(deterministic=True)).hexdigest()
         if key not in self._evaluations:
             with tempfile.TemporaryDirectory() as folder:
                 path = Path(folder) / "candidate.onnx"
                 onnx.save(model, str(path))
                 with OrtBackend(path) as backend:
-                    found = self._evaluate(backend, f"{len(half)} in float16" if half else "int8")
+                    what = f"int8 in {only[0]} alone" if only else f"int8, {len(half)} in float16" if half else "int8"
+                    found = self._evaluate(backend, what)
             self._evaluations[key] = found
         return self._evaluations[key]
 
@@ -190,14 +192,15 @@ class _Work:
         spans = json.dumps(sorted((name, span.low, span.high) for name, span in ranges.items()))
         key = hashlib.sha256(f"{self.key}{self.request.target}{spans}".encode()).hexdigest()
         path = self.request.output.with_name(f"{self.request.output.name}.sensitivity.json")
-        inputs = [image.load(self.spec) for image in self.images[:_JUDGED]]
+        with OrtBackend(self.request.model) as original:
+            inputs = [image.load(self.spec, original.batch_size) for image in self.images[:_JUDGED]]
 
         def run(model: onnx.ModelProto) -> list[Outputs]:
             with tempfile.TemporaryDirectory() as folder:
                 file = Path(folder) / "candidate.onnx"
                 onnx.save(model, str(file))
                 with OrtBackend(file) as backend:
-                    return [backend.infer(np.resize(x, (backend.batch_size or 1, *x.shape[1:]))) for x in inputs]
+                    return [backend.infer(x) for x in inputs]
 
         def save(found: dict[str, float]) -> None:
             write_json(path, {"key": key, "snr_db": found})
@@ -220,7 +223,11 @@ class _Work:
                 pass  # it opens, and its signature is what its description says
         origin: list[Source] = [source("onnx", request.model, request.output)]
         details = {"calibration": self._details(ranges, result), "accuracy": _figures(result)}
-        write_manifest(request.output, spec, origin, details)
+        try:
+            write_manifest(request.output, spec, origin, details)
+        except OutputError:
+            request.output.unlink()  # without its manifest it is half of what was asked for
+            raise
 
     def _details(self, ranges: dict[str, Range], result: Result) -> dict[str, Any]:
         half = result.half
@@ -236,9 +243,7 @@ class _Work:
             "histograms": {name: _summary(self.histograms[name], used[name]) for name in used},
             "float_layers": list(placement.float_layers),
             "half_layers": sorted(half),
-            "sensitivity": [
-                {"layer": item.layer, "snr_db": item.snr_db, "ap_drop": None, "bytes": item.bytes} for item in result.ranking
-            ],
+            "sensitivity": [asdict(item) for item in result.ranking],
         }
 
 
@@ -261,6 +266,13 @@ def _known(path: Path, key: str) -> dict[str, float]:
         return {}
 
 
+def _check_measurable(before: Evaluation, scored: Dataset) -> None:
+    if before.ap < 0:
+        raise InputError(f"{scored.root}: split {scored.split!r} has no object to score on; choose another --split")
+    if before.ap == 0:
+        log.warning("the float32 model finds nothing (AP 0), so that no loss can be seen")
+
+
 def _check_apart(images: Sequence[CalibrationImage], scored: Dataset) -> None:
     shared = {image.entry.path for image in images} & {entry.path for entry in scored.images}
     if shared:
@@ -276,14 +288,10 @@ def read_model(path: Path) -> tuple[onnx.ModelProto, ModelSpec]:
     Raises:
         InputError: no such file. ModelError: damaged, foreign, or not of float32.
     """
-    with OrtBackend(_existing(path)) as backend:  # one place says what is wrong with a file
+    if not path.is_file():
+        raise InputError(f"{path}: no such model file")
+    with OrtBackend(path) as backend:  # one place says what is wrong with a file
         spec = backend.spec
     if spec.precision != "fp32":
         raise ModelError(f"{path}: is of precision {spec.precision}; calibration starts from a float32 file")
     return onnx.load(str(path)), spec
-
-
-def _existing(path: Path) -> Path:
-    if not path.is_file():
-        raise InputError(f"{path}: no such model file")
-    return path

@@ -1,8 +1,8 @@
 """Where quantisation goes: which convolutions, and which tensors share a scale.
 
-In float stay, for every target: the convolutions whose results are the raw outputs or enter them by plain arithmetic, those that
-steer or follow the sampling of a deformable convolution, and those that make the fusion's softmax. Everything else that has
-weights is quantised.
+In float stay, for every target: the convolutions whose results are the raw outputs or enter them by plain arithmetic, those
+that steer or follow the sampling of a deformable convolution, and those that make the fusion's softmax. Everything else that
+has weights is quantised.
 """
 
 from __future__ import annotations
@@ -16,7 +16,9 @@ from calibration.graph import Graph
 
 TARGETS = ("tensorrt", "cpu")
 _CONV = frozenset({"Conv"})
-_CPU_TYPES = frozenset({"Conv", "LeakyRelu", "Relu", "Clip", "Add", "Concat", "MaxPool", "Resize"})
+_JOINS = frozenset({"Add", "Concat"})
+# Concatenation, pooling and resizing in 8 bits too were measured to gain nothing (docs/benchmarks.md).
+_CPU_TYPES = frozenset({"LeakyRelu", "Relu", "Clip", "Add"})
 
 
 @dataclass(frozen=True)
@@ -25,7 +27,8 @@ class Placement:
 
     Attributes:
         target: `tensorrt` quantises what enters a convolution, a residual addition or a concatenation (signed, symmetric);
-            `cpu` every tensor of the quantised part, so that its kernels run back to back in 8 bits (unsigned).
+            `cpu` also the results of convolutions, their activation functions and residual additions, so that these run
+            back to back in 8 bits (unsigned).
         layers: names of the quantised convolutions, in graph order.
         float_layers: names of the convolutions left in float by rule.
         tensors: activations to quantise, each with the one whose scale it shares (itself, mostly), in graph order.
@@ -48,17 +51,17 @@ def place(graph: Graph, target: str, without: Collection[str] = ()) -> Placement
     convs = [node for node in graph.nodes if node.op_type == "Conv"]
     by_rule = {node.name for node in convs if _stays_float(graph, node)}
     layers = [node for node in convs if node.name not in by_rule and node.name not in without]
-    nodes = _around(graph, layers) if target == "tensorrt" else _region(graph, layers, by_rule | set(without))
+    nodes = _around(graph, layers) if target == "tensorrt" else _region(graph, layers)
     takers: dict[str, set[str]] = {}
     for node in nodes:
-        for tensor in node.input[: 1 if node.op_type != "Add" and node.op_type != "Concat" else None]:
+        for tensor in _activations(node):
             takers.setdefault(tensor, set()).add(node.name)
     if target == "cpu":  # results too: a kernel in 8 bits writes 8 bits
         for node in nodes:
             takers.setdefault(node.output[0], set()).update(taker.name for taker in graph.takers(node.output[0]))
     shared = _shared_scales(nodes)
-    order = {name: index for index, name in enumerate(name for node in graph.nodes for name in (*node.input, *node.output))}
-    tensors = {name: shared.get(name, name) for name in sorted(takers, key=lambda name: order[name])}
+    in_order = dict.fromkeys(name for node in graph.nodes for name in (*node.input, *node.output))
+    tensors = {name: shared.get(name, name) for name in in_order if name in takers}
     return Placement(
         target,
         tuple(node.name for node in layers),
@@ -87,13 +90,18 @@ def _follows_sampling(graph: Graph, conv: NodeProto) -> bool:
     return node is not None and node.op_type == "GridSample"
 
 
+def _activations(node: NodeProto) -> list[str]:
+    """The inputs of a node to quantise that are activations: all that are joined, else the first."""
+    return list(node.input if node.op_type in _JOINS else node.input[:1])
+
+
 def _around(graph: Graph, layers: list[NodeProto]) -> list[NodeProto]:
     """The convolutions, and the additions and concatenations of activations that feed them without arithmetic between."""
     found, waiting = list(layers), list(layers)
     seen = {node.name for node in layers}
     while waiting:
         node = waiting.pop()
-        for tensor in node.input[: 1 if node.op_type == "Conv" else None]:
+        for tensor in _activations(node):
             maker = graph.maker(tensor)
             while maker is not None and maker.op_type in ("Resize", "MaxPool", "LeakyRelu", "Relu", "Clip"):
                 maker = graph.maker(maker.input[0])
@@ -106,7 +114,7 @@ def _around(graph: Graph, layers: list[NodeProto]) -> list[NodeProto]:
 
 def _joins_activations(graph: Graph, node: NodeProto) -> bool:
     """An addition or concatenation of features, as residual units and pyramids have them; not one of weighted features."""
-    if node.op_type not in ("Add", "Concat"):
+    if node.op_type not in _JOINS:
         return False
     makers = [graph.maker(name) for name in node.input]
     return all(maker is not None and maker.op_type not in ("Mul", "Constant", "Unsqueeze") for maker in makers) and not any(
@@ -114,17 +122,14 @@ def _joins_activations(graph: Graph, node: NodeProto) -> bool:
     )
 
 
-def _region(graph: Graph, layers: list[NodeProto], excluded: Collection[str]) -> list[NodeProto]:
+def _region(graph: Graph, layers: list[NodeProto]) -> list[NodeProto]:
     """The convolutions and all that a CPU computes in 8 bits around them."""
-    found, names = list(layers), {node.name for node in layers}
+    found = list(layers)
     inside = {node.output[0] for node in layers}
     for node in graph.nodes:  # in graph order: a node belongs if its activations come from nodes that do
-        if node.name in names or node.name in excluded or node.op_type not in _CPU_TYPES or node.op_type == "Conv":
+        if node.op_type not in _CPU_TYPES or (node.op_type in _JOINS and not _joins_activations(graph, node)):
             continue
-        if node.op_type in ("Add", "Concat") and not _joins_activations(graph, node):
-            continue
-        taken = node.input if node.op_type in ("Add", "Concat") else node.input[:1]
-        if all(name in inside for name in taken):
+        if all(name in inside for name in _activations(node)):
             found.append(node)
             inside.add(node.output[0])
     return found
@@ -143,6 +148,4 @@ def _shared_scales(nodes: list[NodeProto]) -> dict[str, str]:
         if node.op_type == "Concat":
             for name in node.input:
                 parent[root(name)] = root(node.output[0])
-        elif node.op_type in ("MaxPool", "Resize"):  # they move values without changing them
-            parent[root(node.input[0])] = root(node.output[0])
     return {name: root(name) for name in parent}

@@ -43,14 +43,14 @@ class Histogram:
     The limit doubles when a larger value arrives, and pairs of bins become one, so that nothing is ever seen twice.
 
     Attributes:
-        counts: float64 `[BINS]` over [-limit, limit). limit: 0 before the first value that is not zero.
+        counts: float64 `[BINS]` over [-limit, limit).
+        limit: 0 before the first value that is not zero; until then the middle bin counts zeros, as it does later.
         low, high: smallest and largest value seen, at most and at least 0.
     """
 
     def __init__(self) -> None:
         self.counts: NDArray[np.float64] = np.zeros(BINS)
         self.limit, self.low, self.high = 0.0, 0.0, 0.0
-        self._zeros = 0.0  # what was seen while there was no limit yet
 
     def add(self, values: NDArray[np.float32]) -> None:
         """Count float32 values of any shape, all finite."""
@@ -59,9 +59,9 @@ class Histogram:
         self.low, self.high = min(self.low, low), max(self.high, high)
         self._grow(max(-low, high))
         if self.limit == 0:
-            self._zeros += flat.size
+            self.counts[BINS // 2] += flat.size
             return
-        # Counts of one call are exact up to 2^24 a bin in OpenCV's float32; features are far smaller.
+        # OpenCV hands counts out as float32: exact up to 2^24 a bin and call, 6e-8 off beyond.
         self.counts += cv2.calcHist([flat], [0], None, [BINS], [-self.limit, self.limit]).reshape(-1)
 
     def _grow(self, magnitude: float) -> None:
@@ -69,29 +69,11 @@ class Histogram:
             return
         if self.limit == 0:
             self.limit = float(np.nextafter(np.float32(magnitude), np.float32(np.inf)))
-            self.counts[BINS // 2] = self._zeros
             return
         while magnitude >= self.limit:
             halves = self.counts.reshape(-1, 2).sum(axis=1)
             self.counts = np.concatenate([np.zeros(BINS // 4), halves, np.zeros(BINS // 4)])
             self.limit *= 2
-
-    def merge(self, other: Histogram) -> Histogram:
-        """Both together, at the resolution of the wider one."""
-        total = Histogram()
-        total.low, total.high = min(self.low, other.low), max(self.high, other.high)
-        total.limit = max(self.limit, other.limit)
-        if total.limit == 0:
-            total._zeros = self._zeros + other._zeros
-            return total
-        for part in (self, other):
-            if part.limit == 0:
-                total.counts[BINS // 2] += part._zeros
-                continue
-            centres = (np.arange(BINS) + 0.5) * (2 * part.limit / BINS) - part.limit
-            places = ((centres + total.limit) * (BINS / (2 * total.limit))).astype(np.int64)
-            np.add.at(total.counts, places, part.counts)
-        return total
 
     def magnitudes(self) -> NDArray[np.float64]:
         """Counts of |x| in `BINS / 2` bins over [0, limit)."""
@@ -100,12 +82,13 @@ class Histogram:
     def summary(self, bins: int = 64) -> tuple[list[float], list[int]]:
         """[low, high] edges and counts in a few bins between them, for pictures."""
         centres = (np.arange(BINS) + 0.5) * (2 * self.limit / BINS) - self.limit
-        counts, _ = np.histogram(centres, bins=bins, range=(self.low, max(self.high, self.low + 1e-12)), weights=self.counts)
+        inside = np.clip(centres, self.low, self.high)  # half of the outermost bins may lie beyond what was seen
+        counts, _ = np.histogram(inside, bins=bins, range=(self.low, self.high), weights=self.counts)
         return [self.low, self.high], [int(count) for count in counts]
 
     def state(self) -> NDArray[np.float64]:
         """Everything in one float64 vector, for a cache."""
-        return np.concatenate([[self.limit, self.low, self.high, self._zeros], self.counts])
+        return np.concatenate([[self.limit, self.low, self.high], self.counts])
 
     @classmethod
     def from_state(cls, state: NDArray[np.float64]) -> Histogram:
@@ -114,11 +97,11 @@ class Histogram:
         Raises:
             ValueError: not such a vector.
         """
-        if state.shape != (BINS + 4,) or not np.isfinite(state).all():
+        if state.shape != (BINS + 3,) or not np.isfinite(state).all():
             raise ValueError("not a histogram")
         histogram = cls()
-        histogram.limit, histogram.low, histogram.high, histogram._zeros = (float(value) for value in state[:4])
-        histogram.counts = np.array(state[4:], np.float64)
+        histogram.limit, histogram.low, histogram.high = (float(value) for value in state[:3])
+        histogram.counts = np.array(state[3:], np.float64)
         return histogram
 
 
@@ -137,8 +120,6 @@ def _largest(histogram: Histogram) -> float:
 def _percentile(histogram: Histogram) -> float:
     """The magnitude below which `PERCENTILE` of the values lie."""
     counts = histogram.magnitudes()
-    if not counts.any():
-        return _largest(histogram)
     place = int(np.searchsorted(np.cumsum(counts), counts.sum() * PERCENTILE / 100))
     return min((place + 1) * histogram.limit / len(counts), _largest(histogram))
 
@@ -146,7 +127,7 @@ def _percentile(histogram: Histogram) -> float:
 def _least_divergence(histogram: Histogram) -> float:
     """The threshold whose 8-bit image of the distribution diverges least from it (Kullback-Leibler)."""
     counts = histogram.magnitudes()
-    used = int(np.flatnonzero(counts)[-1]) + 1 if counts.any() else 0
+    used = int(np.flatnonzero(counts)[-1]) + 1
     if used <= _LEVELS:
         return _largest(histogram)
     candidates: Sequence[int] = [*range(_LEVELS, used, _STEP), used]
@@ -164,6 +145,7 @@ def _divergence(counts: NDArray[np.float64], bins: int) -> float:
     filled = np.bincount(levels, weights=kept > 0, minlength=_LEVELS)
     # Each level stands for all values that fall on it, alike; where there was nothing, nothing is said.
     image = np.where(kept > 0, sums[levels] / np.maximum(filled[levels], 1), 0.0)
-    p, q = clipped / clipped.sum(), image / max(float(image.sum()), 1e-300)
+    # Both as shares of everything: were the image scaled up to 1, a few spikes could be cut in half at no cost.
+    p, q = clipped / clipped.sum(), image / clipped.sum()
     here = p > 0
     return float((p[here] * np.log(p[here] / np.maximum(q[here], 1e-12))).sum())

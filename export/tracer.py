@@ -29,7 +29,9 @@ class _Maps(nn.Module):
         self.model, self.inspect = model, inspect
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        images = images.to(next(self.model.parameters()).dtype)
+        dtype = next(self.model.parameters()).dtype
+        if dtype != images.dtype:
+            images = images.to(dtype)
         if self.inspect:
             maps, weights, activations = self.model.inspect(images)
             return tuple(output.float() for output in (*maps, *weights, *activations))

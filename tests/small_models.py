@@ -6,6 +6,8 @@ import os
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from benchmarks.models import settle
 from train.config import RETINANET_ANCHORS, ModelConfig, TrainConfig
 from train.model import DetectorModel, build_model
@@ -29,6 +31,11 @@ def tiny(**changes: object) -> TrainConfig:
 def settled(config: TrainConfig, classes: int = len(CLASSES)) -> DetectorModel:
     """A random model of a configuration whose activations and offsets are of a real model's size."""
     return settle(build_model(config.model, classes, config.loss))
+
+
+def noise(seed: int, count: int = 2, side: int = 64) -> np.ndarray:
+    """Inputs of about the size that normalised pictures have, float32 `[count, 3, side, side]`."""
+    return np.random.default_rng(seed).normal(size=(count, 3, side, side)).astype(np.float32)
 
 
 class Trap:

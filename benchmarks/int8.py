@@ -1,0 +1,88 @@
+"""`python -m benchmarks.int8`: an INT8 file for CPUs against the float32 file it was made from, both in ONNX Runtime.
+
+The full YOLOv3+ASFF at 416 pixels with random weights unless --engine names a model; OpenVINO joins in where it is installed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import importlib.util
+import json
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from benchmarks.detector import make_model
+from benchmarks.timing import alternate
+from calibration.activations import ActivationRunner
+from calibration.graph import Graph
+from calibration.placement import TARGETS, place
+from calibration.quantize import quantize
+from calibration.ranges import Range
+from runtime import cli
+from runtime.ort_backend import OrtBackend
+
+
+def make_int8(source: Path, output: Path, target: str, images: NDArray[np.float32]) -> None:
+    """Quantise by the ranges that one batch has: enough to measure speed."""
+    model = onnx.load(str(source))
+    with ActivationRunner(source, list(place(Graph(model), target).tensors)) as runner:
+        values = runner.run(images)
+    ranges = {name: Range(min(float(value.min()), 0), max(float(value.max()), 0)) for name, value in values.items()}
+    onnx.save(quantize(model, ranges, target), str(output))
+
+
+def measure(source: Path, target: str, repeats: int) -> dict[str, float]:
+    """Median milliseconds a picture of each way, which take turns."""
+    with tempfile.TemporaryDirectory() as folder, OrtBackend(source) as before:
+        images = np.random.default_rng(0).normal(size=(1, 3, *before.spec.input_size)).astype(np.float32)
+        small = Path(folder) / "int8.onnx"
+        make_int8(source, small, target, images)
+        with OrtBackend(small) as after:
+            ways: dict[str, Callable[[], Any]] = {
+                "ONNX Runtime FP32": lambda: before.infer(images),
+                "ONNX Runtime INT8": lambda: after.infer(images),
+            }
+            if importlib.util.find_spec("openvino"):
+                ways["OpenVINO INT8"] = _openvino(small, images)
+            return alternate(ways, repeats)
+
+
+def _openvino(path: Path, images: NDArray[np.float32]) -> Callable[[], Any]:
+    core = importlib.import_module("openvino").Core()
+    compiled = core.compile_model(str(path), "CPU", {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"})
+    return lambda: compiled(images)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the benchmark; returns the exit code."""
+    parser = cli.parser("benchmarks.int8", "INT8 against float32 on this CPU.", "python -m benchmarks.int8 --repeats 5")
+    parser.add_argument("--engine", type=Path, help="a float32 model (default: full yolov3-asff, random weights)")
+    parser.add_argument("--size", type=cli.image_side, default=416, help="of the random model (default: 416)")
+    parser.add_argument("--target", choices=TARGETS, default="cpu", help="whose placement to take (default: cpu)")
+    parser.add_argument("--repeats", type=cli.positive, default=5, help="default: 5")
+    parser.add_argument("--json", action="store_true", help="figures as JSON on stdout")
+    report(parser.parse_args(arguments))
+    return 0
+
+
+def report(options: argparse.Namespace) -> None:
+    """Measure and print."""
+    with tempfile.TemporaryDirectory() as folder:
+        times = measure(options.engine or make_model(Path(folder), options.size), options.target, options.repeats)
+    if options.json:
+        print(json.dumps(times, indent=1))
+        return
+    reference = times["ONNX Runtime FP32"]
+    for name, value in times.items():
+        print(f"{name:18} {value:7.1f} ms  {reference / value:5.2f} x")
+
+
+if __name__ == "__main__":
+    cli.run(main)

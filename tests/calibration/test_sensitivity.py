@@ -1,0 +1,123 @@
+"""Which layers hurt, and the search for those to take back."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from small_models import noise
+
+from calibration.graph import Graph
+from calibration.placement import place
+from calibration.ranges import Range
+from calibration.sensitivity import Outputs, rank_layers, signal_to_noise, smallest_set
+
+
+def test_signal_to_noise_by_hand() -> None:
+    a, b = np.full((1, 4), 2.0, np.float32), np.full((1, 2), 3.0, np.float32)
+    assert signal_to_noise([[a]], [[a * 1.1]]) == pytest.approx(20, abs=1e-4)  # an error of a tenth
+    assert signal_to_noise([[a, b]], [[a * 1.1, b]]) == pytest.approx(20 + 10 * math.log10(2), abs=1e-4)
+    assert signal_to_noise([[a]], [[a]]) == 300
+    assert signal_to_noise([[a]], [[np.full_like(a, np.nan)]]) == -300
+    assert signal_to_noise([[a * 0]], [[a]]) == -300
+
+
+def run(model: onnx.ModelProto) -> list[Outputs]:
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    return [session.run(None, {"images": noise(seed, count=1)}) for seed in (0, 1)]
+
+
+@pytest.mark.parametrize("target", ["tensorrt", "cpu"])
+def test_the_ranking_names_a_layer_whose_scale_is_wrong(
+    target: str, plain_model: Path, ranges_of: Callable[[Path, str], dict[str, Range]]
+) -> None:
+    model, ranges = onnx.load(plain_model), ranges_of(plain_model, target)
+    graph = Graph(model)
+    layer = "/backbone/stages.1/stages.1.0/conv/Conv"
+    layers = [*place(graph, target).layers[::6], layer]  # enough to be told apart from
+    tensor = next(node.input[0] for node in graph.nodes if node.name == layer)
+    sane = {item.layer: item.snr_db for item in rank_layers(model, ranges, target, layers, run)}
+    wrong = ranges[tensor]
+    for factor in (8, 1 / 8):
+        damaged = ranges | {tensor: Range(wrong.low * factor, wrong.high * factor)}
+        ranking = rank_layers(model, damaged, target, layers, run)
+        assert ranking[0].layer == layer, (factor, ranking[:3])
+        found = {item.layer: item.snr_db for item in ranking}
+        assert found[layer] < sane[layer] - 6
+        assert [item.snr_db for item in ranking] == sorted(found.values())
+    weight = graph.constant(next(node.input[1] for node in graph.nodes if node.name == layer))
+    assert weight is not None and next(item.bytes for item in ranking if item.layer == layer) == weight.size
+
+
+def test_what_an_interrupted_ranking_knew_is_not_measured_again(
+    tiny_model: Path, ranges_of: Callable[[Path, str], dict[str, Range]]
+) -> None:
+    model, ranges = onnx.load(tiny_model), ranges_of(tiny_model, "tensorrt")
+    layers, saved, runs = place(Graph(model), "tensorrt").layers[:3], [], []
+
+    def counted(candidate: onnx.ModelProto) -> list[Outputs]:
+        runs.append(candidate)
+        return run(candidate)
+
+    ranking = rank_layers(model, ranges, "tensorrt", layers, counted, {layers[0]: -5.0}, lambda d: saved.append(dict(d)))
+    assert len(runs) == 3  # the float model and two layers
+    assert [set(found) for found in saved] == [set(layers[:2]), set(layers)]
+    assert (ranking[0].layer, ranking[0].snr_db) == (layers[0], -5.0)
+
+
+LAYERS = [f"layer{i}" for i in range(6)]
+costs = st.lists(st.integers(0, 5), min_size=6, max_size=6)
+
+
+@settings(max_examples=300, deadline=None)
+@given(costs, st.permutations(LAYERS), st.integers(0, 12))
+def test_what_is_guaranteed_where_every_layer_helps(cost: list[int], ranking: list[str], budget: int) -> None:
+    prices, calls = dict(zip(LAYERS, cost)), []
+
+    def drop(half: frozenset[str]) -> float:
+        calls.append(half)
+        return sum(price for layer, price in prices.items() if layer not in half)
+
+    if drop(frozenset()) <= budget:
+        return  # never asked then
+    found = smallest_set(ranking, drop, budget)
+    assert found is not None and drop(found) <= budget
+    start = next(n for n in range(7) if drop(frozenset(ranking[:n])) <= budget)
+    assert found <= set(ranking[:start])  # of the shortest sufficient start
+    assert all(drop(found - {layer}) > budget for layer in found)  # and none of it can be left out
+    if [prices[layer] for layer in ranking] == sorted(cost, reverse=True):  # the ranking told the truth
+        fewest = min(n for n in range(7) for some in itertools.combinations(LAYERS, n) if drop(frozenset(some)) <= budget)
+        assert len(found) == fewest
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.dictionaries(st.frozensets(st.sampled_from(LAYERS)), st.integers(0, 3)), st.integers(0, 2))
+def test_what_is_guaranteed_whatever_happens(table: dict[frozenset[str], int], budget: int) -> None:
+    def drop(half: frozenset[str]) -> float:
+        return table.get(half, 3)
+
+    found = smallest_set(LAYERS, drop, budget)
+    if found is None:
+        assert drop(frozenset(LAYERS)) > budget
+    else:
+        assert drop(found) <= budget
+
+
+def test_a_long_ranking_takes_few_measurements() -> None:
+    layers, calls = [f"layer{i}" for i in range(100)], []
+
+    def drop(half: frozenset[str]) -> float:
+        calls.append(half)
+        return 100 - len(half)
+
+    found = smallest_set(layers, drop, 40)
+    assert found == frozenset(layers[:60])
+    assert len(calls) < 20
