@@ -21,7 +21,7 @@ from train.weights.backbone import Backbone, parse_backbone
 from train.weights.darknet import is_darknet, read_darknet
 from train.weights.mapping import Published, listed
 from train.weights.names import COCO_CLASSES, placeholder_names
-from train.weights.official import is_official, read_official
+from train.weights.official import ALIASES, is_official, read_official
 from train.weights.torchvision import find_torchvision, read_torchvision
 
 log = logging.getLogger(__name__)
@@ -41,7 +41,7 @@ def open_weights(path: PathLike, model: str | None = None, classes: tuple[str, .
     Its weights are checked for names and shapes here and for finite values by `train.checkpoint.restore`.
 
     Args:
-        model: the recipe that it must be of; None for any.
+        model: the recipe (or published variant, such as `asff_star`) that it must be of; None for any.
         classes: names of its classes in the order of their ids; None for those in the file, for COCO's where a published
             file has 80, else for `class 0`, `class 1`, ...
 
@@ -68,7 +68,7 @@ def read_weights(path: PathLike, model: str | None = None, classes: tuple[str, .
                 "%s: does not name its %d classes; --classes FILE of python -m train.weights does", path, found.spec.num_classes
             )
     name = found.name if isinstance(found, Backbone) else found.config.recipe
-    if model is not None and model != name:
+    if model is not None and ALIASES.get(model, model) != name:
         raise ModelError(f"{path}: holds {name}, not {model}; leave out --model or choose another file")
     if classes is None:
         return found

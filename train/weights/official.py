@@ -30,6 +30,17 @@ _VARIANTS = {
 """(backbone, fusion, receptive field blocks) of the published checkpoints, and our recipes for them."""
 
 
+ALIASES = {
+    "asff": "yolov3-asff",
+    "asff_star": "yolov3-asff-star",
+    "baseline": "yolov3-baseline",
+    "baseline_rfb": "yolov3-baseline-rfb",
+    "mobile": "yolov3-mobilenetv2",
+    "mobile_asff": "yolov3-mobilenetv2-asff",
+}
+"""What the published variants are called for short."""
+
+
 def is_official(tensors: Mapping[str, Tensor]) -> bool:
     """Whether a state dict is named as the authors' are."""
     return any(name.startswith(f"{_LIST}.") for name in tensors)
