@@ -7,6 +7,7 @@ import json
 import math
 import platform
 from collections import Counter
+from collections.abc import Mapping
 from importlib import metadata
 from typing import Any
 
@@ -70,7 +71,6 @@ def _versions() -> dict[str, str]:
 
 
 def _measured(step: Step) -> dict[str, Any]:
-    difference = step.difference
     return {
         "name": step.name,
         "figures": step.evaluation.figures,
@@ -78,8 +78,7 @@ def _measured(step: Step) -> dict[str, Any]:
         "detections": len(step.evaluation.results),
         "bytes": step.size,
         "milliseconds": round(step.milliseconds, 3),
-        # JSON has no infinity; the reasons of the file say what happened.
-        "difference": difference if difference is not None and math.isfinite(difference) else None,
+        "difference": _finite(step.difference),
     }
 
 
@@ -129,4 +128,13 @@ def _manifest(outcome: Outcome) -> dict[str, Any] | None:
     except InputError:  # the gate has noted it
         return None
     sources = [vars(item) for item in manifest.made_from]
-    return {"precision": manifest.spec.precision, "made_from": sources, "details": dict(manifest.details)}
+    return {"precision": manifest.spec.precision, "made_from": sources, "details": _finite(manifest.details)}
+
+
+def _finite(value: Any) -> Any:
+    """JSON values with None for what JSON cannot hold: a layer that quantisation leaves alone has an infinite ratio."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    return [_finite(item) for item in value] if isinstance(value, (list, tuple)) else value

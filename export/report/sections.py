@@ -112,7 +112,7 @@ def sensitivity(figures: Figures) -> Section:
     """How much each layer suffers from quantisation, the most sensitive first."""
     cards = []
     for name, found in _calibrations(figures):
-        layers = found.get("sensitivity") or []
+        layers = [layer for layer in found.get("sensitivity") or () if layer["snr_db"] is not None]
         kept = dict.fromkeys(found.get("float_layers") or (), "FP32") | dict.fromkeys(found.get("half_layers") or (), "FP16")
         if layers:
             cards += [_sensitivity_card(name, layers, kept)]

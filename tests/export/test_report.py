@@ -43,6 +43,7 @@ CALIBRATION = {
         {"layer": "a", "snr_db": 9.5, "ap_drop": 0.25, "bytes": 10},
         {"layer": "b", "snr_db": 30.0, "ap_drop": None, "bytes": 10},
         {"layer": NASTY, "snr_db": -1.0, "ap_drop": None, "bytes": 10},
+        {"layer": "untouched", "snr_db": float("inf"), "ap_drop": None, "bytes": 10},
     ],
 }
 
@@ -172,6 +173,8 @@ def test_the_charts_are_named_and_there(page: Path) -> None:
         f"Calibration histogram of {NASTY}".replace("\x07", "\N{REPLACEMENT CHARACTER}"),
     ]
     assert "9.5 dB, −0.25 AP, stays FP32" in words(page)
+    assert "untouched" not in words(page)  # infinitely far above the noise
+    assert "nan" not in page.read_text(encoding="utf-8").split("<main>")[1].split("base64")[0]
 
 
 def test_changed_boxes_are_marked_beside_the_reference_and_the_most_changed_picture_comes_first(page: Path) -> None:
