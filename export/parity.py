@@ -14,6 +14,12 @@ magnitude. fp16: the root mean square of the difference, relative to that of the
 what the rounding costs is for the accuracy gate to say (trained models: 4e-4)."""
 
 
+ROUNDING = 4
+"""How many times PyTorch's own distance from float64 a float32 file may be away where a model magnifies rounding."""
+MOST_ROUNDING = 1e-2
+"""Beyond this a model magnifies rounding so much that nothing can be said of a file."""
+
+
 @dataclass(frozen=True)
 class Difference:
     """The largest difference found in one output.
@@ -38,13 +44,13 @@ class Difference:
 
 
 def compare(
-    names: Sequence[str], reference: Sequence[NDArray[np.float32]], other: Sequence[NDArray[np.float32]]
+    names: Sequence[str], reference: Sequence[NDArray[np.floating]], other: Sequence[NDArray[np.floating]]
 ) -> list[Difference]:
     """The largest difference of each output; infinite where shapes differ or a value is not finite."""
     return [_difference(name, a, b) for name, a, b in zip(names, reference, other)]
 
 
-def _difference(name: str, reference: NDArray[np.float32], other: NDArray[np.float32]) -> Difference:
+def _difference(name: str, reference: NDArray[np.floating], other: NDArray[np.floating]) -> Difference:
     if reference.shape != other.shape or not (np.isfinite(reference).all() and np.isfinite(other).all()):
         return Difference(name, float("inf"), float("inf"), float("inf"))
     error = reference.astype(np.float64) - other

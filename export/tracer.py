@@ -6,8 +6,10 @@ import copy
 import warnings
 from pathlib import Path
 
+import numpy as np
 import onnx
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from runtime.errors import CheckFailed
@@ -34,7 +36,7 @@ class _Maps(nn.Module):
             images = images.to(dtype)
         if self.inspect:
             maps, weights, activations = self.model.inspect(images)
-            return tuple(output.float() for output in (*maps, *weights, *activations))
+            return (*maps, *weights, *activations)
         return tuple(self.model.maps(images))
 
 
@@ -73,6 +75,13 @@ def halve(folded: DetectorModel) -> DetectorModel:
             raise CheckFailed(f"half precision does not hold {name}: its largest weight is {largest:.3g}; export with fp32")
     folded.half()
     return folded
+
+
+@torch.no_grad()
+def exact_outputs(model: DetectorModel, images: NDArray[np.float32], inspect: bool) -> list[NDArray[np.float64]]:
+    """What the model computes on float32 `[N, 3, H, W]` images in float64, where rounding is no matter; see `output_shapes`."""
+    outputs = _Maps(copy.deepcopy(model).eval().double(), inspect)(torch.from_numpy(images))
+    return [output.numpy() for output in outputs]
 
 
 def output_shapes(spec: ModelSpec, inspect: bool) -> dict[str, tuple[int, int, int]]:

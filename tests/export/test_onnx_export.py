@@ -17,6 +17,7 @@ from export.parity import Difference
 from runtime.backend import open_backend
 from runtime.decode import decode
 from runtime.detector import Detector
+from runtime.errors import CheckFailed
 from runtime.files import sha256
 from runtime.images import read_image
 from runtime.ort_backend import OrtBackend
@@ -175,8 +176,6 @@ def test_real_pictures_can_be_compared_on(make_checkpoint: Callable[..., Path], 
 def test_a_file_that_differs_is_refused_and_not_written(
     make_checkpoint: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from runtime.errors import CheckFailed
-
     weights, output = make_checkpoint(), tmp_path / "out" / "m.onnx"
     fold = tracer.fold_batch_norm
 
@@ -189,6 +188,35 @@ def test_a_file_that_differs_is_refused_and_not_written(
     with pytest.raises(CheckFailed, match="output p4 differs"):
         run(["--weights", str(weights), "--output", str(output)])
     assert list(output.parent.iterdir()) == []
+
+
+def test_what_is_no_more_than_rounding_is_written_with_a_warning(
+    make_checkpoint: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As for a model that magnifies rounding beyond the limit: here the limit is put below any rounding."""
+    monkeypatch.setitem(parity.LIMITS, "fp32", 1e-9)
+    weights, output = make_checkpoint(), tmp_path / "m.onnx"
+    assert run(["--weights", str(weights), "--output", str(output)]) == 0
+    assert "this model magnifies rounding: in float32 PyTorch itself is" in caplog.text
+    output.unlink()
+    monkeypatch.setattr(parity, "ROUNDING", 1e-3)  # and what is beyond that is refused as ever
+    with pytest.raises(CheckFailed, match="was not written"):
+        run(["--weights", str(weights), "--output", str(output)])
+    assert not output.exists()
+
+
+def test_exact_outputs_are_the_models_in_float64() -> None:
+    config = tiny(rfb=True, compress=8)
+    model = settled(config)
+    images = np.random.default_rng(0).normal(size=(2, 3, 64, 96)).astype(np.float32)
+    exact = tracer.exact_outputs(model, images, inspect=True)
+    assert len(exact) == 9 and all(output.dtype == np.float64 for output in exact)
+    with torch.no_grad():
+        maps, weights, activations = model.inspect(torch.from_numpy(images))
+    for wide, narrow in zip(exact, (*maps, *weights, *activations), strict=True):
+        assert narrow.dtype == torch.float32
+        difference = np.abs(wide - narrow.numpy()).max() / np.abs(wide).max()
+        assert 1e-9 < difference < 1e-3  # near, and not the same: it was computed in float64 throughout
 
 
 def test_folding_batch_norm_changes_nothing_and_leaves_the_original() -> None:

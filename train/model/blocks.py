@@ -6,6 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from train.outputs import widened
+
 LEAKY, RELU6, RELU = "leaky", "relu6", "relu"
 
 
@@ -128,20 +130,20 @@ class DeformConv(nn.Module):
                 [dy, dx]).
         """
         channels, height, width = (int(side) for side in x.shape[1:])
-        # The grid is float32 whatever the activations are: half steps by up to 0.06 px on wide maps.
-        grid = self._grid(offsets.float(), height, width)
+        # The grid is float32 at least, whatever the activations are: half steps by up to 0.06 px on wide maps.
+        grid = self._grid(widened(offsets), height, width)
         maps = x.reshape(-1, channels // self.groups, height, width)
-        sampled = functional.grid_sample(maps.float(), grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+        sampled = functional.grid_sample(widened(maps), grid, mode="bilinear", padding_mode="zeros", align_corners=False)
         # [N * groups, C / groups, 9 * H, W] is, read in order, [N, C * 9, H, W] with taps fastest: the weight's own layout.
         columns = sampled.to(x.dtype).reshape(-1, channels * self.taps, height, width)
         return functional.conv2d(columns, self.weight.reshape(channels, channels * self.taps, 1, 1), self.bias)
 
     def _grid(self, offsets: Tensor, height: int, width: int) -> Tensor:
-        """Sampling positions `[N * groups, 9 * H, W, 2]` (x, y) in [-1, 1], float32."""
+        """Sampling positions `[N * groups, 9 * H, W, 2]` (x, y) in [-1, 1], of the offsets' type."""
         steps = offsets.reshape(-1, self.taps, 2, height, width).permute(0, 1, 3, 4, 2)  # [N * groups, 9, H, W, (dy, dx)]
-        ys = torch.arange(height, dtype=torch.float32, device=offsets.device)
-        xs = torch.arange(width, dtype=torch.float32, device=offsets.device)
-        reach = torch.arange(-1, 2, dtype=torch.float32, device=offsets.device)
+        ys = torch.arange(height, dtype=offsets.dtype, device=offsets.device)
+        xs = torch.arange(width, dtype=offsets.dtype, device=offsets.device)
+        reach = torch.arange(-1, 2, dtype=offsets.dtype, device=offsets.device)
         row = ys.reshape(1, 1, -1, 1) + reach.repeat_interleave(3).reshape(1, -1, 1, 1)  # [1, 9, H, 1]
         column = xs.reshape(1, 1, 1, -1) + reach.repeat(3).reshape(1, -1, 1, 1)  # [1, 9, 1, W]
         # Without aligned corners, the centre of pixel p is at (2p + 1) / size - 1.

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from runtime.errors import InputError
 from runtime.spec import Anchors
 from train.model.fusion import LevelFusion, watched
+from train.outputs import widened
 
 
 class DetectorModel(nn.Module, ABC):
@@ -75,8 +76,8 @@ class DetectorModel(nn.Module, ABC):
         with watched(fusions) as (weights, fused):
             maps = self.maps(images)
         levels = range(len(fusions))
-        activations = [fused[level].abs().mean(dim=1, keepdim=True).float() for level in levels]
-        return maps, [weights[level].float() for level in levels], activations
+        activations = [widened(fused[level].abs().mean(dim=1, keepdim=True)) for level in levels]
+        return maps, [widened(weights[level]) for level in levels], activations
 
     def check_inspectable(self) -> None:
         """Raise InputError unless the levels are fused by ASFF, which alone has weights to look at."""

@@ -13,6 +13,7 @@ from train.model.detector import DetectorModel
 from train.model.fpn import FPN, CoarseLevels
 from train.model.fusion import LevelFusion
 from train.model.resnet import ResNet
+from train.outputs import widened
 from train.retina_assign import anchor_boxes, decode_boxes
 from train.retina_loss import COMPONENTS, retina_loss
 
@@ -92,7 +93,7 @@ class RetinaNet(DetectorModel):
         fine = self.fpn(c3, c4, c5)
         if self.fusion:
             fine = [fuse(fine) for fuse in self.fusion]
-        return [self.head(level).float() for level in (*self.coarse(c5), *fine)]
+        return [widened(self.head(level)) for level in (*self.coarse(c5), *fine)]
 
     def decode(self, maps: Sequence[Tensor]) -> Tensor:
         """See `DetectorModel.decode`; the objectness is 1, the classes say it all."""

@@ -15,7 +15,7 @@ from train.model.detector import DetectorModel
 from train.model.fusion import LevelFusion
 from train.model.head import Head
 from train.model.neck import Neck
-from train.outputs import HeadOutput
+from train.outputs import HeadOutput, widened
 
 
 class YOLOv3(DetectorModel):
@@ -58,7 +58,7 @@ class YOLOv3(DetectorModel):
 
     def maps(self, images: Tensor) -> list[Tensor]:
         """Per level float32 `[N, A * (5 + C), H/s, W/s]` with the guiding folded in."""
-        return [output.fold(self.num_classes).float() for output in self.head_outputs(images)]
+        return [widened(output.fold(self.num_classes)) for output in self.head_outputs(images)]
 
     def decode(self, maps: Sequence[Tensor]) -> Tensor:
         """See `DetectorModel.decode`."""
