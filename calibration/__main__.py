@@ -37,6 +37,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--max-ap-drop", type=_budget, default=0.5, metavar="POINTS", help="budget (default: 0.5), or none")
     parser.add_argument("--calibration-split", default="train", help="default: the split that plays `train`")
     parser.add_argument("--split", default="val", help="split to score on (default: the one that plays `val`)")
+    parser.add_argument("--sensitivity", action="store_true", help="rank the layers even if the budget is met (for the report)")
     parser.add_argument("--json", action="store_true", help="figures as JSON on stdout")
     return parser.parse_args(arguments)
 
@@ -100,6 +101,7 @@ def main(arguments: list[str] | None = None) -> int:
         max_ap_drop=options.max_ap_drop,
         calibration_split=options.calibration_split,
         split=options.split,
+        sensitivity=options.sensitivity,
     )
     result = calibrate(request)
     if options.json:

@@ -46,6 +46,7 @@ class Request:
         images: how many to calibrate on, None for the default. seed: of their choice.
         max_ap_drop: budget in points of AP, None for any loss (then only `auto` measures).
         calibration_split, split: where to calibrate and where to score.
+        sensitivity: rank all layers even if the budget is met without.
     """
 
     model: Path
@@ -58,6 +59,7 @@ class Request:
     max_ap_drop: float | None = 0.5
     calibration_split: str = "train"
     split: str = "val"
+    sensitivity: bool = False
 
 
 @dataclass
@@ -98,6 +100,8 @@ def calibrate(request: Request) -> Result:
     result = Result(method, work.before, None, len(work.layers))
     if request.max_ap_drop is not None and work.drop(ranges) > request.max_ap_drop:
         _repair(work, ranges, result, request.max_ap_drop)
+    if request.sensitivity and not result.ranking:
+        result.ranking = work.rank(ranges)
     if work.before is not None:
         result.after = work.accuracy(ranges, half=result.half)
     work.write(ranges, result)

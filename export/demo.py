@@ -78,7 +78,7 @@ def export(weights: Path, data: Path, folder: Path, calibrated: int) -> list[Pat
             Export(weights=weights, output=output, precision=precision, images=str(data / "val"))
         ):
             log.info("    %s, %s: differs by %.1e of its scale", precision, what, difference.measure(precision))
-    calibrate(Request(model=full, output=quantised, data=data, method="auto", images=calibrated))
+    calibrate(Request(model=full, output=quantised, data=data, method="auto", images=calibrated, sensitivity=True))
     return [full, half, quantised]
 
 

@@ -150,6 +150,14 @@ def test_a_damaged_layer_is_found_and_taken_back(calibrate: Command, tmp_path: P
     assert weight is not None and weight.dtype == np.float16
 
 
+def test_the_layers_are_ranked_on_request(calibrate: Command, tmp_path: Path) -> None:
+    assert calibrate("--max-ap-drop", 100, "--sensitivity")[0] == 0
+    details = read_manifest(tmp_path / "m.int8.onnx.json").details["calibration"]
+    ratios = [item["snr_db"] for item in details["sensitivity"]]
+    assert len(ratios) > 20 and ratios == sorted(ratios)
+    assert details["half_layers"] == []
+
+
 def test_a_budget_nothing_meets(calibrate: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pipeline._Work, "drop", lambda *_, **__: 7.0)
     code, out, err = calibrate("--max-ap-drop", 0.5)
