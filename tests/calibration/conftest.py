@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-import logging
-import resource
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +16,6 @@ from calibration.graph import Graph
 from calibration.placement import place
 from calibration.ranges import Range
 from export.tracer import write_onnx
-from runtime import cli
 from runtime.detector import Detector
 from runtime.files import write_json
 from runtime.images import write_image
@@ -103,33 +98,3 @@ def own_set(tmp_path_factory: pytest.TempPathFactory, plain_model: Path) -> Path
             content = {"images": images, "annotations": annotations, "categories": categories}
             write_json(root / "annotations" / f"instances_{split}.json", content)
     return root
-
-
-@pytest.fixture
-def full_disk() -> Callable[[int], AbstractContextManager[None]]:
-    """`with full_disk(size):` no file can grow beyond `size` bytes; it holds for pytest's own output too."""
-
-    @contextlib.contextmanager
-    def limited(size: int) -> Iterator[None]:
-        soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-        try:
-            yield
-        finally:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-
-    return limited
-
-
-@pytest.fixture
-def command(capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture) -> Callable[..., tuple[int, str, str]]:
-    """Run a command's `main` as the command line does; its exit code, stdout, and stderr with the log lines."""
-
-    def call(main: Callable[[list[str]], int], *arguments: object) -> tuple[int, str, str]:
-        caplog.clear()
-        with caplog.at_level(logging.INFO), pytest.raises(SystemExit) as exit_:
-            cli.run(lambda: main([str(item) for item in arguments]))
-        out, err = capfd.readouterr()
-        return int(exit_.value.code or 0), out, err + "".join(f"{record.getMessage()}\n" for record in caplog.records)
-
-    return call

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import logging
-import resource
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +13,6 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from runtime import cli
 from runtime.inspection import inspection_shapes
 from runtime.spec import ModelSpec
 
@@ -168,33 +163,3 @@ def make_coco(tmp_path: Path) -> Callable[..., Path]:
         return root
 
     return build
-
-
-@pytest.fixture
-def full_disk() -> Callable[[], AbstractContextManager[None]]:
-    """`with full_disk():` no file can grow beyond 2 kB; no longer than that, since it holds for pytest's own output too."""
-
-    @contextlib.contextmanager
-    def limited() -> Iterator[None]:
-        soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (2048, hard))
-        try:
-            yield
-        finally:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-
-    return limited
-
-
-@pytest.fixture
-def command(capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture) -> Callable[..., tuple[int, str, str]]:
-    """Run a command's `main` as the command line does; its exit code, stdout and stderr (log lines included)."""
-
-    def call(main: Callable[[list[str]], int], *arguments: object) -> tuple[int, str, str]:
-        caplog.clear()
-        with caplog.at_level(logging.INFO), pytest.raises(SystemExit) as exit_:
-            cli.run(lambda: main([str(item) for item in arguments]))
-        out, err = capfd.readouterr()
-        return int(exit_.value.code or 0), out, err + "".join(f"{record.getMessage()}\n" for record in caplog.records)
-
-    return call
