@@ -1,8 +1,8 @@
 """Where quantisation goes: which convolutions, and which tensors share a scale.
 
 In float stay, for every target: the convolutions whose results are the raw outputs or enter them by plain arithmetic, those
-that steer or follow the sampling of a deformable convolution, and those that make the fusion's softmax. Everything else that
-has weights is quantised.
+that steer the sampling of a deformable convolution, and those that make the fusion's softmax; for TensorRT also those that
+follow the sampling. Everything else that has weights is quantised.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def place(graph: Graph, target: str, without: Collection[str] = ()) -> Placement
         without: names of convolutions to leave alone besides those that the rules leave in float.
     """
     convs = [node for node in graph.nodes if node.op_type == "Conv"]
-    by_rule = {node.name for node in convs if _stays_float(graph, node)}
+    by_rule = {node.name for node in convs if _stays_float(graph, node, target)}
     layers = [node for node in convs if node.name not in by_rule and node.name not in without]
     nodes = _around(graph, layers) if target == "tensorrt" else _region(graph, layers)
     takers: dict[str, set[str]] = {}
@@ -71,7 +71,7 @@ def place(graph: Graph, target: str, without: Collection[str] = ()) -> Placement
     )
 
 
-def _stays_float(graph: Graph, conv: NodeProto) -> bool:
+def _stays_float(graph: Graph, conv: NodeProto, target: str) -> bool:
     result = conv.output[0]
     if graph.constant(conv.input[1]) is None or graph.ends_in_output(result, _CONV):
         return True
@@ -79,7 +79,8 @@ def _stays_float(graph: Graph, conv: NodeProto) -> bool:
     def steers(node: NodeProto, name: str) -> bool:
         return node.op_type == "Softmax" or (node.op_type == "GridSample" and name == node.input[1])
 
-    return graph.reaches(result, steers, _CONV) or _follows_sampling(graph, conv)
+    # On a CPU the sampled columns' convolution is a fifth of all the work, and 8 bits cost it little (docs/benchmarks.md).
+    return graph.reaches(result, steers, _CONV) or (target == "tensorrt" and _follows_sampling(graph, conv))
 
 
 def _follows_sampling(graph: Graph, conv: NodeProto) -> bool:

@@ -23,8 +23,14 @@ VARIANTS: list[dict[str, object]] = [
 ]
 VARIANTS.append({"rfb": True, "compress": 8})
 VARIANTS.append({"guided": False, "adaption": False, "fusion": "none", "spp": False})
-# By the modules' own names: heads' guide and predict (the raw outputs), adaption (the sampling), the fusion's softmax.
-STAYS_FLOAT = re.compile(r"/heads\.\d/(guide|predict|adapt/offsets|adapt/conv)/Conv|/fusion\.\d/weights/weigh/Conv")
+VARIANTS.append({"detector": "retinanet", "fusion": "asff"})
+# By the modules' own names: heads' guide and predict (the raw outputs; RetinaNet: the last of either tower, shared by its five
+# levels), adaption (the sampling), the fusion's softmax.
+RAW = r"/heads\.\d/(guide|predict|adapt/offsets)/Conv|/head/(boxes/boxes|classes/classes)\.8(_\d)?/Conv"
+STAYS_FLOAT = {
+    "cpu": re.compile(RAW + r"|/fusion\.\d/weights/weigh/Conv"),
+    "tensorrt": re.compile(RAW + r"|/fusion\.\d/weights/weigh/Conv|/heads\.\d/adapt/conv/Conv"),
+}
 ACTIVATIONS = ("LeakyRelu", "Relu", "Clip")
 
 
@@ -45,7 +51,7 @@ def all_ranges(graph: Graph, target: str) -> dict[str, Range]:
 def test_the_float_layers_are_those_the_docstring_names(path: Path, target: str) -> None:
     graph = Graph(onnx.load(path))
     convs = [node.name for node in graph.nodes if node.op_type == "Conv"]
-    expected = [name for name in convs if STAYS_FLOAT.fullmatch(name)]
+    expected = [name for name in convs if STAYS_FLOAT[target].fullmatch(name)]
     placement = place(graph, target)
     assert list(placement.float_layers) == expected
     assert list(placement.layers) == [name for name in convs if name not in expected]
@@ -57,7 +63,9 @@ def test_for_tensorrt_pairs_sit_before_convolutions_additions_and_concatenations
     source = onnx.load(path)
     model = quantize(source, all_ranges(Graph(source), "tensorrt"), "tensorrt")
     graph, constants = Graph(model), {item.name: numpy_helper.to_array(item) for item in model.graph.initializer}
-    float_layers = {node.name for node in graph.nodes if node.op_type == "Conv" and STAYS_FLOAT.fullmatch(node.name)}
+    float_layers = {
+        node.name for node in graph.nodes if node.op_type == "Conv" and STAYS_FLOAT["tensorrt"].fullmatch(node.name)
+    }
     pairs = 0
     for node in graph.nodes:
         if node.op_type == "QuantizeLinear":
@@ -114,7 +122,7 @@ def test_for_cpus_results_are_quantised_too(path: Path) -> None:
     model = quantize(source, all_ranges(Graph(source), "cpu"), "cpu")
     graph, constants = Graph(model), {item.name: numpy_helper.to_array(item) for item in model.graph.initializer}
     for node in graph.nodes:
-        if node.op_type == "Conv" and not STAYS_FLOAT.fullmatch(node.name):
+        if node.op_type == "Conv" and not STAYS_FLOAT["cpu"].fullmatch(node.name):
             assert [taker.op_type for taker in graph.takers(node.output[0])] == ["QuantizeLinear"]
         if node.op_type == "QuantizeLinear":
             assert constants[node.input[2]].dtype == np.uint8
