@@ -145,7 +145,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--size", type=cli.image_size, help="side or HEIGHTxWIDTH, multiples of 32 (default: the weights')")
     parser.add_argument("--output", type=Path, help="folder for the files (default: that of the weights)")
     parser.add_argument("--split", default="val", help="split to score on (default: the one that plays `val`)")
-    parser.add_argument("--max-ap-drop", type=float, metavar="POINTS", help="budget of every step (default: by precision)")
+    parser.add_argument("--max-ap-drop", type=float, metavar="POINTS", help="budget of that precision (default: its own)")
     parser.add_argument("--flavour", default="auto", help="of TensorRT, see export.engine (default: auto)")
     return parser.parse_args(arguments)
 
@@ -160,7 +160,7 @@ def main(arguments: list[str] | None = None) -> int:
     judged = ["--weights", str(options.weights), "--data", str(options.data), "--split", options.split]
     judged += ["--output", str(options.output)]
     if options.max_ap_drop is not None:
-        judged += ["--max-ap-drop", str(options.max_ap_drop)]
+        judged += ["--max-ap-drop", f"{options.precision}={options.max_ap_drop}"]
     return run_command("export.verify", [*judged, *(str(link.output) for link in links)])
 
 
