@@ -24,7 +24,9 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("source", type=Path, metavar="SOURCE", help="the published file; what it is, is told by its content")
     parser.add_argument("--output", type=Path, required=True, help="the .pt file to write")
-    parser.add_argument("--model", metavar="NAME", help="fail unless SOURCE is this recipe, variant (asff_star, ...) or backbone")
+    parser.add_argument(
+        "--model", metavar="NAME", help="fail unless SOURCE is this recipe, variant (asff_star, ...) or backbone"
+    )
     parser.add_argument("--classes", type=Path, metavar="FILE", help="class names, one per line (default: COCO's for 80)")
     return parser.parse_args(arguments)
 
