@@ -108,7 +108,11 @@ def _open_onnx(file: Path, backend: str) -> OnnxBackend:
 def check_images(images: NDArray[np.float32], spec: ModelSpec, batch_size: Optional[int]) -> None:
     """Raise InputError unless `images` is what a model of this spec takes."""
     expected = (batch_size or "N", 3, *spec.input_size)
-    fits = images.ndim == 4 and images.shape[1:] == (3, *spec.input_size) and images.shape[0] == (batch_size or images.shape[0])
+    fits = (
+        images.ndim == 4
+        and images.shape[1:] == (3, *spec.input_size)
+        and images.shape[0] == (batch_size or max(len(images), 1))
+    )
     if images.dtype != np.float32 or not fits:
         raise InputError(f"images: expected float32 {list(expected)}, got {images.dtype} {list(images.shape)}")
 
