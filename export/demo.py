@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import logging
 import time
-from dataclasses import replace
 from pathlib import Path
 
 from calibration.pipeline import Request, calibrate
@@ -81,8 +80,17 @@ def export(weights: Path, data: Path, folder: Path, calibrated: int) -> list[Pat
             Export(weights=weights, output=output, precision=precision, images=str(data / "val"))
         ):
             log.info("    %s, %s: differs by %.1e of its scale", precision, what, difference.measure(precision))
-    request = Request(model=full, output=quantised, data=data, method="auto", images=calibrated, sensitivity=True)
-    calibrate(replace(request, max_ap_drop=_INT8_DROP))
+    calibrate(
+        Request(
+            model=full,
+            output=quantised,
+            data=data,
+            method="auto",
+            images=calibrated,
+            max_ap_drop=_INT8_DROP,
+            sensitivity=True,
+        )
+    )
     return [full, half, quantised]
 
 

@@ -11,6 +11,7 @@ from typing import NoReturn
 
 import cv2
 
+from runtime.backend import BACKENDS
 from runtime.errors import DetectorError, InputError
 
 INTERRUPTED = 130  # what shells report for a program ended by Ctrl-C
@@ -55,6 +56,17 @@ def parser(module: str, description: str, example: str) -> argparse.ArgumentPars
         description=description,
         epilog=f"example:\n  {example}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+
+
+def add_model(parser: argparse.ArgumentParser, made_with: str = "python -m export.onnx") -> None:
+    """The arguments `--engine` and `--backend` of every command that runs an exported model, for `open_backend`."""
+    parser.add_argument("--engine", required=True, help=f"the model: an .onnx file made by {made_with}")
+    parser.add_argument(
+        "--backend",
+        choices=BACKENDS,
+        default="auto",
+        help="what runs it (default: ONNX Runtime if installed, on an NVIDIA GPU if both know each other, else OpenVINO)",
     )
 
 

@@ -32,7 +32,7 @@ def parse(arguments: Optional[list[str]] = None) -> argparse.Namespace:
         "Detect objects in a picture, a folder, a glob pattern or a video.",
         "python -m runtime.detect --engine model.onnx --source photos/ --output found/",
     )
-    parser.add_argument("--engine", required=True, help="the model: an .onnx file made by python -m export.onnx")
+    cli.add_model(parser)
     parser.add_argument("--source", required=True, help="picture, folder, glob pattern (quoted) or video")
     parser.add_argument(
         "--output", help=f"folder for annotated pictures (default: {DEFAULT_OUTPUT}; with --json: none are written)"
@@ -51,7 +51,11 @@ def main(arguments: Optional[list[str]] = None) -> int:
     sources = find_sources(options.source)
     wanted = options.output or (None if options.json else DEFAULT_OUTPUT)
     with Detector(
-        options.engine, score_threshold=options.conf, iou_threshold=options.iou, max_detections=options.max_detections
+        options.engine,
+        backend=options.backend,
+        score_threshold=options.conf,
+        iou_threshold=options.iou,
+        max_detections=options.max_detections,
     ) as detector:
         folder = output_folder(wanted) if wanted else None
 

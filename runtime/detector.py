@@ -26,6 +26,7 @@ class Detector:
 
     Args:
         model: an exported `.onnx` file, or an opened `Backend`.
+        backend: what runs a file, see `open_backend`.
         score_threshold: detections below it are dropped, in [0, 1].
         iou_threshold: of NMS, in (0, 1]; the model's own by default (0.6 in the paper).
         max_detections: kept per picture.
@@ -40,6 +41,7 @@ class Detector:
         self,
         model: Union[PathLike, Backend],
         *,
+        backend: str = "auto",
         score_threshold: float = 0.25,
         iou_threshold: Optional[float] = None,
         max_detections: int = 100,
@@ -50,7 +52,7 @@ class Detector:
             raise InputError(f"IoU threshold: expected a number above 0 and at most 1, got {iou_threshold}")
         if max_detections < 1:
             raise InputError(f"max detections: expected at least 1, got {max_detections}")
-        self._backend: Backend = model if hasattr(model, "infer") else open_backend(model)  # type: ignore[assignment]
+        self._backend: Backend = model if hasattr(model, "infer") else open_backend(model, backend)  # type: ignore[assignment]
         self._score_threshold = score_threshold
         self._iou_threshold = self.spec.nms_threshold if iou_threshold is None else iou_threshold
         self._max_detections = max_detections

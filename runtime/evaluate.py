@@ -31,7 +31,7 @@ def parse(arguments: Optional[list[str]] = None) -> argparse.Namespace:
         "Measure the COCO accuracy of an exported model: the 12 COCO figures and AP per class.",
         "python -m runtime.evaluate --engine model.onnx --data datasets/coco --split val2017",
     )
-    parser.add_argument("--engine", required=True, help="the model: an .onnx file made by python -m export.onnx")
+    cli.add_model(parser)
     add_arguments(parser)
     return parser.parse_args(arguments)
 
@@ -69,7 +69,7 @@ def _percent(value: float) -> str:
 def main(arguments: Optional[list[str]] = None) -> int:
     """Run the command; returns its exit code."""
     options = parse(arguments)
-    with open_backend(options.engine) as backend:
+    with open_backend(options.engine, options.backend) as backend:
         report(measure(backend, options), options)
     return 0
 

@@ -33,7 +33,7 @@ def parse(arguments: Optional[list[str]] = None) -> argparse.Namespace:
         "Draw how a model with ASFF fuses its levels: weight maps, activations, and which level detected what.",
         "python -m runtime.visualise --engine model.onnx --source photos/ --output seen/",
     )
-    parser.add_argument("--engine", required=True, help="the model: an .onnx file made by python -m export.onnx --inspect")
+    cli.add_model(parser, "python -m export.onnx --inspect")
     add_arguments(parser)
     return parser.parse_args(arguments)
 
@@ -62,7 +62,7 @@ def show(backend: InspectableBackend, options: argparse.Namespace) -> None:
 def main(arguments: Optional[list[str]] = None) -> int:
     """Run the command; returns its exit code."""
     options = parse(arguments)
-    with open_backend(options.engine) as backend:
+    with open_backend(options.engine, options.backend) as backend:
         if not isinstance(backend, InspectableBackend):
             raise InputError(
                 f"{options.engine}: how levels are fused is told by .onnx files alone; give the one it was built from"
