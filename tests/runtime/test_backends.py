@@ -3,21 +3,31 @@
 from __future__ import annotations
 
 import importlib.util
+import json
+import logging
+import re
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from engine_models import mini, write_precisions
+from onnx import TensorProto
 from small_models import CLASSES, noise, settled, tiny
 
+from benchmarks.int8 import make_int8
 from export.tracer import write_onnx
-from runtime.backend import Backend
+from runtime import detect
+from runtime.backend import Backend, open_backend
 from runtime.detector import Detector
-from runtime.errors import InputError, ModelError
+from runtime.errors import InputError, MissingComponentError, ModelError
+from runtime.gpu import Gpu
+from runtime.images import write_image
 from runtime.openvino_backend import OpenVinoBackend
 from runtime.ort_backend import OrtBackend
 from runtime.spec import ModelSpec
@@ -255,3 +265,180 @@ def test_memory_is_flat(case: Case, subject: Subject, tmp_path: Path) -> None:
         grown = resident() - before
     # To keep every output would take 14 kB or more a call, every input 230 kB.
     assert grown < 3_000_000
+
+
+# --- files, and what they are computed in
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"metadata": {}}, "no model description in its metadata"),
+        ({"input_name": "x"}, "expected one input 'images' of float32, found x: float32"),
+        ({"cast": TensorProto.FLOAT16}, "output p5 is float16, expected float32; export it again"),
+        ({"says": {"input_size": (96, 64)}}, r"input is \['N', 3, 64, 64\], its description says \[N, 3, 96, 64\]"),
+        ({"says": {"class_names": ("a", "b", "c")}}, r"output p5 is \['N', 28, 2, 2\], its description says \[N, 32, 2, 2\]"),
+        ({"cut": 2000}, "not a usable ONNX model"),
+        ({"cut": 0}, "model.onnx: "),
+    ],
+    ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
+)
+def test_files_that_break_the_contract(
+    open_file: Callable[..., Backend],
+    changes: dict[str, Any],
+    message: str,
+    tmp_path: Path,
+    make_spec: Callable[..., ModelSpec],
+    write_onnx: Callable[..., Path],
+) -> None:
+    path, changes = tmp_path / "model.onnx", dict(changes)
+    cut = changes.pop("cut", None)
+    if "says" in changes:
+        changes["metadata"] = make_spec(**changes.pop("says")).to_metadata()
+    write_onnx(path, **changes)
+    path.write_bytes(path.read_bytes()[:cut])
+    with pytest.raises(ModelError, match=message):
+        open_file(path)
+
+
+def errors(found: list[np.ndarray], wanted: list[np.ndarray]) -> np.ndarray:
+    """Per level, the root mean square of the difference."""
+    return np.array([np.sqrt(((a - b) ** 2).mean()) for a, b in zip(found, wanted)])
+
+
+@pytest.mark.parametrize(("precision", "limit"), [("fp32", 1e-4), ("fp16", 2e-3)])
+def test_openvino_computes_what_onnxruntime_does(subject: Subject, precision: str, limit: float) -> None:
+    need("openvino")
+    images = noise(0, 2)
+    with OrtBackend(subject.files[precision]) as reference, OpenVinoBackend(subject.files[precision]) as backend:
+        assert backend.spec == reference.spec
+        assert distance(backend.infer(images), reference.infer(images)) < limit
+
+
+@pytest.mark.parametrize("target", ["tensorrt", "cpu"])
+def test_an_int8_file_is_as_good_in_openvino(subject: Subject, target: str, tmp_path: Path) -> None:
+    need("openvino")
+    # Values that fall on the other side of a rounding step make the two differ; neither may be farther from the truth.
+    images, path = noise(0, 4), tmp_path / "int8.onnx"
+    make_int8(subject.files["fp32"], path, target, noise(1, 8))
+    truth = expected(subject, images)
+    with OrtBackend(path) as reference, OpenVinoBackend(path) as backend:
+        assert ("for 8-bit operators too" in backend.title) == (target == "tensorrt")
+        assert (errors(backend.infer(images), truth) < 1.3 * errors(reference.infer(images), truth)).all()
+
+
+def test_bfloat16_only_if_asked_for(subject: Subject) -> None:
+    need("openvino")
+    import openvino
+
+    with pytest.raises(InputError, match="precision: expected one of float32, bfloat16, got 'fp16'"):
+        OpenVinoBackend(subject.files["fp32"], "fp16")
+    if "BF16" not in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+        with pytest.raises(MissingComponentError, match="this CPU does not compute in bfloat16"):
+            OpenVinoBackend(subject.files["fp32"], "bfloat16")
+        return
+    images = noise(0, 2)
+    with OpenVinoBackend(subject.files["fp32"], "bfloat16") as backend:
+        assert 1e-3 < distance(backend.infer(images), expected(subject, images)) < 0.1
+
+
+# --- which one a file is opened with
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("auto", r"ONNX Runtime [\d.]+, CPUExecutionProvider \(.+\)"),
+        ("onnxruntime", r"ONNX Runtime [\d.]+, CPUExecutionProvider \(as asked\)"),
+        ("openvino", r"OpenVINO [\d.]+, CPU, float32 \(as asked\)"),
+    ],
+)
+def test_what_was_picked_is_said(name: str, said: str, tiny_onnx: Path, caplog: pytest.LogCaptureFixture) -> None:
+    need("openvino" if name == "openvino" else "onnxruntime")
+    with caplog.at_level(logging.INFO), open_backend(tiny_onnx, name) as backend:
+        assert isinstance(backend, OpenVinoBackend if name == "openvino" else OrtBackend)
+    (line,) = caplog.messages
+    assert re.fullmatch(f"{re.escape(str(tiny_onnx))} runs in {said}", line)
+
+
+def test_without_onnxruntime_openvino_is_picked(
+    tiny_onnx: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    need("openvino")
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with caplog.at_level(logging.INFO), open_backend(tiny_onnx) as backend:
+        assert isinstance(backend, OpenVinoBackend)
+    assert caplog.messages[0].endswith("(onnxruntime is not installed)")
+
+
+@pytest.mark.parametrize("name", ["onnxruntime", "openvino"])
+def test_a_missing_library_is_named(name: str, tiny_onnx: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(MissingComponentError, match=f"{name} is not installed; run `pip install {name}`"):
+        open_backend(tiny_onnx, name)
+
+
+def test_a_backend_that_does_not_exist(tiny_onnx: Path) -> None:
+    with pytest.raises(InputError, match=r"backend: expected one of auto, onnxruntime, .*, got 'tflite'"):
+        open_backend(tiny_onnx, "tflite")
+    with pytest.raises(InputError, match="provider: expected one of cpu, cuda, tensorrt, got 'gpu'"):
+        OrtBackend(tiny_onnx, "gpu")
+
+
+@pytest.fixture
+def gpu_build(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An onnxruntime that is built for GPUs, but quietly opens every file on the CPU."""
+    import onnxruntime
+
+    real = onnxruntime.InferenceSession
+    providers = ["TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider"]
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: providers)
+    monkeypatch.setattr(onnxruntime, "InferenceSession", lambda path, options, providers: real(path, options, providers[-1:]))
+
+
+@pytest.mark.usefixtures("gpu_build")
+@pytest.mark.parametrize(
+    ("name", "provider"),
+    [
+        ("onnxruntime-cuda", "CUDAExecutionProvider"),
+        ("onnxruntime-tensorrt", "TensorrtExecutionProvider"),
+        ("auto", "CUDAExecutionProvider"),
+    ],
+)
+def test_a_slower_provider_is_never_taken_in_silence(
+    name: str, provider: str, tiny_onnx: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("runtime.backend.find_gpu", lambda: Gpu("H200", "9.0"))
+    with pytest.raises(MissingComponentError, match=f"{provider} does not start .* fell back to CPU.* --backend onnxruntime"):
+        open_backend(tiny_onnx, name)
+    with open_backend(tiny_onnx, "onnxruntime") as asked_for:
+        assert asked_for.spec.name == "tiny"
+
+
+@pytest.mark.usefixtures("gpu_build")
+def test_a_gpu_build_without_a_gpu_runs_on_the_cpu_and_says_so(
+    tiny_onnx: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("runtime.backend.find_gpu", lambda: None)
+    with caplog.at_level(logging.INFO), open_backend(tiny_onnx):
+        assert caplog.messages[0].endswith("CPUExecutionProvider (no NVIDIA GPU found)")
+
+
+def test_a_provider_that_the_build_lacks(tiny_onnx: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("onnxruntime.get_available_providers", lambda: ["CPUExecutionProvider"])
+    message = r"no CUDAExecutionProvider \(it has CPUExecutionProvider\); run `pip install onnxruntime-gpu`"
+    with pytest.raises(MissingComponentError, match=message):
+        open_backend(tiny_onnx, "onnxruntime-cuda")
+
+
+def test_commands_take_a_backend(tiny_onnx: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    need("openvino")
+    write_image(tmp_path / "white.png", np.full((64, 128, 3), 255, np.uint8))
+    arguments = ["--engine", str(tiny_onnx), "--source", str(tmp_path / "white.png"), "--json"]
+    found = []
+    for name in ("onnxruntime", "openvino"):
+        assert detect.main([*arguments, "--backend", name]) == 0
+        (record,) = json.loads(capsys.readouterr().out)["detections"]
+        found.append(record)
+    assert found[0]["class_name"] == found[1]["class_name"] == "ring"
+    np.testing.assert_allclose(found[1]["box"], found[0]["box"], atol=1e-2)
