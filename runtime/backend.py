@@ -10,7 +10,7 @@ from typing import Any, Optional, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime.errors import InputError, MissingComponentError, ModelError
+from runtime.errors import InputError, ModelError
 from runtime.files import PathLike
 from runtime.spec import ModelSpec
 
@@ -45,7 +45,7 @@ def open_backend(path: PathLike) -> Backend:
     Raises:
         InputError: no such file, or a kind that no backend takes.
         ModelError: damaged, foreign or without our metadata.
-        MissingComponentError: the backend's library is not installed.
+        MissingComponentError: the backend's library, or what it runs on, is not there.
     """
     file = Path(path)
     if not file.is_file():
@@ -55,9 +55,11 @@ def open_backend(path: PathLike) -> Backend:
 
         return OrtBackend(file)
     if file.suffix == ".engine":
-        raise MissingComponentError(f"{file}: TensorRT engines are not supported yet; run the .onnx file it was built from")
+        from runtime.trt_backend import TrtBackend
+
+        return TrtBackend(file)
     raise InputError(
-        f"{file}: expected an .onnx model, got {file.suffix or 'no suffix'}; make one with `python -m export.onnx`"
+        f"{file}: expected an .onnx or .engine model, got {file.suffix or 'no suffix'}; make one with `python -m export.onnx`"
     )
 
 

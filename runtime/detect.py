@@ -32,7 +32,9 @@ def parse(arguments: Optional[list[str]] = None) -> argparse.Namespace:
         "Detect objects in a picture, a folder, a glob pattern or a video.",
         "python -m runtime.detect --engine model.onnx --source photos/ --output found/",
     )
-    parser.add_argument("--engine", required=True, help="the model: an .onnx file made by python -m export.onnx")
+    parser.add_argument(
+        "--engine", required=True, help="the model: an .onnx or .engine file of python -m export.onnx or export.engine"
+    )
     parser.add_argument("--source", required=True, help="picture, folder, glob pattern (quoted) or video")
     parser.add_argument(
         "--output", help=f"folder for annotated pictures (default: {DEFAULT_OUTPUT}; with --json: none are written)"

@@ -31,7 +31,9 @@ def parse(arguments: Optional[list[str]] = None) -> argparse.Namespace:
         "Measure the COCO accuracy of an exported model: the 12 COCO figures and AP per class.",
         "python -m runtime.evaluate --engine model.onnx --data datasets/coco --split val2017",
     )
-    parser.add_argument("--engine", required=True, help="the model: an .onnx file made by python -m export.onnx")
+    parser.add_argument(
+        "--engine", required=True, help="the model: an .onnx or .engine file of python -m export.onnx or export.engine"
+    )
     add_arguments(parser)
     return parser.parse_args(arguments)
 
