@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Optional, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime.errors import InputError, MissingComponentError, ModelError
+from runtime.errors import InputError, ModelError
 from runtime.files import PathLike
 from runtime.gpu import find_gpu
 from runtime.spec import ModelSpec
@@ -54,7 +54,7 @@ def open_backend(path: PathLike, backend: str = "auto") -> Backend:
     """Open a model file, and log what it runs in and why.
 
     Args:
-        path: an exported `.onnx` file.
+        path: an exported `.onnx` file, or an `.engine`, which TensorRT runs.
         backend: one of `BACKENDS`. `auto`: ONNX Runtime, on an NVIDIA GPU where there is one and the library is built for it;
             OpenVINO where ONNX Runtime is not installed. Any other is taken at its word: nothing else takes its place.
 
@@ -74,9 +74,13 @@ def open_backend(path: PathLike, backend: str = "auto") -> Backend:
         log.info("%s runs in %s (%s)", file, opened.title, reason)
         return opened
     if file.suffix == ".engine":
-        raise MissingComponentError(f"{file}: TensorRT engines are not supported yet; run the .onnx file it was built from")
+        if backend != "auto":
+            raise InputError(f"{file}: an engine runs in TensorRT alone; leave out --backend {backend}")
+        from runtime.trt_backend import TrtBackend
+
+        return TrtBackend(file)
     raise InputError(
-        f"{file}: expected an .onnx model, got {file.suffix or 'no suffix'}; make one with `python -m export.onnx`"
+        f"{file}: expected an .onnx or .engine model, got {file.suffix or 'no suffix'}; make one with `python -m export.onnx`"
     )
 
 

@@ -6,7 +6,7 @@ import ctypes
 from dataclasses import dataclass
 from typing import Any, Optional
 
-_LIBRARY = "libcuda.so.1"
+DRIVER_LIBRARY = "libcuda.so.1"
 # CUdevice_attribute in cuda.h.
 _CAPABILITY_MAJOR, _CAPABILITY_MINOR = 75, 76
 
@@ -26,7 +26,7 @@ class Gpu:
 def find_gpu() -> Optional[Gpu]:
     """The first GPU that the driver shows (CUDA_VISIBLE_DEVICES is honoured), or None without a GPU or a driver."""
     try:
-        cuda = ctypes.CDLL(_LIBRARY)
+        cuda = ctypes.CDLL(DRIVER_LIBRARY)
     except OSError:
         return None
     device, name = ctypes.c_int(), ctypes.create_string_buffer(256)

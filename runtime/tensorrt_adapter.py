@@ -66,6 +66,11 @@ class TensorRT:
         return hasattr(self._network_flags, "STRONGLY_TYPED") or not hasattr(self.api.BuilderFlag, "FP16")
 
     @property
+    def shares_profiles(self) -> bool:
+        """Whether several contexts may use one optimization profile; in TensorRT 8.6 each needs its own."""
+        return hasattr(self.api, "IProgressMonitor")  # which came with the same version, 10.0
+
+    @property
     def _network_flags(self) -> Any:
         return getattr(self.api, "NetworkDefinitionCreationFlag", None)
 
@@ -155,6 +160,42 @@ class TensorRT:
             runtime.engine_host_code_allowed = True
         return self.checked(f"not an engine for {self.title} here", lambda: runtime.deserialize_cuda_engine(plan))
 
+    def create_runtime_config(self, engine: Any, compiled: Optional[bytes]) -> Any:
+        """TensorRT-RTX's `IRuntimeConfig`, which captures CUDA graphs by itself; None where the library has no such thing.
+
+        Args:
+            compiled: what `compiled_kernels` gave earlier; what does not fit this GPU and library is left aside.
+        """
+        if not hasattr(self.api, "CudaGraphStrategy"):
+            return None
+        config = engine.create_runtime_config()
+        config.cuda_graph_strategy = self.api.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
+        cache = config.create_runtime_cache()
+        if compiled is not None and not cache.deserialize(compiled):
+            log.debug("the cached kernels are of another GPU or library; they are compiled again")
+        config.set_runtime_cache(cache)
+        return config
+
+    def compiled_kernels(self, config: Any) -> bytes:
+        """What TensorRT-RTX compiled for this GPU so far, for the next `create_runtime_config`.
+
+        Raises:
+            ModelError: it does not say.
+        """
+        return bytes(self.checked("compiled kernels", config.get_runtime_cache().serialize))
+
+    def create_context(self, engine: Any, config: Any) -> Any:
+        """An `IExecutionContext`, of use to one thread at a time.
+
+        Args:
+            config: from `create_runtime_config`.
+
+        Raises:
+            ModelError: no memory for it, most likely.
+        """
+        arguments = () if config is None else (config,)
+        return self.checked("execution context", lambda: engine.create_execution_context(*arguments))
+
     def inspect(self, engine: Any) -> list[Any]:
         """What the engine inspector says of each layer: a mapping if it was built with detailed profiling, else a name."""
         inspector = engine.create_engine_inspector()
@@ -173,7 +214,7 @@ def open_tensorrt(flavour: str = "auto") -> TensorRT:
         MissingComponentError: not installed, or TensorRT without a GPU; with the remedy.
     """
     if flavour != "auto":
-        library = _load(flavour)
+        library = load_tensorrt(flavour)
         if flavour == "tensorrt" and not find_gpu():
             raise MissingComponentError(
                 f"{library.title} needs an NVIDIA GPU and driver, and there is none here; the flavour rtx builds without"
@@ -188,7 +229,12 @@ def open_tensorrt(flavour: str = "auto") -> TensorRT:
 
 
 @functools.lru_cache
-def _load(flavour: str) -> TensorRT:
+def load_tensorrt(flavour: str) -> TensorRT:
+    """Import a TensorRT, whether or not there is a GPU for it.
+
+    Raises:
+        MissingComponentError: not installed, with the remedy.
+    """
     try:
         return TensorRT(flavour, importlib.import_module(_MODULES[flavour]))
     except (ImportError, OSError, RuntimeError) as error:  # the packages load their libraries in several ways

@@ -258,7 +258,9 @@ def test_without_the_library_the_remedy_is_given(
 ) -> None:
     monkeypatch.setitem(sys.modules, "tensorrt", None)
     monkeypatch.setitem(sys.modules, "tensorrt_rtx", None)
-    monkeypatch.setattr(tensorrt_adapter, "_load", tensorrt_adapter._load.__wrapped__)  # what is cached stays for other tests
+    monkeypatch.setattr(
+        tensorrt_adapter, "load_tensorrt", tensorrt_adapter.load_tensorrt.__wrapped__
+    )  # what is cached stays for other tests
     with pytest.raises(MissingComponentError, match=remedy) as caught:
         engine.main(["--onnx", str(mini(tmp_path / "m.onnx")), "--flavour", flavour])
     assert caught.value.exit_code == 3

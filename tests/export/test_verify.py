@@ -187,6 +187,15 @@ def test_an_engine_that_cannot_run_is_never_called_passed(
     assert run(altered(layer=LAYER, factor=3), engine)[0] == 1
 
 
+def test_an_engine_without_its_manifest_is_an_error_even_where_none_can_run(
+    exported: Exported, tmp_path: Path, run: Callable[..., Any]
+) -> None:
+    engine = tmp_path / "best.engine"
+    engine.write_bytes(b"plan")
+    with pytest.raises(ModelError, match=r"without its manifest best.engine.json"):
+        run(exported.model, engine)
+
+
 @pytest.mark.usefixtures("no_engines")
 def test_nothing_but_engines_that_cannot_run_is_no_pass(tmp_path: Path, run: Callable[..., Any]) -> None:
     engine = tmp_path / "best.engine"

@@ -340,9 +340,9 @@ def test_bad_models(
 @pytest.mark.parametrize(
     ("name", "code", "message"),
     [
-        ("model.pt", 2, "expected an .onnx model, got .pt; make one with"),
-        ("model", 2, "expected an .onnx model, got no suffix"),
-        ("model.engine", 3, "TensorRT engines are not supported yet"),
+        ("model.pt", 2, "expected an .onnx or .engine model, got .pt; make one with"),
+        ("model", 2, "expected an .onnx or .engine model, got no suffix"),
+        ("model.engine", 2, "without its manifest model.engine.json"),
     ],
 )
 def test_other_kinds_of_models(name: str, code: int, message: str, command: Command, good: Path, tmp_path: Path) -> None:

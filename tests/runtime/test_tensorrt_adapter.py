@@ -136,7 +136,7 @@ def test_auto_takes_tensorrt_with_a_gpu_and_rtx_without(
     for name, flavour in (("tensorrt", "tensorrt"), ("tensorrt_rtx", "rtx")):
         monkeypatch.setitem(sys.modules, name, libraries[name] if installed in ("both", flavour) else None)
     monkeypatch.setattr(tensorrt_adapter, "find_gpu", lambda: Gpu("G", "8.6") if has_gpu else None)
-    monkeypatch.setattr(tensorrt_adapter, "_load", tensorrt_adapter._load.__wrapped__)
+    monkeypatch.setattr(tensorrt_adapter, "load_tensorrt", tensorrt_adapter.load_tensorrt.__wrapped__)
     if chosen:
         assert open_tensorrt().flavour == chosen
         assert open_tensorrt(chosen).flavour == chosen
@@ -148,6 +148,6 @@ def test_auto_takes_tensorrt_with_a_gpu_and_rtx_without(
 def test_tensorrt_without_a_gpu_says_what_works_without(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "tensorrt", library("10.12.0"))
     monkeypatch.setattr(tensorrt_adapter, "find_gpu", lambda: None)
-    monkeypatch.setattr(tensorrt_adapter, "_load", tensorrt_adapter._load.__wrapped__)
+    monkeypatch.setattr(tensorrt_adapter, "load_tensorrt", tensorrt_adapter.load_tensorrt.__wrapped__)
     with pytest.raises(MissingComponentError, match=r"needs an NVIDIA GPU and driver.*flavour rtx"):
         open_tensorrt("tensorrt")
