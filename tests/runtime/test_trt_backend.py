@@ -140,7 +140,6 @@ def test_without_graphs_every_run_is_call_by_call_and_capture_is_tried_once(mach
         ((1, 1, 8), 9, [8]),  # the second part, of one picture, is padded to 8
         ((1, 1, 3), 8, [3]),
         ((4, 8, 8), 1, [4]),  # the engine takes no less
-        ((1, 1, 8), 0, []),
     ],
 )
 def test_any_number_of_pictures_fits(batch: tuple[int, int, int], count: int, shapes: list[int], machine: MakeMachine) -> None:
@@ -150,6 +149,11 @@ def test_any_number_of_pictures_fits(batch: tuple[int, int, int], count: int, sh
         check(backend.infer(pictures(count, first=3)), count, first=3)
         assert [line for line in here.since(start) if line.startswith("shape")] == [f"shape {rows}" for rows in shapes]
         check(backend.infer(pictures(1, first=9)), 1, first=9)  # nothing is left of the pictures before
+
+
+def test_no_picture_is_refused_as_by_every_backend(machine: MakeMachine) -> None:
+    with TrtBackend(machine().path) as backend, pytest.raises(InputError, match=r"got float32 \[0, 3, 32, 32\]"):
+        backend.infer(pictures(0))
 
 
 def test_padding_is_empty(machine: MakeMachine) -> None:
