@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from runtime.errors import InputError, MissingComponentError, ModelError
 from runtime.files import PathLike
-from runtime.ort_backend import INPUT_NAME
+from runtime.onnx_backend import INPUT_NAME
 
 _FLOATS = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16)
 

@@ -31,7 +31,7 @@ from runtime.errors import InputError, ModelError, OutputError
 from runtime.files import check_writable
 from runtime.gpu import find_gpu
 from runtime.manifest import Source, manifest_path, read_manifest, source, write_manifest
-from runtime.ort_backend import INPUT_NAME
+from runtime.onnx_backend import INPUT_NAME
 from runtime.spec import ModelSpec
 from runtime.tensorrt_adapter import FLAVOURS, TensorRT, open_tensorrt
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from runtime.errors import CheckFailed
 from runtime.inspection import inspection_shapes
-from runtime.ort_backend import INPUT_NAME
+from runtime.onnx_backend import INPUT_NAME
 from runtime.spec import ModelSpec
 from train.model import DetectorModel
 from train.model.blocks import ConvBlock

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
@@ -16,14 +15,10 @@ from runtime.detections import Detections
 from runtime.detector import Detector
 from runtime.images import Image
 from runtime.preprocess import Geometry, preprocess
+from runtime.spec import level_name
 
 FUSED_STRIDES = (32, 16, 8)
 """Of the levels that ASFF fuses, coarsest first: levels 1, 2, 3 of the paper. Also the order of a weight map's channels."""
-
-
-def level_name(prefix: str, stride: int) -> str:
-    """Levels are counted by the power of 2 of their stride, outputs are named after them: `w5` for stride 32."""
-    return f"{prefix}{int(math.log2(stride))}"
 
 
 def inspection_shapes(input_size: tuple[int, int]) -> dict[str, tuple[int, int, int]]:

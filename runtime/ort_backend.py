@@ -12,8 +12,6 @@ from runtime.errors import InputError, MissingComponentError, ModelError
 from runtime.files import PathLike
 from runtime.onnx_backend import INPUT_NAME, OnnxBackend, Port, telling_line
 
-__all__ = ["INPUT_NAME", "PROVIDERS", "OrtBackend"]
-
 _CPU, _CUDA, _TENSORRT = "CPUExecutionProvider", "CUDAExecutionProvider", "TensorrtExecutionProvider"
 # A float32 file is computed in float32: by default CUDA rounds the inputs of convolutions to TF32's 10 bits.
 _CUDA_OPTIONS = (_CUDA, {"use_tf32": "0"})

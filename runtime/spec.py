@@ -22,6 +22,11 @@ _LARGEST_STEP = 32  # of input sizes: RetinaNet's levels beyond stride 32 round 
 Anchors = tuple[tuple[tuple[float, float], ...], ...]
 
 
+def level_name(prefix: str, stride: int) -> str:
+    """Levels are counted by the power of 2 of their stride, outputs are named after them: `p5` for stride 32."""
+    return f"{prefix}{int(math.log2(stride))}"
+
+
 @dataclass(frozen=True)
 class ModelSpec:
     """Everything that pre- and postprocessing need, and where the model came from.
@@ -74,7 +79,7 @@ class ModelSpec:
     @property
     def output_names(self) -> tuple[str, ...]:
         """Names of the raw maps, coarsest level first: p5, p4, p3."""
-        return tuple(f"p{int(math.log2(stride))}" for stride in self.strides)
+        return tuple(level_name("p", stride) for stride in self.strides)
 
     @property
     def class_channel(self) -> int:

@@ -18,7 +18,7 @@ from runtime.cuda import Buffer, Device, Graph, open_device
 from runtime.engine_facts import EngineFacts, check_gpu, check_library, read_facts
 from runtime.errors import InputError, ModelError
 from runtime.files import PathLike, replacing
-from runtime.ort_backend import INPUT_NAME
+from runtime.onnx_backend import INPUT_NAME
 from runtime.spec import ModelSpec
 from runtime.tensorrt_adapter import TensorRT, load_tensorrt
 
