@@ -85,8 +85,7 @@ def summary(result: Result, output: Path) -> dict[str, Any]:
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; returns its exit code."""
     options = parse(arguments)
-    if options.output.suffix != ".onnx":
-        raise InputError(f"--output {options.output}: expected a name ending in .onnx")
+    cli.check_suffix(options.output, ".onnx")
     if options.output.resolve() == options.onnx.resolve():
         raise InputError(f"--output {options.output}: is the model itself; choose another name")
     check_writable(options.output)

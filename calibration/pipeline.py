@@ -98,8 +98,10 @@ def calibrate(request: Request) -> Result:
         method = work.best_method()
     ranges = work.ranges(method)
     result = Result(method, work.before, None, len(work.layers))
-    if request.max_ap_drop is not None and work.drop(ranges) > request.max_ap_drop:
-        _repair(work, ranges, result, request.max_ap_drop)
+    if request.max_ap_drop is not None:
+        lost = work.drop(ranges)
+        if lost > request.max_ap_drop:
+            _repair(work, ranges, result, lost, request.max_ap_drop)
     if request.sensitivity and not result.ranking:
         result.ranking = work.rank(ranges)
     if work.before is not None:
@@ -108,8 +110,7 @@ def calibrate(request: Request) -> Result:
     return result
 
 
-def _repair(work: _Work, ranges: dict[str, Range], result: Result, budget: float) -> None:
-    lost = work.drop(ranges)
+def _repair(work: _Work, ranges: dict[str, Range], result: Result, lost: float, budget: float) -> None:
     log.info("INT8 loses %.2f points of AP, the budget is %.2f: measuring which layers cost it", lost, budget)
     ranking = work.rank(ranges)
     worst = [replace(item, ap_drop=work.drop(ranges, only=[item.layer])) for item in ranking[:_SCORED]]

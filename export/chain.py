@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import hashlib
 import importlib
 import json
 import logging
@@ -15,8 +14,8 @@ from typing import Any
 
 from calibration.images import choose_images, digest
 from export.engine import engine_name
+from export.report.content import dataset_sha256
 from runtime import cli
-from runtime.dataset import Dataset
 from runtime.files import output_folder, sha256, write_json
 from runtime.layouts import open_dataset
 from runtime.spec import PRECISIONS, ModelSpec
@@ -120,15 +119,9 @@ def _calibration(options: argparse.Namespace, model: Path, output: Path) -> Link
     def inputs() -> dict[str, str]:
         training, scored = open_dataset(options.data, "train"), open_dataset(options.data, options.split)
         pictures = digest(choose_images(training, None, 0))
-        return {"onnx": sha256(model), "calibration images": pictures, "labels": _labels(scored)}
+        return {"onnx": sha256(model), "calibration images": pictures, "scored": dataset_sha256(scored)}
 
     return Link("calibration", tuple(arguments), output, inputs)
-
-
-def _labels(dataset: Dataset) -> str:
-    """A hash of a split's pictures by name and of all its annotations."""
-    names = [image.path.name for image in dataset.images]
-    return hashlib.sha256(json.dumps([names, dataset.annotations], default=str).encode()).hexdigest()
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:

@@ -73,8 +73,7 @@ def choose_output(path: Path | None, model: Path, spec: ModelSpec, flavour: str)
         InputError: a name that does not end in .engine, or a default that would replace the engine of another model.
     """
     if path:
-        if path.suffix != ".engine":
-            raise InputError(f"--output {path}: expected a name ending in .engine")
+        cli.check_suffix(path, ".engine")
         if path.resolve() == model.resolve():
             raise InputError(f"--output {path}: that is the ONNX file itself; choose another name")
         return path

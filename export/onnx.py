@@ -20,7 +20,7 @@ from export.parity import Difference
 from export.tracer import OPSET, TOOLS, exact_outputs, output_shapes, write_onnx
 from runtime import cli
 from runtime.backend import Backend
-from runtime.errors import CheckFailed, InputError
+from runtime.errors import CheckFailed
 from runtime.files import replacing, sha256
 from runtime.inspection import InspectableBackend
 from runtime.manifest import manifest_path, source, write_manifest
@@ -208,8 +208,7 @@ def _batch(text: str) -> int | None:
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; returns its exit code."""
     options = parse(arguments)
-    if options.output.suffix != ".onnx":
-        raise InputError(f"--output {options.output}: expected a name ending in .onnx")
+    cli.check_suffix(options.output, ".onnx")
     job = Export(
         weights=options.weights,
         output=options.output,

@@ -7,6 +7,7 @@ import logging
 import os
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import NoReturn
 
 import cv2
@@ -68,6 +69,12 @@ def add_model(parser: argparse.ArgumentParser, made_with: str = "python -m expor
         default="auto",
         help="what runs it (default: ONNX Runtime if installed, on an NVIDIA GPU if both know each other, else OpenVINO)",
     )
+
+
+def check_suffix(output: Path, suffix: str) -> None:
+    """Raise InputError unless the file that `--output` names ends in `suffix`."""
+    if output.suffix != suffix:
+        raise InputError(f"--output {output}: expected a name ending in {suffix}")
 
 
 def probability(text: str) -> float:
