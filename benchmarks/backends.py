@@ -21,9 +21,9 @@ from benchmarks.models import settle
 from benchmarks.timing import alternate
 from export.tracer import write_onnx
 from runtime import cli
-from runtime.backend import open_backend
 from runtime.errors import MissingComponentError
 from runtime.onnx_backend import INPUT_NAME
+from runtime.opening import open_backend
 from train.model import build_model
 from train.recipes import recipe
 from train.spec import model_spec

@@ -6,11 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from calibration.activations import ActivationRunner
 from export import parity
-from runtime.backend import open_backend
 from runtime.errors import InputError
 from runtime.images import Image
+from runtime.opening import open_backend
 from runtime.preprocess import preprocess
 
 THRESHOLD = 0.05
@@ -46,7 +48,9 @@ def compare_layers(first: Path, second: Path, picture: Image) -> list[Layer]:
         spec = one.spec
         if spec.input_size != other.spec.input_size:
             raise InputError(f"{first} and {second} differ in input size; export both at one size")
-    images = preprocess(picture, spec)[0][None]
+        if one.batch_size != other.batch_size:
+            raise InputError(f"{first} and {second} differ in batch size; export both with the same --batch")
+        images = np.repeat(preprocess(picture, spec)[0][None], one.batch_size or 1, axis=0)
     with ActivationRunner(first) as reference, ActivationRunner(second) as changed:
         names = [name for name in reference.names if name in changed.names]
         if not set(names) - set(spec.output_names):

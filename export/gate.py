@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from export.steps import Step, measure_step
-from runtime.backend import Backend, open_backend
+from runtime.backend import Backend
 from runtime.dataset import Dataset
 from runtime.errors import CheckFailed, InputError, MissingComponentError, ModelError
 from runtime.manifest import find_changes, manifest_path
+from runtime.opening import open_backend
 from runtime.spec import PRECISIONS, ModelSpec
 from train.backend import open_torch_backend
 

@@ -12,8 +12,8 @@ from typing import NoReturn
 
 import cv2
 
-from runtime.backend import BACKENDS
 from runtime.errors import DetectorError, InputError
+from runtime.opening import BACKENDS
 
 INTERRUPTED = 130  # what shells report for a program ended by Ctrl-C
 

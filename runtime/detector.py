@@ -10,13 +10,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runtime import boxes as box_ops
-from runtime.backend import Backend, open_backend
-from runtime.decode import decode
+from runtime.backend import Backend
+from runtime.decode import Candidates, decode
 from runtime.detections import Detections
 from runtime.errors import InputError
 from runtime.files import PathLike
 from runtime.images import Image
 from runtime.nms import nms
+from runtime.opening import open_backend
 from runtime.preprocess import Geometry, preprocess
 from runtime.spec import ModelSpec
 
@@ -95,13 +96,20 @@ class Detector:
             batch = np.concatenate([batch, np.zeros((missing, *batch.shape[1:]), np.float32)])
         return self._backend.infer(batch)
 
-    def postprocess(self, maps: Sequence[NDArray[np.float32]], geometry: Geometry) -> Detections:
-        """One picture's raw maps, float32 `spec.output_shape(level)` each, to its detections in original pixels."""
-        return self.trace(maps, geometry)[0]
+    def postprocess(self, outputs: Sequence[NDArray[np.float32]], geometry: Geometry) -> Detections:
+        """One picture's outputs, as `Backend.infer` gives them for each of a batch, to its detections in original pixels."""
+        return self.select(self.candidates(outputs), geometry)[0]
 
-    def trace(self, maps: Sequence[NDArray[np.float32]], geometry: Geometry) -> tuple[Detections, NDArray[np.int64]]:
-        """As `postprocess`, and int64 `[N]`, which output level (index into the spec's strides) made each detection."""
-        candidates = decode(maps, self.spec, self._score_threshold)
+    def candidates(self, outputs: Sequence[NDArray[np.float32]]) -> Candidates:
+        """The boxes in one picture's outputs that reach the score threshold, in input pixels."""
+        return decode(outputs, self.spec, self._score_threshold)
+
+    def select(self, candidates: Candidates, geometry: Geometry) -> tuple[Detections, NDArray[np.int64]]:
+        """What NMS leaves of one picture's candidates, best first, in original pixels.
+
+        Returns:
+            the detections, and int64 `[N]`, which output level (index into the spec's strides) made each.
+        """
         found = Detections(geometry.to_original(candidates.boxes), candidates.scores, candidates.class_ids)
         inside = box_ops.area(found.boxes) > 0  # what lies in the letterbox border alone is nothing in the picture
         found = found[inside]

@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 from runtime.detections import Detections
 from runtime.draw import Color, draw
 from runtime.images import Image
-from runtime.inspection import FUSED_STRIDES, View
+from runtime.inspection import FUSED_STRIDES
 from runtime.spec import ModelSpec, level_name
+from runtime.view import View
 
 _LONG_SIDE = 300  # of a heat map in pixels
 _LARGE_HEIGHT = 660  # of the picture with the detections at most; beside the legend it is as wide as the grid below it

@@ -6,14 +6,15 @@ import argparse
 from typing import Optional
 
 from runtime import cli
-from runtime.backend import open_backend
 from runtime.detector import Detector
 from runtime.errors import InputError
 from runtime.figure import figure
 from runtime.files import output_folder
 from runtime.images import write_image
-from runtime.inspection import InspectableBackend, look
+from runtime.inspection import InspectableBackend
+from runtime.opening import open_backend
 from runtime.sources import Source, find_sources, for_each, read_picture, result_path
+from runtime.view import look
 
 DEFAULT_OUTPUT = "runs/visualise"
 

@@ -97,7 +97,7 @@ def command(capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture)
         with caplog.at_level(logging.INFO), pytest.raises(SystemExit) as exit_:
             cli.run(lambda: main([str(item) for item in arguments]))
         out, err = capfd.readouterr()
-        said = [record.getMessage() for record in caplog.records if record.name != "runtime.backend"]
+        said = [record.getMessage() for record in caplog.records if record.name != "runtime.opening"]
         return int(exit_.value.code or 0), out, err + "".join(f"{line}\n" for line in said)
 
     return call

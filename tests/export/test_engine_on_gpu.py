@@ -10,9 +10,9 @@ from engine_models import write_precisions
 from small_models import CLASSES, settled, tiny
 
 from export import engine
-from runtime.backend import open_backend
 from runtime.cuda import open_device
 from runtime.errors import MissingComponentError
+from runtime.opening import open_backend
 from runtime.tensorrt_adapter import open_tensorrt
 from train.spec import model_spec
 

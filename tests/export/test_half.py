@@ -15,8 +15,8 @@ from small_models import CLASSES, settled, tiny
 from export import onnx as exporter
 from export import parity, tracer
 from export.half import HALF_MAX, check_range, scan
-from runtime.backend import open_backend
 from runtime.errors import CheckFailed
+from runtime.opening import open_backend
 from runtime.ort_backend import OrtBackend
 from train.backend import TorchBackend
 from train.spec import model_spec

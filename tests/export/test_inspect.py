@@ -15,12 +15,12 @@ from export import onnx as exporter
 from export import tracer
 from runtime import evaluate
 from runtime import visualise as visualise_engine
-from runtime.backend import open_backend
 from runtime.detector import Detector
 from runtime.errors import CheckFailed, InputError
 from runtime.images import read_image
-from runtime.inspection import look
+from runtime.opening import open_backend
 from runtime.ort_backend import OrtBackend
+from runtime.view import look
 from train import load_model
 from train import visualise as visualise_checkpoint
 from train.backend import TorchBackend, open_torch_backend

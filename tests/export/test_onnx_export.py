@@ -14,12 +14,12 @@ from small_models import CLASSES, settled, tiny
 from export import onnx as exporter
 from export import parity, tracer
 from export.parity import Difference
-from runtime.backend import open_backend
 from runtime.decode import decode
 from runtime.detector import Detector
 from runtime.errors import CheckFailed
 from runtime.files import sha256
 from runtime.images import read_image
+from runtime.opening import open_backend
 from runtime.ort_backend import OrtBackend
 from runtime.preprocess import preprocess
 from runtime.spec import ModelSpec

@@ -340,6 +340,17 @@ def test_bisection_sees_values_that_are_not_numbers(exported: Exported, altered:
     assert first.node == LAYER
 
 
+def test_files_of_a_fixed_batch_size_are_bisected(exported: Exported, tmp_path: Path) -> None:
+    from export.bisect import compare_layers
+
+    fixed = tmp_path / "fixed.onnx"
+    for _ in export_onnx(Export(weights=exported.weights, output=fixed, batch=3)):
+        pass
+    assert all(layer.difference == 0 for layer in compare_layers(fixed, fixed, np.zeros((40, 60, 3), np.uint8)))
+    with pytest.raises(InputError, match="differ in batch size"):
+        compare_layers(fixed, exported.model, np.zeros((40, 60, 3), np.uint8))
+
+
 def test_the_command_exits_as_it_should(exported: Exported, altered: Alter, tmp_path: Path) -> None:
     given = ["--weights", str(exported.weights), "--data", str(exported.data), "--output", str(tmp_path / "out"), "--json"]
     command = [sys.executable, "-m", "export.verify", *given, str(altered(color="bgr"))]

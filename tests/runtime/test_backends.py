@@ -23,11 +23,12 @@ from small_models import CLASSES, noise, settled, tiny
 from benchmarks.int8 import make_int8
 from export.tracer import write_onnx
 from runtime import detect
-from runtime.backend import Backend, open_backend
+from runtime.backend import Backend
 from runtime.detector import Detector
 from runtime.errors import InputError, MissingComponentError, ModelError
 from runtime.gpu import Gpu
 from runtime.images import write_image
+from runtime.opening import open_backend
 from runtime.openvino_backend import OpenVinoBackend
 from runtime.ort_backend import OrtBackend
 from runtime.spec import ModelSpec
@@ -408,7 +409,7 @@ def gpu_build(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_slower_provider_is_never_taken_in_silence(
     name: str, provider: str, tiny_onnx: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("runtime.backend.find_gpu", lambda: Gpu("H200", "9.0"))
+    monkeypatch.setattr("runtime.opening.find_gpu", lambda: Gpu("H200", "9.0"))
     with pytest.raises(MissingComponentError, match=f"{provider} does not start .* fell back to CPU.* --backend onnxruntime"):
         open_backend(tiny_onnx, name)
     with open_backend(tiny_onnx, "onnxruntime") as asked_for:
@@ -419,7 +420,7 @@ def test_a_slower_provider_is_never_taken_in_silence(
 def test_a_gpu_build_without_a_gpu_runs_on_the_cpu_and_says_so(
     tiny_onnx: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("runtime.backend.find_gpu", lambda: None)
+    monkeypatch.setattr("runtime.opening.find_gpu", lambda: None)
     with caplog.at_level(logging.INFO), open_backend(tiny_onnx):
         assert caplog.messages[0].endswith("CPUExecutionProvider (no NVIDIA GPU found)")
 

@@ -17,11 +17,11 @@ import onnx
 import pytest
 from onnx import TensorProto
 
-from runtime.backend import open_backend
 from runtime.detect import main
 from runtime.detector import Detector
 from runtime.errors import InputError, ModelError
 from runtime.images import read_image, write_image
+from runtime.opening import open_backend
 from runtime.sources import read_video
 from runtime.spec import FORMAT_VERSION, ModelSpec
 

@@ -10,8 +10,8 @@ import pytest
 
 from runtime.detections import Detections
 from runtime.figure import figure, heat, level_color
-from runtime.inspection import View
 from runtime.spec import ModelSpec
+from runtime.view import View
 
 MakeSpec = Callable[..., ModelSpec]
 

@@ -8,13 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from runtime.backend import open_backend
 from runtime.detector import Detector
 from runtime.errors import ModelError
-from runtime.inspection import InspectableBackend, Inspection, inspection_shapes, look, over_picture
+from runtime.inspection import InspectableBackend, Inspection, inspection_shapes
+from runtime.opening import open_backend
 from runtime.ort_backend import OrtBackend
 from runtime.preprocess import fit
 from runtime.spec import ModelSpec
+from runtime.view import look, over_picture
 
 # picture width and height, input height and width, resize mode
 PLACES = [

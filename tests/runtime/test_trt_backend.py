@@ -20,10 +20,10 @@ import pytest
 from cuda_fakes import FakeEngine, FakeGpu, install
 
 from runtime import cuda, detect, evaluate
-from runtime.backend import open_backend
 from runtime.errors import InputError, MissingComponentError, ModelError
 from runtime.inspection import inspection_shapes
 from runtime.manifest import Source, manifest_path, write_manifest
+from runtime.opening import open_backend
 from runtime.spec import ModelSpec
 from runtime.trt_backend import TrtBackend
 
