@@ -48,7 +48,7 @@ class _NoBackend:
 
 def make_maps(spec: ModelSpec, count: int, rng: np.random.Generator) -> list[NDArray[np.float32]]:
     """Raw maps of one picture in which exactly `count` random anchors score above the threshold."""
-    shapes = [spec.output_shape(level) for level in range(3)]
+    shapes = [spec.map_shape(level) for level in range(3)]
     cells = [len(spec.anchors[level]) * shape[1] * shape[2] for level, shape in enumerate(shapes)]
     flags = np.zeros(sum(cells), bool)
     flags[rng.choice(sum(cells), count, replace=False)] = True

@@ -19,7 +19,7 @@ import torch
 from benchmarks.models import settle
 from benchmarks.timing import alternate
 from export import parity
-from export.onnx import check_parity, parity_inputs
+from export.onnx import check_parity, parity_pictures, prepare
 from export.tracer import exact_outputs, write_onnx
 from runtime import cli
 from runtime.ort_backend import OrtBackend
@@ -58,15 +58,16 @@ def measure(name: str, sizes: tuple[int, ...], repeats: int) -> dict[str, Any]:
             spec = model_spec(config, tuple(map(str, range(_CLASSES)))).replace(input_size=(size, size))
             path = Path(folder) / f"{size}.onnx"
             write_onnx(model, spec, path)
-            inputs = parity_inputs(spec, None, 3)
+            pictures = parity_pictures(spec, None, 3)
+            inputs = prepare(pictures, spec)
             ours = TorchBackend(model, spec)
             with OrtBackend(path) as exported:
-                row["parity"][size] = check_parity(ours, exported, inputs).relative
+                row["parity"][size] = check_parity(ours, exported, pictures).relative
                 if (
                     row["parity"][size] > parity.LIMITS["fp32"]
                 ):  # these weights magnify rounding: how much of it is PyTorch's own?
                     exact = exact_outputs(model, inputs, inspect=False)
-                    own = parity.worst(parity.compare(spec.output_names, exact, ours.infer(inputs))).relative
+                    own = parity.worst(parity.compare(spec.map_names, exact, ours.infer(inputs))).relative
                     row["own_rounding"][size] = own
                 if size == sizes[0]:
                     one: np.ndarray[Any, np.dtype[np.float32]] = inputs[:1]

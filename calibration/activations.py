@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import Any
 
-import numpy as np
 import onnx
 from numpy.typing import NDArray
 
@@ -58,8 +57,8 @@ class ActivationRunner:
         graph.output.extend(onnx.helper.make_tensor_value_info(n, types[n], None) for n in activations if n not in present)
         self._session: Any = _session(model, path)
 
-    def run(self, images: NDArray[np.float32]) -> dict[str, NDArray[Any]]:
-        """float32 `[N, 3, H, W]`, normalised as the file's description says, to the value of each tensor of `names`."""
+    def run(self, images: NDArray[Any]) -> dict[str, NDArray[Any]]:
+        """A batch as the file's description says, to the value of each tensor of `names`."""
         found = dict(zip(self._made, self._session.run(self._made, {INPUT_NAME: images}) if self._made else []))
         return {name: images if name == INPUT_NAME else found[name] for name in self.names}
 

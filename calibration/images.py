@@ -7,6 +7,7 @@ import itertools
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,8 +30,8 @@ class CalibrationImage:
     entry: LabelledImage
     sha256: str
 
-    def load(self, spec: ModelSpec, batch: int | None = None) -> NDArray[np.float32]:
-        """The model's input float32 `[batch or 1, 3, H, W]`, made by the very code that detection uses.
+    def load(self, spec: ModelSpec, batch: int | None = None) -> NDArray[Any]:
+        """The model's input `[batch or 1, *spec.input_shape]`, made by the very code that detection uses.
 
         Args:
             batch: of a model with a fixed batch size; the picture is repeated, which changes no distribution.

@@ -39,7 +39,7 @@ def compare_layers(first: Path, second: Path, picture: Image) -> list[Layer]:
     """Every float tensor that both files have, in the first one's graph order.
 
     Args:
-        picture: uint8 BGR `[H, W, 3]`, prepared once, as the first file describes it.
+        picture: uint8 BGR `[H, W, 3]`, prepared as each file describes.
 
     Raises:
         InputError: a file cannot be used, or they have no tensor in common but the input.
@@ -50,15 +50,17 @@ def compare_layers(first: Path, second: Path, picture: Image) -> list[Layer]:
             raise InputError(f"{first} and {second} differ in input size; export both at one size")
         if one.batch_size != other.batch_size:
             raise InputError(f"{first} and {second} differ in batch size; export both with the same --batch")
-        images = np.repeat(preprocess(picture, spec)[0][None], one.batch_size or 1, axis=0)
+        images, theirs = (
+            np.repeat(preprocess(picture, backend.spec)[0][None], one.batch_size or 1, axis=0) for backend in (one, other)
+        )
     with ActivationRunner(first) as reference, ActivationRunner(second) as changed:
         names = [name for name in reference.names if name in changed.names]
-        if not set(names) - set(spec.output_names):
+        if not set(names) - set(spec.outputs):
             raise InputError(
                 f"{first} and {second} share no tensor between input and outputs; bisect files made from one another"
             )
         producers = reference.producers
-        expected, found = reference.run(images), changed.run(images)
+        expected, found = reference.run(images), changed.run(theirs)
     differences = parity.compare(names, [expected[name] for name in names], [found[name] for name in names])
     return [Layer(item.output, *producers[item.output], item.relative) for item in differences]
 

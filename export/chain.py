@@ -108,6 +108,10 @@ def _export(options: argparse.Namespace, output: Path, precision: str, size: tup
     if precision != "fp32":  # what half precision has to hold are real activations
         pictures = open_dataset(options.data, options.split).images[0].path.parent
         arguments += ["--precision", precision, "--images", str(pictures)]
+    if options.uint8_input:
+        arguments.append("--uint8-input")
+    if options.topk:
+        arguments += ["--topk", str(options.topk)]
     return Link("export.onnx", tuple(arguments), output, lambda: {"weights": sha256(options.weights)})
 
 
@@ -139,6 +143,8 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--output", type=Path, help="folder for the files (default: that of the weights)")
     parser.add_argument("--split", default="val", help="split to score on (default: the one that plays `val`)")
     parser.add_argument("--max-ap-drop", type=float, metavar="POINTS", help="budget of that precision (default: its own)")
+    parser.add_argument("--uint8-input", action="store_true", help="see export.onnx")
+    parser.add_argument("--topk", type=cli.positive, metavar="K", help="see export.onnx")
     parser.add_argument("--flavour", default="auto", help="of TensorRT, see export.engine (default: auto)")
     return parser.parse_args(arguments)
 

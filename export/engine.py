@@ -102,14 +102,15 @@ def check_signature(path: Path, network: Any, spec: ModelSpec) -> int | None:
     """
     inputs = [network.get_input(index) for index in range(network.num_inputs)]
     outputs = [network.get_output(index) for index in range(network.num_outputs)]
-    expected = (3, *spec.input_size)
+    expected = spec.input_shape
     if [item.name for item in inputs] != [INPUT_NAME] or tuple(inputs[0].shape)[1:] != expected:
         found = ", ".join(f"{item.name} {list(item.shape)}" for item in inputs)
         raise ModelError(f"{path}: expected one input {INPUT_NAME!r} [N, {', '.join(map(str, expected))}], found {found}")
     check_outputs(path, spec, [item.name for item in outputs], [tuple(item.shape) for item in outputs])
-    for item in (*inputs, *(item for item in outputs if item.name in spec.output_names)):
-        if item.dtype.name != "FLOAT":
-            raise ModelError(f"{path}: {item.name} is {item.dtype.name}, expected FLOAT in every precision; export it again")
+    for item in (*inputs, *(item for item in outputs if item.name in spec.outputs)):
+        wanted = "UINT8" if item is inputs[0] and spec.input_type == "uint8" else "FLOAT"
+        if item.dtype.name != wanted:
+            raise ModelError(f"{path}: {item.name} is {item.dtype.name}, expected {wanted} in every precision; export it again")
     batch = int(inputs[0].shape[0])
     return None if batch == -1 else batch
 

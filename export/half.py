@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,8 +35,8 @@ class LayerPeak:
     broken: int
 
 
-def scan(path: PathLike, images: Iterable[NDArray[np.float32]]) -> list[LayerPeak]:
-    """Run an FP16 file on preprocessed images, each float32 `[N, 3, H, W]`; every layer in half precision, in graph order."""
+def scan(path: PathLike, images: Iterable[NDArray[Any]]) -> list[LayerPeak]:
+    """Run an FP16 file on batches as its description says; every layer in half precision, in graph order."""
     peaks: dict[str, float] = {}
     broken: dict[str, int] = {}
     with ActivationRunner(path) as runner:
@@ -50,7 +51,7 @@ def scan(path: PathLike, images: Iterable[NDArray[np.float32]]) -> list[LayerPea
         return [LayerPeak(*runner.producers[name], peaks[name], broken[name]) for name in runner.names if name in peaks]
 
 
-def check_range(path: PathLike, images: Iterable[NDArray[np.float32]]) -> LayerPeak:
+def check_range(path: PathLike, images: Iterable[NDArray[Any]]) -> LayerPeak:
     """The layer with the largest activation of an FP16 file.
 
     Raises:

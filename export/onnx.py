@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import logging
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,12 +23,13 @@ from runtime import cli
 from runtime.backend import Backend
 from runtime.errors import CheckFailed
 from runtime.files import replacing, sha256
-from runtime.inspection import InspectableBackend
+from runtime.images import Image
+from runtime.inspection import InspectableBackend, Inspection, inspection_shapes
 from runtime.manifest import manifest_path, source, write_manifest
 from runtime.ort_backend import OrtBackend
-from runtime.preprocess import normalise, preprocess
+from runtime.preprocess import preprocess
 from runtime.sources import find_sources, read_picture
-from runtime.spec import ModelSpec
+from runtime.spec import MOST_CANDIDATES, ModelSpec
 from train import checkpoint
 from train.backend import TorchBackend
 from train.model import DetectorModel
@@ -42,31 +44,40 @@ _SCANNED = 32  # pictures on which the range of half precision is checked
 log = logging.getLogger(__name__)
 
 
-def check_parity(reference: Backend, exported: Backend, inputs: NDArray[np.float32], *, inspect: bool = False) -> Difference:
-    """Run both on float32 `[B, 3, H, W]` images at each batch size the file takes; the worst difference of any output."""
-    names = list(output_shapes(reference.spec, inspect))
+def check_parity(reference: Backend, exported: Backend, pictures: Sequence[Image], *, inspect: bool = False) -> Difference:
+    """Run both on pictures, prepared as each describes, at each batch size the file takes; the worst difference of any output.
+
+    Args:
+        reference: one that gives out raw maps.
+    """
     found = []
     for size in (exported.batch_size,) if exported.batch_size else _BATCHES:
-        batch = np.resize(inputs, (size, *inputs.shape[1:]))
-        found += parity.compare(names, _outputs(reference, batch, inspect), _outputs(exported, batch, inspect))
+        chosen = list(itertools.islice(itertools.cycle(pictures), size))
+        one, other = (_outputs(backend, prepare(chosen, backend.spec), inspect) for backend in (reference, exported))
+        found += parity.compare_outputs(reference.spec, one.outputs, exported.spec, other.outputs)
+        further = list(inspection_shapes(reference.spec.input_size))
+        found += parity.compare(further, one.fusion(), other.fusion())
     return parity.worst(found)
 
 
-def _outputs(backend: Backend, images: NDArray[np.float32], inspect: bool) -> list[NDArray[np.float32]]:
+def _outputs(backend: Backend, images: NDArray[Any], inspect: bool) -> Inspection:
     if inspect:
         assert isinstance(backend, InspectableBackend)
-        return backend.inspect(images).arrays()
-    return backend.infer(images)
+        return backend.inspect(images)
+    return Inspection(backend.infer(images), [], [])
 
 
-def parity_inputs(spec: ModelSpec, images: str | None, count: int) -> NDArray[np.float32]:
-    """The first pictures of `images` (anything `--source` takes), or seeded noise; float32 `[count or fewer, 3, H, W]`."""
+def parity_pictures(spec: ModelSpec, images: str | None, count: int) -> list[Image]:
+    """The first `count` pictures of `images` (anything `--source` takes), or seeded noise of the input's size; uint8 BGR."""
     if images:
-        pictures = (read_picture(source) for source in find_sources(images)[:count])
-        return np.stack([preprocess(picture, spec)[0] for picture in pictures])
-    rng = np.random.default_rng(0)
-    noise = rng.integers(0, 256, (count, *spec.input_size, 3), dtype=np.uint8)
-    return np.stack([normalise(picture, spec) for picture in noise])
+        return [read_picture(source) for source in find_sources(images)[:count]]
+    noise = np.random.default_rng(0).integers(0, 256, (count, *spec.input_size, 3), dtype=np.uint8)
+    return list(noise)
+
+
+def prepare(pictures: Sequence[Image], spec: ModelSpec) -> NDArray[Any]:
+    """A batch as a model of this description takes it."""
+    return np.stack([preprocess(picture, spec)[0] for picture in pictures])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,6 +89,7 @@ class Export:
         size: (height, width) in pixels, None for the checkpoint's. batch: fixed, or None for a dynamic one.
         precision: `fp32` or `fp16`. opset: of ONNX.
         images: what to compare on (anything `--source` takes), None for seeded noise.
+        uint8_input: take pixels, and normalise them in the graph. top_k: decode in the graph and give out so many boxes, or 0.
         inspect: also give out how ASFF fuses. classes: names for its classes, None for those it has.
     """
 
@@ -88,12 +100,15 @@ class Export:
     precision: str = "fp32"
     opset: int = OPSET
     images: str | None = None
+    uint8_input: bool = False
+    top_k: int = 0
     inspect: bool = False
     classes: tuple[str, ...] | None = None
 
     def settings(self) -> dict[str, Any]:
         """What the file depends on besides the weights, for its manifest."""
-        values = {name: getattr(self, name) for name in ("size", "batch", "precision", "opset", "inspect", "classes")}
+        names = ("size", "batch", "precision", "opset", "uint8_input", "top_k", "inspect", "classes")
+        values = {name: getattr(self, name) for name in names}
         return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
 
@@ -113,6 +128,8 @@ def export_onnx(job: Export) -> Iterator[tuple[str, Difference]]:
     spec = loaded.spec.replace(
         input_size=job.size or loaded.spec.input_size,
         precision=job.precision,
+        input_type="uint8" if job.uint8_input else "float32",
+        top_k=job.top_k,
         source_sha256=sha256(job.weights),
         made_with=TOOLS,
     )
@@ -120,23 +137,54 @@ def export_onnx(job: Export) -> Iterator[tuple[str, Difference]]:
     larger = spec.replace(input_size=tuple(side + _SECOND_SIZE for side in spec.input_size))
     with replacing(job.output) as temporary, tempfile.TemporaryDirectory(dir=temporary.parent, prefix=".parity-") as folder:
         for described, path in ((spec, temporary), (larger, Path(folder) / "larger.onnx")):
-            write_onnx(model, described, path, batch=job.batch, opset=job.opset, inspect=job.inspect)
-            inputs = parity_inputs(described, job.images, max(_BATCHES))
-            with OrtBackend(path) as exported:
-                difference = check_parity(TorchBackend(model, described), exported, inputs, inspect=job.inspect)
-            height, width = described.input_size
-            batches = str(job.batch) if job.batch else " and ".join(map(str, _BATCHES))
-            found[f"{height}x{width}"] = vars(difference)
-            yield f"{height}x{width}, batch {batches}, {difference.output}", difference
-            if not difference.agrees(job.precision) and not _is_rounding(difference, model, described, inputs, job):
-                raise CheckFailed(
-                    f"{job.output} was not written: at {height}x{width} {_disagreement(difference, job.precision)}"
-                )
+            for what, difference in _write_proven(model, described, path, Path(folder) / "plain.onnx", job):
+                found[what] = vars(difference)
+                yield f"{what}, {difference.output}", difference
         if job.precision == "fp16":
             _check_range(temporary, spec, job)
         manifest_path(job.output).unlink(missing_ok=True)  # it described an earlier file of the name
     origin = source("weights", job.weights, job.output)
     write_manifest(job.output, spec, [origin], {"settings": job.settings(), "parity": found})
+
+
+def _write_proven(
+    model: DetectorModel, spec: ModelSpec, path: Path, scratch: Path, job: Export
+) -> Iterator[tuple[str, Difference]]:
+    """Write a file and compare it with PyTorch; one with options (written after one without, at `scratch`) with the latter.
+
+    Raises:
+        CheckFailed: they differ too much.
+    """
+    plain = spec.plain()
+    size = "{}x{}".format(*spec.input_size)
+    batches = str(job.batch) if job.batch else " and ".join(map(str, _BATCHES))
+    pictures = parity_pictures(plain, job.images, max(_BATCHES))
+    first = path if spec == plain else scratch
+    write_onnx(model, plain, first, batch=job.batch, opset=job.opset, inspect=job.inspect)
+    with OrtBackend(first) as exported:
+        reference = TorchBackend(model, plain)
+        difference = check_parity(reference, exported, pictures, inspect=job.inspect)
+        yield f"{size}, batch {batches}", difference
+        if not difference.agrees(job.precision) and not _is_rounding(difference, model, plain, prepare(pictures, plain), job):
+            raise CheckFailed(f"{job.output} was not written: at {size} {_disagreement(difference, job.precision)}")
+        if spec == plain:
+            return
+        write_onnx(model, spec, path, batch=job.batch, opset=job.opset, inspect=job.inspect)
+        with OrtBackend(path) as optioned:
+            difference = check_parity(exported, optioned, pictures, inspect=job.inspect)
+    options = " ".join(_options(spec))
+    yield f"{size}, {options}", difference
+    if not difference.relative <= parity.OPTIONS_LIMIT:
+        raise CheckFailed(
+            f"{job.output} was not written: at {size} with {options} its {difference.output} differ by"
+            f" {difference.relative:.1e} of their scale from those without, the limit is {parity.OPTIONS_LIMIT:.0e}"
+        )
+
+
+def _options(spec: ModelSpec) -> list[str]:
+    """As they are given to the command."""
+    topk = [f"--topk {spec.top_k}"] if spec.top_k else []
+    return (["--uint8-input"] if spec.input_type == "uint8" else []) + topk
 
 
 def _is_rounding(
@@ -145,12 +193,9 @@ def _is_rounding(
     """Whether a float32 file is about as far from PyTorch as PyTorch is from exact arithmetic: the model magnifies rounding."""
     if job.precision != "fp32":
         return False
-    names = list(output_shapes(spec, job.inspect))
-    own = parity.worst(
-        parity.compare(
-            names, exact_outputs(model, inputs, job.inspect), _outputs(TorchBackend(model, spec), inputs, job.inspect)
-        )
-    ).relative
+    names, mine = list(output_shapes(spec, job.inspect)), _outputs(TorchBackend(model, spec), inputs, job.inspect)
+    exact = exact_outputs(model, inputs, job.inspect)
+    own = parity.worst(parity.compare(names, exact, [*mine.outputs, *mine.fusion()])).relative
     if difference.relative > min(parity.ROUNDING * own, parity.MOST_ROUNDING):
         return False
     log.warning(
@@ -172,7 +217,7 @@ def _check_range(path: Path, spec: ModelSpec, job: Export) -> None:
     """Look for activations that half precision cannot hold, on more pictures than parity needs."""
     if not job.images:
         log.warning("the range of half precision was checked on noise alone; --images checks it on pictures")
-    inputs = parity_inputs(spec, job.images, _SCANNED)
+    inputs = prepare(parity_pictures(spec, job.images, _SCANNED), spec)
     step = job.batch or 1
     batches = (np.resize(inputs[i : i + step], (step, *inputs.shape[1:])) for i in range(0, len(inputs), step))
     peak = check_range(path, batches)
@@ -193,12 +238,27 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--batch", type=_batch, default=None, help="a fixed batch size, or `dynamic` (default)")
     parser.add_argument("--opset", type=int, choices=_OPSETS, default=OPSET, help=f"ONNX operator set (default: {OPSET})")
     parser.add_argument("--precision", choices=("fp32", "fp16"), default="fp32", help="of the tensors inside (default: fp32)")
+    parser.add_argument("--uint8-input", action="store_true", help="take pixels as bytes, and normalise them in the graph")
+    parser.add_argument(
+        "--topk",
+        type=_top_k,
+        default=0,
+        metavar="K",
+        help=f"decode in the graph, give out the K <= {MOST_CANDIDATES} best boxes",
+    )
     parser.add_argument("--inspect", action="store_true", help="add outputs that show how ASFF fuses (for runtime.visualise)")
     parser.add_argument(
         "--classes", type=Path, metavar="FILE", help="class names, one per line (default: those of the weights)"
     )
     parser.add_argument("--images", help="pictures to compare on, and to check the range of fp16 (default: seeded noise)")
     return parser.parse_args(arguments)
+
+
+def _top_k(text: str) -> int:
+    value = cli.positive(text)
+    if value > MOST_CANDIDATES:
+        raise argparse.ArgumentTypeError(f"expected at most {MOST_CANDIDATES}, which is what TensorRT selects, got {value}")
+    return value
 
 
 def _batch(text: str) -> int | None:
@@ -217,12 +277,14 @@ def main(arguments: list[str] | None = None) -> int:
         precision=options.precision,
         opset=options.opset,
         images=options.images,
+        uint8_input=options.uint8_input,
+        top_k=options.topk,
         inspect=options.inspect,
         classes=read_names(options.classes) if options.classes else None,
     )
-    print("compared with PyTorch             max absolute  max relative  rms relative", file=sys.stderr)
+    print("compared with PyTorch                max absolute  max relative  rms relative", file=sys.stderr)
     for what, difference in export_onnx(job):
-        print(f"{what:33} {difference.absolute:12.2e}  {difference.relative:12.2e}  {difference.rms:12.2e}", file=sys.stderr)
+        print(f"{what:36} {difference.absolute:12.2e}  {difference.relative:12.2e}  {difference.rms:12.2e}", file=sys.stderr)
     print(options.output)
     return 0
 

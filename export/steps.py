@@ -70,14 +70,18 @@ def measure_step(name: str, backend: Backend, file: Path, dataset: Dataset, refe
 
 
 def tensor_difference(reference: Backend, other: Backend, dataset: Dataset) -> float:
-    """The largest relative difference of any raw output on the split's first readable pictures; infinite for a NaN."""
+    """The largest relative difference of any output on the split's first readable pictures; infinite for a NaN.
+
+    Args:
+        reference: one that gives out raw maps; see `parity.compare_outputs`.
+    """
     found = [0.0]
     for picture in _first_pictures(dataset):
         mine, theirs = (preprocess(picture, backend.spec)[0] for backend in (reference, other))
         batch = np.resize(theirs, (other.batch_size or 1, *theirs.shape))
         outputs = [output[:1] for output in other.infer(batch)]
-        names = reference.spec.output_names
-        found.append(parity.worst(parity.compare(names, reference.infer(mine[None]), outputs)).relative)
+        differences = parity.compare_outputs(reference.spec, reference.infer(mine[None]), other.spec, outputs)
+        found.append(parity.worst(differences).relative)
     return max(found)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from runtime.errors import CheckFailed
 from runtime.inspection import inspection_shapes
 from runtime.onnx_backend import INPUT_NAME
+from runtime.preprocess import normalisation
 from runtime.spec import ModelSpec
 from train.model import DetectorModel
 from train.model.blocks import ConvBlock
@@ -23,21 +25,55 @@ TOOLS = (f"torch {torch.__version__}", f"onnx {onnx.__version__}")
 OPSET = 17
 
 
-class _Maps(nn.Module):
-    """The model as the contract has it: float32 images in, float32 raw maps out, and to inspect it how they were fused."""
+class _Contract(nn.Module):
+    """The model as its description has it: images in, float32 outputs out, and to inspect it how its levels were fused."""
 
-    def __init__(self, model: DetectorModel, inspect: bool) -> None:
+    def __init__(self, model: DetectorModel, spec: ModelSpec, inspect: bool) -> None:
         super().__init__()
-        self.model, self.inspect = model, inspect
+        self.model, self.spec, self.inspect = model, spec, inspect
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        dtype = next(self.model.parameters()).dtype
-        if dtype != images.dtype:
-            images = images.to(dtype)
-        if self.inspect:
-            maps, weights, activations = self.model.inspect(images)
-            return (*maps, *weights, *activations)
-        return tuple(self.model.maps(images))
+        if self.spec.input_type == "uint8":
+            images = _normalised(images, self.spec)
+        maps, fused = _run(self.model, images, self.inspect)
+        return *([_best(self.model, maps, self.spec)] if self.spec.top_k else maps), *fused
+
+
+def _run(model: DetectorModel, images: Tensor, inspect: bool) -> tuple[list[Tensor], list[Tensor]]:
+    """The maps of normalised images `[N, 3, H, W]`, and with `inspect` how the levels were fused for them."""
+    dtype = next(model.parameters()).dtype
+    if dtype != images.dtype:
+        images = images.to(dtype)
+    if not inspect:
+        return model.maps(images), []
+    maps, weights, activations = model.inspect(images)
+    return maps, [*weights, *activations]
+
+
+def _normalised(pixels: Tensor, spec: ModelSpec) -> Tensor:
+    """uint8 `[N, H, W, 3]` to what `runtime.preprocess.normalise` makes of them, float32 `[N, 3, H, W]`, bit by bit."""
+    offset, scale = (torch.from_numpy(values).reshape(1, 3, 1, 1) for values in normalisation(spec))
+    # TensorRT takes bytes only if they are cast at once.
+    return (pixels.to(torch.float32).permute(0, 3, 1, 2) - offset) / scale
+
+
+def _best(model: DetectorModel, maps: Sequence[Tensor], spec: ModelSpec) -> Tensor:
+    """The K boxes of the highest score, best first: float32 `[N, K, 7]`, see `runtime.spec.CANDIDATE_COLUMNS`.
+
+    The model's own `decode` does the arithmetic, on maps in which the best class stands for all: so it is done for one class.
+    """
+    reduced, classes = [], []
+    for raw, anchors in zip(maps, spec.anchors):
+        height, width = (int(side) for side in raw.shape[2:])
+        cells = raw.reshape(-1, len(anchors), spec.class_channel + spec.num_classes, height, width)
+        logits, ids = cells[:, :, spec.class_channel :].max(dim=2, keepdim=True)
+        reduced.append(torch.cat([cells[:, :, : spec.class_channel], logits], dim=2).flatten(1, 2))
+        classes.append(ids.flatten(1).float())
+    boxes = model.decode(reduced)  # [N, all, 6]
+    scores = boxes[..., 4] * boxes[..., 5]
+    rows = torch.cat([boxes[..., :4], torch.stack([scores, torch.cat(classes, dim=1)], dim=2)], dim=2)
+    places = scores.topk(spec.top_k, dim=1).indices[..., None]
+    return torch.cat([rows.gather(1, places.expand(-1, -1, rows.shape[2])), places.float()], dim=2)
 
 
 def fold_batch_norm(model: DetectorModel) -> DetectorModel:
@@ -79,15 +115,14 @@ def halve(folded: DetectorModel) -> DetectorModel:
 
 @torch.no_grad()
 def exact_outputs(model: DetectorModel, images: NDArray[np.float32], inspect: bool) -> list[NDArray[np.float64]]:
-    """What the model computes on float32 `[N, 3, H, W]` images in float64, where rounding is no matter; see `output_shapes`."""
-    outputs = _Maps(copy.deepcopy(model).eval().double(), inspect)(torch.from_numpy(images))
-    return [output.numpy() for output in outputs]
+    """The maps of float32 `[N, 3, H, W]` images in float64, where rounding is no matter, and with `inspect` the fusion."""
+    maps, fused = _run(copy.deepcopy(model).eval().double(), torch.from_numpy(images), inspect)
+    return [output.numpy() for output in (*maps, *fused)]
 
 
-def output_shapes(spec: ModelSpec, inspect: bool) -> dict[str, tuple[int, int, int]]:
-    """Names of the file's outputs, in order, and each one's (channels, height, width)."""
-    shapes = {name: spec.output_shape(level) for level, name in enumerate(spec.output_names)}
-    return {**shapes, **inspection_shapes(spec.input_size)} if inspect else shapes
+def output_shapes(spec: ModelSpec, inspect: bool) -> dict[str, tuple[int, ...]]:
+    """Names of the file's outputs, in order, and each one's shape, without the batch."""
+    return {**spec.outputs, **inspection_shapes(spec.input_size)} if inspect else spec.outputs
 
 
 def write_onnx(
@@ -95,8 +130,8 @@ def write_onnx(
 ) -> None:
     """Trace a model into an ONNX file with its description, and check the file.
 
-    The description's precision says which file it becomes: `fp32`, or `fp16` with half-precision tensors inside. The same
-    weights and description give the same bytes.
+    The description says which file it becomes: its precision (`fp32`, or `fp16` with half-precision tensors inside), what it
+    takes and what it gives out. The same weights and description give the same bytes.
 
     Args:
         batch: the fixed batch size, or None for a dynamic one.
@@ -109,7 +144,7 @@ def write_onnx(
     folded = fold_batch_norm(model)
     if spec.precision == "fp16":
         folded = halve(folded)
-    images = torch.zeros(batch or 2, 3, *spec.input_size)
+    images = torch.zeros(batch or 2, *spec.input_shape, dtype=getattr(torch, spec.input_type))
     shapes = output_shapes(spec, inspect)
     names = list(shapes)
     axes = {} if batch else {name: {0: "N"} for name in (INPUT_NAME, *names)}
@@ -118,7 +153,7 @@ def write_onnx(
         # the newer one writes opset 18 and more.
         warnings.simplefilter("ignore")
         torch.onnx.export(
-            _Maps(folded, inspect),
+            _Contract(folded, spec, inspect),
             (images,),
             str(path),
             dynamo=False,
@@ -135,7 +170,7 @@ def write_onnx(
     onnx.save(proto, str(path))
 
 
-def _declare_shapes(proto: onnx.ModelProto, shapes: dict[str, tuple[int, int, int]], batch: int | None) -> None:
+def _declare_shapes(proto: onnx.ModelProto, shapes: dict[str, tuple[int, ...]], batch: int | None) -> None:
     """Write the outputs' shapes into the graph: the tracer loses them behind a dynamic batch."""
     for output in proto.graph.output:
         shape = [batch or "N", *shapes[output.name]]

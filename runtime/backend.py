@@ -14,7 +14,7 @@ from runtime.spec import ModelSpec
 
 
 class Backend(Protocol):
-    """A loaded model. `infer` maps normalised images to raw maps; it holds no pre- or postprocessing."""
+    """A loaded model: prepared pictures in, outputs out, as its spec says. Everything before and after is done elsewhere."""
 
     @property
     def spec(self) -> ModelSpec:
@@ -24,8 +24,8 @@ class Backend(Protocol):
     def batch_size(self) -> Optional[int]:
         """The only batch size it takes, or None for any."""
 
-    def infer(self, images: NDArray[np.float32]) -> list[NDArray[np.float32]]:
-        """float32 `[N, 3, H, W]`, normalised as the spec says, to one float32 `[N, *spec.output_shape(level)]` per level."""
+    def infer(self, images: NDArray[Any]) -> list[NDArray[np.float32]]:
+        """`[N, *spec.input_shape]` of `spec.input_type` to float32 `[N, *shape]` for each of `spec.outputs`."""
 
     def close(self) -> None:
         """Release what it holds; closing twice is fine."""
@@ -37,23 +37,18 @@ class Backend(Protocol):
     ) -> None: ...
 
 
-def check_images(images: NDArray[np.float32], spec: ModelSpec, batch_size: Optional[int]) -> None:
+def check_images(images: NDArray[Any], spec: ModelSpec, batch_size: Optional[int]) -> None:
     """Raise InputError unless `images` is what a model of this spec takes."""
-    expected = (batch_size or "N", 3, *spec.input_size)
-    fits = (
-        images.ndim == 4
-        and images.shape[1:] == (3, *spec.input_size)
-        and images.shape[0] == (batch_size or max(len(images), 1))
-    )
-    if images.dtype != np.float32 or not fits:
-        raise InputError(f"images: expected float32 {list(expected)}, got {images.dtype} {list(images.shape)}")
+    expected = (batch_size or "N", *spec.input_shape)
+    fits = images.ndim == 4 and images.shape[1:] == spec.input_shape and images.shape[0] == (batch_size or max(len(images), 1))
+    if images.dtype != spec.input_type or not fits:
+        raise InputError(f"images: expected {spec.input_type} {list(expected)}, got {images.dtype} {list(images.shape)}")
 
 
 def check_outputs(source: object, spec: ModelSpec, names: Sequence[str], shapes: Sequence[Sequence[Any]]) -> None:
-    """Raise ModelError unless the outputs' names and shapes `[N, channels, height, width]` are the spec's."""
+    """Raise ModelError unless the outputs' names and shapes, batch included, are the spec's."""
     found = dict(zip(names, (tuple(shape) for shape in shapes)))
-    for level, name in enumerate(spec.output_names):
-        expected = spec.output_shape(level)
+    for name, expected in spec.outputs.items():
         if name not in found:
             raise ModelError(f"{source}: has no output {name!r}; its outputs are {', '.join(names)}")
         if found[name][1:] != expected:

@@ -53,16 +53,16 @@ class Device:
         with _reporting(self._cuda, "the GPU gives no stream", MissingComponentError):
             return Stream(self._cuda, self._driver)
 
-    def allocate(self, shape: Sequence[int]) -> Buffer:
-        """A float32 buffer.
+    def allocate(self, shape: Sequence[int], dtype: str) -> Buffer:
+        """A buffer of elements of numpy's `dtype`.
 
         Raises:
             MissingComponentError: there is no memory for it.
         """
         try:
-            return Buffer(self._cuda, shape)
+            return Buffer(self._cuda, shape, dtype)
         except self._cuda.Error as error:
-            megabytes = math.prod(shape) * np.dtype(np.float32).itemsize / 1e6
+            megabytes = math.prod(shape) * np.dtype(dtype).itemsize / 1e6
             raise MissingComponentError(
                 f"{self.gpu.name} has no {megabytes:.0f} MB left ({_reason(error)}); end what else runs on it, or build the"
                 " engine with a smaller --batch"
@@ -73,11 +73,11 @@ class Buffer:
     """Memory on the GPU with its counterpart on the host, which is pinned so that copies are asynchronous.
 
     Attributes:
-        host: float32 of the shape asked for; gone after `close`. address: of the memory on the GPU, 256-byte aligned.
+        host: of the shape and type asked for; gone after `close`. address: of the memory on the GPU, 256-byte aligned.
     """
 
-    def __init__(self, cuda: Any, shape: Sequence[int]) -> None:
-        self.host: NDArray[np.float32] = cuda.pagelocked_empty(tuple(shape), np.float32)
+    def __init__(self, cuda: Any, shape: Sequence[int], dtype: str) -> None:
+        self.host: NDArray[Any] = cuda.pagelocked_empty(tuple(shape), np.dtype(dtype))
         try:
             self._memory = cuda.mem_alloc(self.host.nbytes)
         except BaseException:
@@ -92,7 +92,7 @@ class Buffer:
 
     def _free_host(self) -> None:
         pinned: Any = self.host.base
-        self.host = np.empty(0, np.float32)  # no one reads what is freed
+        self.host = np.empty(0, self.host.dtype)  # no one reads what is freed
         pinned.free()
 
 

@@ -1,4 +1,4 @@
-"""From the network's raw maps to candidate boxes. The only numpy decode; the contract it reads is in docs/contract.md."""
+"""From the network's outputs to candidate boxes. The only numpy decode; the contract it reads is in docs/contract.md."""
 
 from __future__ import annotations
 
@@ -11,12 +11,14 @@ from numpy.typing import NDArray
 
 from runtime import boxes as box_ops
 from runtime.errors import ModelError
-from runtime.spec import ModelSpec
+from runtime.spec import CANDIDATES_NAME, ModelSpec
 
 # exp(30) times any anchor covers every picture many times over, and its square still fits float32.
 _MAX_LOG_SIDE = np.float32(30)
 # A million anchors away is outside of every picture, and finite.
 _MAX_SHIFT = np.float32(1e6)
+# The same for boxes in pixels.
+_FARTHEST, _LARGEST = np.float32(1e9), np.float32(1e16)
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,24 +38,44 @@ class Candidates:
     levels: NDArray[np.int64]
 
 
-def decode(maps: Sequence[NDArray[np.float32]], spec: ModelSpec, score_threshold: float) -> Candidates:
-    """Decode one image's raw maps, one class per box, keeping scores of at least `score_threshold`.
+def decode(outputs: Sequence[NDArray[np.float32]], spec: ModelSpec, score_threshold: float) -> Candidates:
+    """One image's outputs as boxes of one class each, keeping scores of at least `score_threshold`.
 
-    What a cell (i, j) of a level predicts per anchor (aw, ah), with w = aw * exp(tw) and h = ah * exp(th) for either head:
+    A model with `top_k` decodes by itself, and gives out its K best. Else the outputs are raw maps; what a cell (i, j) of a
+    level predicts per anchor (aw, ah), with w = aw * exp(tw) and h = ah * exp(th) for either head:
 
     - yolo: x = (sigmoid(tx) + i) * stride, y = (sigmoid(ty) + j) * stride, score = sigmoid(to) * sigmoid(best class logit);
     - retinanet: x = (i + 0.5) * stride + tx * aw, y = (j + 0.5) * stride + ty * ah, score = sigmoid(best class logit).
 
     Args:
-        maps: per level, float32 `[A * (5 + C), H, W]` logits, channels anchor-major (tx, ty, tw, th, to, classes); there is
-            no `to` in RetinaNet's `[A * (4 + C), H, W]`.
+        outputs: float32, in the order of `spec.outputs`. Raw maps are `[A * (5 + C), H, W]` logits, channels anchor-major
+            (tx, ty, tw, th, to, classes); there is no `to` in RetinaNet's `[A * (4 + C), H, W]`.
 
     Raises:
-        ModelError: a logit that matters is not a number.
+        ModelError: a logit that matters, or a candidate, is not a number.
     """
-    levels = [_decode_level(raw, spec, level, score_threshold) for level, raw in enumerate(maps)]
+    if spec.top_k:
+        return _unpack(outputs[0], spec, score_threshold)
+    levels = [_decode_level(raw, spec, level, score_threshold) for level, raw in enumerate(outputs)]
     boxes, scores, class_ids = (np.concatenate(parts) for parts in zip(*levels))
     return Candidates(boxes, scores, class_ids, np.repeat(np.arange(len(levels)), [len(level[1]) for level in levels]))
+
+
+def _unpack(rows: NDArray[np.float32], spec: ModelSpec, score_threshold: float) -> Candidates:
+    """The rows `[K, 7]` of a model that decodes by itself; see `CANDIDATE_COLUMNS`."""
+    _refuse_nan(rows, CANDIDATES_NAME)
+    ends = np.cumsum(spec.boxes_per_level())
+    if (rows[:, 5:] < 0).any() or (rows[:, 5:] >= (spec.num_classes, ends[-1])).any():
+        raise ModelError(f"output {CANDIDATES_NAME} holds classes or places that there are not; the model is damaged")
+    place = rows[:, 6].astype(np.int64)
+    order = np.argsort(place)
+    order = order[rows[order, 4] >= score_threshold]
+    chosen = rows[order]
+    # As far out and as large as what is decoded here can be.
+    centres, sides = np.clip(chosen[:, :2], -_FARTHEST, _FARTHEST), np.minimum(chosen[:, 2:4], _LARGEST)
+    boxes = box_ops.cxcywh_to_xyxy(np.concatenate([centres, sides], axis=1))
+    levels = np.searchsorted(ends, place[order], side="right")
+    return Candidates(boxes, chosen[:, 4], chosen[:, 5].astype(np.int64), levels)
 
 
 def _decode_level(
@@ -65,7 +87,7 @@ def _decode_level(
     # A product of probabilities is below the threshold where either is, so one plane rules out most cells before anything
     # else is read.
     deciding = per_anchor[:, 4] if is_yolo else per_anchor[:, 4:].max(axis=1)
-    _refuse_nan(deciding, spec, level)
+    _refuse_nan(deciding, spec.map_names[level])
 
     anchor_ids, cells = np.nonzero(deciding >= _logit(score_threshold))
     starts = np.searchsorted(anchor_ids, np.arange(len(anchors) + 1))
@@ -77,8 +99,8 @@ def _decode_level(
         scores = _sigmoid(logits[4]) * _sigmoid(best) if is_yolo else _sigmoid(best)
         keep = np.flatnonzero(scores >= score_threshold)
         cells, classes, box, sides = cells[keep], classes[:, keep], logits[:4, keep], anchors[anchor_ids[keep]].T
-        _refuse_nan(best, spec, level)
-        _refuse_nan(box, spec, level)
+        _refuse_nan(best, spec.map_names[level])
+        _refuse_nan(box, spec.map_names[level])
         corners = np.stack([cells % width, cells // width]).astype(np.float32)
         if is_yolo:
             centres = (_sigmoid(box[:2]) + corners) * stride
@@ -89,9 +111,9 @@ def _decode_level(
     return boxes.astype(np.float32, copy=False), scores[keep], np.argmax(classes.T, axis=1)
 
 
-def _refuse_nan(values: NDArray[np.float32], spec: ModelSpec, level: int) -> None:
+def _refuse_nan(values: NDArray[np.float32], output: str) -> None:
     if np.isnan(values).any():
-        raise ModelError(f"output {spec.output_names[level]} holds values that are not numbers; the model is damaged")
+        raise ModelError(f"output {output} holds values that are not numbers; the model is damaged")
 
 
 def _sigmoid(x: NDArray[np.float32]) -> NDArray[np.float32]:

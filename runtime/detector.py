@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from types import TracebackType
-from typing import Optional, Union, overload
+from typing import Any, Optional, Union, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -84,16 +84,16 @@ class Detector:
         step = self._backend.batch_size or len(images)
         found: list[Detections] = []
         for start in range(0, len(images), step):
-            maps = self._infer(np.stack(inputs[start : start + step]), step)
+            outputs = self._infer(np.stack(inputs[start : start + step]), step)
             for i, geometry in enumerate(geometries[start : start + step]):
-                found.append(self.postprocess([level[i] for level in maps], geometry))
+                found.append(self.postprocess([output[i] for output in outputs], geometry))
         return found
 
-    def _infer(self, batch: NDArray[np.float32], step: int) -> list[NDArray[np.float32]]:
+    def _infer(self, batch: NDArray[Any], step: int) -> list[NDArray[np.float32]]:
         """Run a batch, padded to the model's fixed batch size where it has one."""
         missing = (step - len(batch)) if self._backend.batch_size else 0
         if missing:
-            batch = np.concatenate([batch, np.zeros((missing, *batch.shape[1:]), np.float32)])
+            batch = np.concatenate([batch, np.zeros((missing, *batch.shape[1:]), batch.dtype)])
         return self._backend.infer(batch)
 
     def postprocess(self, outputs: Sequence[NDArray[np.float32]], geometry: Geometry) -> Detections:
@@ -101,7 +101,7 @@ class Detector:
         return self.select(self.candidates(outputs), geometry)[0]
 
     def candidates(self, outputs: Sequence[NDArray[np.float32]]) -> Candidates:
-        """The boxes in one picture's outputs that reach the score threshold, in input pixels."""
+        """The boxes in one picture's outputs that reach the score threshold, in input pixels; see `decode`."""
         return decode(outputs, self.spec, self._score_threshold)
 
     def select(self, candidates: Candidates, geometry: Geometry) -> tuple[Detections, NDArray[np.int64]]:

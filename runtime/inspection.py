@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,24 +35,24 @@ class Inspection:
     """What a model computed for a batch, coarsest level first.
 
     Attributes:
-        maps: per output level, as `Backend.infer` returns them.
+        outputs: as `Backend.infer` returns them.
         weights: per fused level, float32 `[N, 3, H/s, W/s]` in [0, 1]: the shares of levels 5, 4, 3 in it, their sum 1.
         activations: per fused level, float32 `[N, 1, H/s, W/s]` >= 0: mean absolute value of the fused feature.
     """
 
-    maps: list[NDArray[np.float32]]
+    outputs: list[NDArray[np.float32]]
     weights: list[NDArray[np.float32]]
     activations: list[NDArray[np.float32]]
 
     @classmethod
     def from_arrays(cls, arrays: Sequence[NDArray[np.float32]]) -> Inspection:
-        """The inverse of `arrays`."""
+        """Of all outputs of an exported file, in its order."""
         fused = len(FUSED_STRIDES)
         return cls(list(arrays[: -2 * fused]), list(arrays[-2 * fused : -fused]), list(arrays[-fused:]))
 
-    def arrays(self) -> list[NDArray[np.float32]]:
-        """All of them in the order of an exported file's outputs: maps, weights, activations."""
-        return [*self.maps, *self.weights, *self.activations]
+    def fusion(self) -> list[NDArray[np.float32]]:
+        """Weights and activations, in the order of `inspection_shapes`."""
+        return [*self.weights, *self.activations]
 
 
 @runtime_checkable
@@ -62,5 +62,5 @@ class InspectableBackend(Backend, Protocol):
     def check_inspectable(self) -> None:
         """Raise InputError (ModelError for a file) if this model cannot be inspected: why, and what to do."""
 
-    def inspect(self, images: NDArray[np.float32]) -> Inspection:
+    def inspect(self, images: NDArray[Any]) -> Inspection:
         """As `infer`, with the fusion's weights and activations; raises as `check_inspectable`."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
-from typing import NamedTuple, Optional, TypeVar, Union
+from typing import Any, NamedTuple, Optional, TypeVar, Union
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +17,7 @@ from runtime.spec import ModelSpec
 
 INPUT_NAME = "images"
 
-Compute = Callable[[Sequence[str], NDArray[np.float32]], list[NDArray[np.float32]]]
+Compute = Callable[[Sequence[str], NDArray[Any]], list[NDArray[np.float32]]]
 """Names of outputs and the input's values, to the values of those outputs; may raise anything, may be called by any thread."""
 
 _Self = TypeVar("_Self", bound="OnnxBackend")
@@ -75,9 +75,9 @@ class OnnxBackend:
         """The batch size fixed at export, or None."""
         return self._batch_size
 
-    def infer(self, images: NDArray[np.float32]) -> list[NDArray[np.float32]]:
+    def infer(self, images: NDArray[Any]) -> list[NDArray[np.float32]]:
         """See `Backend.infer`."""
-        return self._run(self._spec.output_names, images)
+        return self._run(tuple(self._spec.outputs), images)
 
     def check_inspectable(self) -> None:
         """See `InspectableBackend.check_inspectable`; ModelError for a file that was exported without `--inspect`."""
@@ -89,13 +89,13 @@ class OnnxBackend:
                 " `python -m export.onnx --inspect` (a model with ASFF)"
             )
 
-    def inspect(self, images: NDArray[np.float32]) -> Inspection:
+    def inspect(self, images: NDArray[Any]) -> Inspection:
         """See `InspectableBackend.inspect`."""
         self.check_inspectable()
         further = inspection_shapes(self._spec.input_size)
-        return Inspection.from_arrays(self._run((*self._spec.output_names, *further), images))
+        return Inspection.from_arrays(self._run((*self._spec.outputs, *further), images))
 
-    def _run(self, names: Sequence[str], images: NDArray[np.float32]) -> list[NDArray[np.float32]]:
+    def _run(self, names: Sequence[str], images: NDArray[Any]) -> list[NDArray[np.float32]]:
         compute = self._compute  # looked at once: another thread may close the model meanwhile
         if compute is None:
             raise ModelError("the model was closed; open it again")
@@ -127,16 +127,16 @@ def telling_line(error: Exception) -> str:
 
 def _check_signature(path: PathLike, inputs: Sequence[Port], outputs: Sequence[Port], spec: ModelSpec) -> Optional[int]:
     """Hold the file's inputs and outputs against its own description; return the fixed batch size, if any."""
-    if len(inputs) != 1 or inputs[0].name != INPUT_NAME or inputs[0].dtype != "float32":
+    if len(inputs) != 1 or inputs[0].name != INPUT_NAME or inputs[0].dtype != spec.input_type:
         found = ", ".join(f"{item.name}: {item.dtype}" for item in inputs)
-        raise ModelError(f"{path}: expected one input {INPUT_NAME!r} of float32, found {found}")
+        raise ModelError(f"{path}: expected one input {INPUT_NAME!r} of {spec.input_type}, found {found}")
     shape = inputs[0].shape
-    if shape[1:] != (3, *spec.input_size):
-        height, width = spec.input_size
-        raise ModelError(f"{path}: input is {_sides(shape)}, its description says [N, 3, {height}, {width}]")
+    if shape[1:] != spec.input_shape:
+        expected = ", ".join(map(str, spec.input_shape))
+        raise ModelError(f"{path}: input is {_sides(shape)}, its description says [N, {expected}]")
     check_outputs(path, spec, [item.name for item in outputs], [_sides(item.shape) for item in outputs])
     for item in outputs:
-        if item.name in spec.output_names and item.dtype != "float32":
+        if item.name in spec.outputs and item.dtype != "float32":
             raise ModelError(f"{path}: output {item.name} is {item.dtype}, expected float32; export it again")
     return shape[0]
 

@@ -67,7 +67,7 @@ class _Requests:
         self._compiled = compiled
         self._idle: deque[Any] = deque()
 
-    def run(self, names: Sequence[str], images: NDArray[np.float32]) -> list[NDArray[np.float32]]:
+    def run(self, names: Sequence[str], images: NDArray[Any]) -> list[NDArray[np.float32]]:
         try:
             request = self._idle.pop()
         except IndexError:

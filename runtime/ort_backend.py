@@ -21,7 +21,7 @@ PROVIDERS: dict[str, list[Any]] = {
     "tensorrt": [_TENSORRT, _CUDA_OPTIONS, _CPU],
 }
 """What `provider` may be, and ONNX Runtime's providers for it: each gets the operators that those before it do not have."""
-_TYPES = {"tensor(float)": "float32", "tensor(float16)": "float16"}
+_TYPES = {"tensor(float)": "float32", "tensor(float16)": "float16", "tensor(uint8)": "uint8"}
 
 
 class OrtBackend(OnnxBackend):
@@ -59,7 +59,7 @@ class OrtBackend(OnnxBackend):
                 " and CUDA's libraries, or use the CPU with --backend onnxruntime"
             )
 
-        def compute(names: Sequence[str], images: NDArray[np.float32]) -> list[NDArray[np.float32]]:
+        def compute(names: Sequence[str], images: NDArray[Any]) -> list[NDArray[np.float32]]:
             outputs: list[NDArray[np.float32]] = session.run(list(names), {INPUT_NAME: images})
             return outputs
 

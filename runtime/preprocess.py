@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass
+from typing import Any
 
 import cv2
 import numpy as np
@@ -76,27 +77,40 @@ def resize(image: Image, geometry: Geometry, input_size: tuple[int, int], pad_va
     return canvas
 
 
+def normalisation(spec: ModelSpec) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Per channel, float32 `[3]` each: what is subtracted from a pixel value, and what the difference is divided by."""
+    return np.multiply(spec.mean, 255).astype(np.float32), np.multiply(spec.std, 255).astype(np.float32)
+
+
 @functools.lru_cache(maxsize=16)
-def _tables(mean: tuple[float, ...], std: tuple[float, ...]) -> tuple[NDArray[np.float32], ...]:
-    """Per channel, the normalised float32 value of each of the 256 pixel values."""
-    levels = np.arange(256, dtype=np.float64) / 255
-    return tuple(((levels - m) / s).astype(np.float32) for m, s in zip(mean, std))
+def _tables(spec: ModelSpec) -> NDArray[np.float32]:
+    """The normalised value of each of the 256 pixel values, float32 `[3, 256]`."""
+    offset, scale = normalisation(spec)
+    result: NDArray[np.float32] = (np.arange(256, dtype=np.float32) - offset[:, None]) / scale[:, None]
+    return result
 
 
 def normalise(image: Image, spec: ModelSpec) -> NDArray[np.float32]:
     """uint8 BGR `[H, W, 3]` to the network's float32 `[3, H, W]`: colour order, `(x / 255 - mean) / std`, planes.
 
-    A table look-up per channel gives exactly the formula's values at a fraction of its cost.
+    It is computed in float32 as `(x - 255 mean) / (255 std)`, which a graph can do just so, by a table look-up per channel.
     """
     planes = cv2.split(image)
     ordered = planes[::-1] if spec.color == "rgb" else planes
     out = np.empty((3, *image.shape[:2]), np.float32)
-    for plane, table, target in zip(ordered, _tables(spec.mean, spec.std), out):
+    for plane, table, target in zip(ordered, _tables(spec), out):
         cv2.LUT(plane, table, dst=target)
     return out
 
 
-def preprocess(image: Image, spec: ModelSpec) -> tuple[NDArray[np.float32], Geometry]:
-    """A uint8 BGR picture `[h, w, 3]` as the model's input float32 `[3, H, W]`, and how to get boxes back."""
+def as_input(image: Image, spec: ModelSpec) -> NDArray[Any]:
+    """uint8 BGR `[H, W, 3]` of the model's input size as the model takes it, `spec.input_shape` of `spec.input_type`."""
+    if spec.input_type == "uint8":
+        return cv2.cvtColor(image, cv2.COLOR_BGR2RGB) if spec.color == "rgb" else image
+    return normalise(image, spec)
+
+
+def preprocess(image: Image, spec: ModelSpec) -> tuple[NDArray[Any], Geometry]:
+    """A uint8 BGR picture `[h, w, 3]` as the model's input, see `as_input`, and how to get boxes back."""
     geometry = fit(image.shape[1], image.shape[0], spec.input_size, spec.resize)
-    return normalise(resize(image, geometry, spec.input_size, spec.pad_value), spec), geometry
+    return as_input(resize(image, geometry, spec.input_size, spec.pad_value), spec), geometry

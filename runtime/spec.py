@@ -12,12 +12,21 @@ from typing import Any
 
 from runtime.errors import ModelError
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 HEADS = ("yolo", "retinanet")
 RESIZE_MODES = ("letterbox", "stretch")
 COLORS = ("rgb", "bgr")
 PRECISIONS = ("fp32", "fp16", "int8")
+INPUT_TYPES = ("float32", "uint8")
+MOST_CANDIDATES = 3840
+"""The largest `top_k`: TensorRT selects no more."""
+CANDIDATES_NAME = "candidates"
+CANDIDATE_COLUMNS = ("x", "y", "width", "height", "score", "class", "place")
+"""What a row of the output `candidates` holds; see docs/contract.md."""
 _LARGEST_STEP = 32  # of input sizes: RetinaNet's levels beyond stride 32 round their maps up
+
+# What a description of each older format does not say, because there was only one way then.
+_ADDED: dict[str, dict[str, Any]] = {"1": {"head": "yolo"}, "2": {"input_type": "float32", "top_k": 0}}
 
 Anchors = tuple[tuple[tuple[float, float], ...], ...]
 
@@ -45,6 +54,9 @@ class ModelSpec:
         score_threshold: detections below it are not worth evaluating (0.01 in the paper).
         nms_threshold: IoU above which the lower-scored of two boxes of one class goes (0.6 in the paper).
         precision: of the graph: `fp32`, `fp16` or `int8`.
+        input_type: `float32` (planes `[N, 3, H, W]`, normalised) or `uint8` (pixels `[N, H, W, 3]` in `color` order, which the
+            graph normalises).
+        top_k: 0 for raw maps; else the graph decodes them and gives out the K boxes of the highest score.
         source_sha256: of the checkpoint the model was made from, empty if there is none.
         made_with: versions of the tools that made it.
     """
@@ -63,6 +75,8 @@ class ModelSpec:
     score_threshold: float = 0.01
     nms_threshold: float = 0.6
     precision: str = "fp32"
+    input_type: str = "float32"
+    top_k: int = 0
     source_sha256: str = ""
     made_with: tuple[str, ...] = ()
     format_version: int = FORMAT_VERSION
@@ -77,7 +91,20 @@ class ModelSpec:
         return len(self.class_names)
 
     @property
-    def output_names(self) -> tuple[str, ...]:
+    def input_shape(self) -> tuple[int, int, int]:
+        """Of one picture as the model takes it: (3, height, width), or (height, width, 3) of a `uint8` model."""
+        height, width = self.input_size
+        return (height, width, 3) if self.input_type == "uint8" else (3, height, width)
+
+    @property
+    def outputs(self) -> dict[str, tuple[int, ...]]:
+        """Names of the model's outputs, in order, and what each holds of one picture: the maps, or the best candidates."""
+        if self.top_k:
+            return {CANDIDATES_NAME: (self.top_k, len(CANDIDATE_COLUMNS))}
+        return {name: self.map_shape(level) for level, name in enumerate(self.map_names)}
+
+    @property
+    def map_names(self) -> tuple[str, ...]:
         """Names of the raw maps, coarsest level first: p5, p4, p3."""
         return tuple(level_name("p", stride) for stride in self.strides)
 
@@ -86,16 +113,25 @@ class ModelSpec:
         """The first class among an anchor's channels: 5 behind box and objectness, 4 where there is no objectness."""
         return 5 if self.head == "yolo" else 4
 
-    def output_shape(self, level: int) -> tuple[int, int, int]:
+    def map_shape(self, level: int) -> tuple[int, int, int]:
         """(channels, height, width) of the raw map of `level`: anchors * (5 + C) (RetinaNet: 4 + C), sides rounded up."""
         height, width = self.input_size
         stride = self.strides[level]
         channels = len(self.anchors[level]) * (self.class_channel + self.num_classes)
         return channels, math.ceil(height / stride), math.ceil(width / stride)
 
+    def boxes_per_level(self) -> tuple[int, ...]:
+        """How many boxes each level's map holds: anchors * height * width."""
+        shapes = (self.map_shape(level) for level in range(len(self.strides)))
+        return tuple(len(anchors) * height * width for anchors, (_, height, width) in zip(self.anchors, shapes))
+
     def replace(self, **changes: Any) -> ModelSpec:
         """A copy with some fields changed, validated again."""
         return dataclasses.replace(self, **changes)
+
+    def plain(self) -> ModelSpec:
+        """Of the same model without options: normalised floats in, raw maps out."""
+        return self.replace(input_type="float32", top_k=0)
 
     def to_metadata(self) -> dict[str, str]:
         """One JSON text per field, for ONNX `metadata_props` and checkpoints."""
@@ -108,8 +144,7 @@ class ModelSpec:
         Raises:
             ModelError: a field is missing, not JSON or of a wrong type, or the format is newer than this code.
         """
-        if metadata.get("format_version") == "1":  # there was one head then, and no word for it
-            metadata = {**metadata, "head": json.dumps("yolo"), "format_version": json.dumps(FORMAT_VERSION)}
+        metadata = _up_to_date(metadata)
         names = [field.name for field in dataclasses.fields(cls)]
         missing = [name for name in names if name not in metadata]
         if "format_version" in missing:
@@ -126,6 +161,15 @@ class ModelSpec:
                 f"its model description has format {version!r}, this code reads up to {FORMAT_VERSION}; update the code"
             )
         return cls(**values)
+
+
+def _up_to_date(metadata: Mapping[str, str]) -> Mapping[str, str]:
+    """A description of an older format with what was added since."""
+    version = metadata.get("format_version")
+    if version not in _ADDED:
+        return metadata
+    added = {name: value for since, fields in _ADDED.items() if since >= version for name, value in fields.items()}
+    return {**metadata, **{name: json.dumps(value) for name, value in {**added, "format_version": FORMAT_VERSION}.items()}}
 
 
 def freeze(value: Any) -> Any:
@@ -146,15 +190,22 @@ def _is_anchor(value: Any) -> bool:
     return _is_tuple_of(value, lambda side: _is_number(side) and side > 0, 2)
 
 
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
 def _is_count(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+    return _is_whole(value) and value > 0
 
 
 def _problems(spec: ModelSpec) -> list[str]:
     """What is wrong with a spec, in words; metadata comes from files, so types are checked as well as values."""
-    texts = (spec.name, spec.source_sha256, spec.head, spec.resize, spec.color, spec.precision)
+    texts = (spec.name, spec.source_sha256, spec.head, spec.resize, spec.color, spec.precision, spec.input_type)
     checks = [
-        (all(isinstance(text, str) for text in texts), "name, source_sha256, head, resize, color and precision must be texts"),
+        (
+            all(isinstance(text, str) for text in texts),
+            "name, source_sha256, head, resize, color, precision and input_type must be texts",
+        ),
         (_is_tuple_of(spec.class_names, lambda name: isinstance(name, str)), "class_names must be a list of texts"),
         (
             _is_tuple_of(spec.strides, lambda stride: _is_count(stride) and stride & (stride - 1) == 0),
@@ -169,6 +220,8 @@ def _problems(spec: ModelSpec) -> list[str]:
         (spec.resize in RESIZE_MODES, f"resize is {spec.resize!r}, expected one of {', '.join(RESIZE_MODES)}"),
         (spec.color in COLORS, f"color is {spec.color!r}, expected one of {', '.join(COLORS)}"),
         (spec.precision in PRECISIONS, f"precision is {spec.precision!r}, expected one of {', '.join(PRECISIONS)}"),
+        (spec.input_type in INPUT_TYPES, f"input_type is {spec.input_type!r}, expected one of {', '.join(INPUT_TYPES)}"),
+        (_is_whole(spec.top_k) and spec.top_k <= MOST_CANDIDATES, f"top_k must be in 0-{MOST_CANDIDATES}"),
         (_is_tuple_of(spec.mean, _is_number, 3), "mean must be 3 numbers"),
         (_is_tuple_of(spec.std, lambda value: _is_number(value) and value > 0, 3), "std must be 3 positive numbers"),
         (_is_number(spec.pad_value) and 0 <= spec.pad_value <= 255, "pad_value must be in 0-255"),
@@ -183,4 +236,6 @@ def _problems(spec: ModelSpec) -> list[str]:
         (height, width), step = spec.input_size, min(max(spec.strides), _LARGEST_STEP)
         if height % step or width % step:
             problems.append(f"input size {height}x{width} is not a multiple of {step} in both directions")
+    if not problems and spec.top_k > sum(spec.boxes_per_level()):
+        problems.append(f"top_k is {spec.top_k}, more than its {sum(spec.boxes_per_level())} boxes")
     return problems

@@ -62,7 +62,7 @@ class TrtBackend:
         smallest, _, largest = self._facts.batch
         return largest if smallest == largest else None
 
-    def infer(self, images: NDArray[np.float32]) -> list[NDArray[np.float32]]:
+    def infer(self, images: NDArray[Any]) -> list[NDArray[np.float32]]:
         """See `Backend.infer`."""
         if self._engine is None:
             raise ModelError("the model was closed; open it again")
@@ -70,9 +70,7 @@ class TrtBackend:
         smallest, _, largest = self._facts.batch
         # A last part is padded to the size of those before it, since another shape would cost a new graph.
         rows = min(max(len(images), smallest), largest)
-        outputs = [
-            np.empty((len(images), *self.spec.output_shape(level)), np.float32) for level in range(len(self.spec.strides))
-        ]
+        outputs = [np.empty((len(images), *shape), np.float32) for shape in self.spec.outputs.values()]
         with self._device.active(), self._borrowed() as worker:
             for start in range(0, len(images), rows):
                 part = slice(start, start + rows)
@@ -171,19 +169,20 @@ class _Worker:
             resources.callback(self._stream.close)
             self._buffers: dict[str, Buffer] = {}
             for name in _tensor_names(engine):
-                self._buffers[name] = device.allocate((largest, *tuple(engine.get_tensor_shape(name))[1:]))
+                dtype = facts.spec.input_type if name == INPUT_NAME else "float32"
+                self._buffers[name] = device.allocate((largest, *tuple(engine.get_tensor_shape(name))[1:]), dtype)
                 resources.callback(self._buffers[name].close)
             self._context: Any = trt.create_context(engine, config)
             resources.callback(self._drop_context)
             resources.callback(self._drop_graph)
             self._ask(self._set_addresses)
             self._input = self._buffers[INPUT_NAME]
-            self._outputs = [self._buffers[name] for name in facts.spec.output_names]
-            self.run(np.zeros((usual, *self._input.host.shape[1:]), np.float32), usual)
+            self._outputs = [self._buffers[name] for name in facts.spec.outputs]
+            self.run(np.zeros((usual, *facts.spec.input_shape), facts.spec.input_type), usual)
             self._resources = resources.pop_all()
 
-    def run(self, images: NDArray[np.float32], rows: int) -> list[NDArray[np.float32]]:
-        """Infer a batch of at most `rows`, padded to that; the maps are valid until the next call.
+    def run(self, images: NDArray[Any], rows: int) -> list[NDArray[np.float32]]:
+        """Infer a batch of at most `rows`, padded to that; the outputs are valid until the next call.
 
         Raises:
             ModelError: it failed; close the worker.
@@ -243,18 +242,21 @@ def _tensor_names(engine: Any) -> list[str]:
 
 def _check_signature(facts: EngineFacts, trt: TensorRT, engine: Any) -> None:
     """Raise ModelError unless the engine's inputs and outputs are what its manifest promises."""
-    path, size = facts.path, facts.spec.input_size
+    path, spec = facts.path, facts.spec
     inputs: list[str] = []
     outputs: list[str] = []
     for name in _tensor_names(engine):
         is_input = engine.get_tensor_mode(name) == trt.api.TensorIOMode.INPUT
         (inputs if is_input else outputs).append(name)
-        if engine.get_tensor_dtype(name) != trt.api.float32:
-            raise ModelError(f"{path}: {name} is {engine.get_tensor_dtype(name)}, expected float32; {facts.remedy}")
+        expected = spec.input_type if is_input else "float32"
+        if engine.get_tensor_dtype(name) != getattr(trt.api, expected):
+            raise ModelError(f"{path}: {name} is {engine.get_tensor_dtype(name)}, expected {expected}; {facts.remedy}")
     shapes = {name: tuple(engine.get_tensor_shape(name)) for name in (*inputs, *outputs)}
     smallest, _, largest = facts.batch
     batch = smallest if smallest == largest else -1
-    if inputs != [INPUT_NAME] or shapes[INPUT_NAME][0] not in (batch, -1) or shapes[INPUT_NAME][1:] != (3, *size):
+    if inputs != [INPUT_NAME] or shapes[INPUT_NAME][0] not in (batch, -1) or shapes[INPUT_NAME][1:] != spec.input_shape:
         found = ", ".join(f"{name} {list(shapes[name])}" for name in inputs)
-        raise ModelError(f"{path}: expected one input {INPUT_NAME!r} {[batch, 3, *size]}, found {found}; {facts.remedy}")
-    check_outputs(path, facts.spec, outputs, [shapes[name] for name in outputs])
+        raise ModelError(
+            f"{path}: expected one input {INPUT_NAME!r} {[batch, *spec.input_shape]}, found {found}; {facts.remedy}"
+        )
+    check_outputs(path, spec, outputs, [shapes[name] for name in outputs])

@@ -39,9 +39,9 @@ def look(detector: Detector, backend: InspectableBackend, picture: Image) -> Vie
     Args:
         detector: of this very backend; its thresholds choose the detections.
     """
-    planes, geometry = preprocess(picture, backend.spec)
-    seen = backend.inspect(np.repeat(planes[None], backend.batch_size or 1, axis=0))
-    found, levels = detector.select(detector.candidates([level[0] for level in seen.maps]), geometry)
+    prepared, geometry = preprocess(picture, backend.spec)
+    seen = backend.inspect(np.repeat(prepared[None], backend.batch_size or 1, axis=0))
+    found, levels = detector.select(detector.candidates([output[0] for output in seen.outputs]), geometry)
     return View(
         picture,
         found,

@@ -25,6 +25,9 @@ from runtime.spec import ModelSpec
 Work = Callable[[], None]
 
 
+_GARBAGE = 255  # four of them are a float32 that is no number
+
+
 class CudaError(Exception):
     """pycuda's base class of errors."""
 
@@ -32,8 +35,9 @@ class CudaError(Exception):
 class Pinned:
     """Owner of an array in pinned memory."""
 
-    def __init__(self, gpu: FakeGpu, shape: Sequence[int]) -> None:
-        self.gpu, self.memory = gpu, np.full(shape, np.nan, np.float32)
+    def __init__(self, gpu: FakeGpu, shape: Sequence[int], dtype: Any) -> None:
+        size = int(np.prod(shape)) * np.dtype(dtype).itemsize
+        self.gpu, self.memory = gpu, np.full(size, _GARBAGE, np.uint8).view(dtype).reshape(shape)
         self.__array_interface__ = self.memory.__array_interface__
         gpu.take(self)
 
@@ -45,7 +49,7 @@ class DeviceMemory:
     """Memory on the GPU."""
 
     def __init__(self, gpu: FakeGpu, size: int) -> None:
-        self.gpu, self.values = gpu, np.full(size // 4, np.nan, np.float32)
+        self.gpu, self.bytes = gpu, np.full(size, _GARBAGE, np.uint8)
         gpu.addresses += 1 << 32
         self.address = gpu.addresses
         gpu.memory[self.address] = self
@@ -53,6 +57,11 @@ class DeviceMemory:
 
     def __int__(self) -> int:
         return self.address
+
+    def array(self, shape: Sequence[int], dtype: Any) -> Any:
+        """The first elements, to read and to write."""
+        size = int(np.prod(shape)) * np.dtype(dtype).itemsize
+        return self.bytes[:size].view(dtype).reshape(shape)
 
     def free(self) -> None:
         self.gpu.give_back(self)
@@ -155,8 +164,7 @@ class FakeGpu:
 
     def _pagelocked_empty(self, shape: Sequence[int], dtype: Any) -> Any:
         self.call("pinned")
-        assert dtype == np.float32
-        return np.asarray(Pinned(self, shape))
+        return np.asarray(Pinned(self, shape, dtype))
 
     def _mem_alloc(self, size: int) -> DeviceMemory:
         self.call("memory")
@@ -166,11 +174,11 @@ class FakeGpu:
         handle = stream.handle
         del stream
         self.call("upload")
-        target = self.memory[address].values[: host.size]
+        target = self.memory[address].array(host.shape, host.dtype)
 
         def work() -> None:
             self._check_pinned(host)
-            target[:] = host.ravel()
+            target[:] = host
 
         self.put(handle, work)
 
@@ -178,11 +186,11 @@ class FakeGpu:
         handle = stream.handle
         del stream
         self.call("download")
-        source = self.memory[address].values[: host.size]
+        source = self.memory[address].array(host.shape, host.dtype)
 
         def work() -> None:
             self._check_pinned(host)
-            host[:] = source.reshape(host.shape)
+            host[:] = source
 
         self.put(handle, work)
 
@@ -242,7 +250,7 @@ class FakeGpu:
 
 
 class FakeContext:
-    """An execution context: each value of a map is the mean of its picture, plus the level's number."""
+    """An execution context: each value of an output is the mean of its picture, plus the output's number."""
 
     def __init__(self, engine: FakeEngine) -> None:
         engine.gpu.call("context")
@@ -284,11 +292,13 @@ class FakeContext:
         return True
 
     def _work(self, shape: tuple[int, ...]) -> None:
-        images = self.gpu.memory[self.addresses["images"]].values[: int(np.prod(shape))].reshape(shape[0], -1)
-        for level, name in enumerate(name for name in self.engine.shapes if name != "images"):
-            size = int(np.prod(self.engine.shapes[name][1:]))
-            values = np.repeat(images.mean(axis=1) + level, size)
-            self.gpu.memory[self.addresses[name]].values[: values.size] = values
+        dtype = np.uint8 if self.engine.types["images"] == "UINT8" else np.float32
+        images = self.gpu.memory[self.addresses["images"]].array(shape, dtype)
+        means = images.reshape(shape[0], -1).mean(axis=1, dtype=np.float32)
+        for number, name in enumerate(name for name in self.engine.shapes if name != "images"):
+            inner = self.engine.shapes[name][1:]
+            target = self.gpu.memory[self.addresses[name]].array((shape[0], *inner), np.float32)
+            target[:] = (means + number).reshape(-1, *(1 for _ in inner))
 
 
 class FakeEngine:
@@ -297,10 +307,9 @@ class FakeEngine:
     def __init__(self, gpu: FakeGpu, spec: ModelSpec, batch: tuple[int, int], further: dict[str, tuple[int, int, int]]) -> None:
         self.gpu, self.batch = gpu, batch
         rows = -1 if batch[0] != batch[1] else batch[0]
-        maps = {name: spec.output_shape(level) for level, name in enumerate(spec.output_names)}
-        inner = {"images": (3, *spec.input_size), **maps, **further}
+        inner = {"images": spec.input_shape, **spec.outputs, **further}
         self.shapes: dict[str, tuple[int, ...]] = {name: (rows, *shape) for name, shape in inner.items()}
-        self.types = dict.fromkeys(self.shapes, "FLOAT")
+        self.types = {**dict.fromkeys(self.shapes, "FLOAT"), "images": "UINT8" if spec.input_type == "uint8" else "FLOAT"}
         self.num_io_tensors, self.is_loadable = len(self.shapes), True
         self.complain: Callable[[str], None] = lambda line: None
         self.configs: list[Any] = []

@@ -40,8 +40,8 @@ def mini(
     nodes, weights = [*_prepare(precision)], [numpy_helper.from_array(np.float32(0.05), "scale")]
     weights.append(numpy_helper.from_array(np.int8(0), "zero"))
     outputs = []
-    for level, (name, stride) in enumerate(zip(spec.output_names, spec.strides)):
-        shape = spec.output_shape(level)
+    for level, (name, stride) in enumerate(zip(spec.map_names, spec.strides)):
+        shape = spec.map_shape(level)
         kernel = rng.normal(size=(shape[0], 3, 1, 1)).astype(np.float16 if precision == "fp16" else np.float32)
         weight = f"{name}_weight"
         if precision == "int8":

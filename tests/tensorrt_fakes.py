@@ -82,6 +82,7 @@ def library(version: str) -> Any:
         HardwareCompatibilityLevel=SimpleNamespace(AMPERE_PLUS="AMPERE_PLUS"),
         LayerInformationFormat=SimpleNamespace(JSON="JSON"),
         float32="FLOAT",
+        uint8="UINT8",
     )
     names = (
         "ACTIVATION CONVOLUTION ELEMENTWISE GRID_SAMPLE MATRIX_MULTIPLY POOLING REDUCE RESIZE SCALE SOFTMAX UNARY SHUFFLE CAST"

@@ -23,9 +23,14 @@ _T = TypeVar("_T")
 
 
 class TorchBackend:
-    """Runs a model where it is, in evaluation mode; its training mode is restored after each call."""
+    """Runs a model where it is, in evaluation mode; its training mode is restored after each call.
+
+    Args:
+        spec: its description, a plain one (see `ModelSpec.plain`): a model in PyTorch has no options.
+    """
 
     def __init__(self, model: DetectorModel, spec: ModelSpec) -> None:
+        assert spec == spec.plain()
         self._model, self._spec = model, spec
 
     @property

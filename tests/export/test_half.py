@@ -39,7 +39,7 @@ def test_an_fp16_file_is_close_to_pytorch_and_keeps_the_contract(variant: dict[s
         assert exported.spec == spec
         found, want = exported.infer(images), TorchBackend(model, spec).infer(images)
     assert all(level.dtype == np.float32 for level in found)
-    difference = parity.worst(parity.compare(spec.output_names, want, found))
+    difference = parity.worst(parity.compare(spec.map_names, want, found))
     assert difference.agrees("fp16"), difference
     assert difference.rms > 1e-5  # it is not float32 in disguise
 

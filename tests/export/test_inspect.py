@@ -50,7 +50,7 @@ def test_the_further_outputs_equal_pytorch(
     with OrtBackend(path) as backend, open_backend(plain) as without, torch.no_grad():
         found = backend.inspect(images)
         for maps in (backend.infer(images), without.infer(images)):
-            for a, b in zip(found.maps, maps, strict=True):
+            for a, b in zip(found.outputs, maps, strict=True):
                 np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
         features = model.pyramid(torch.from_numpy(images))
         for level, fusion in enumerate(model.fusions()):  # not by way of `inspect`

@@ -51,9 +51,9 @@ def test_onnx_equals_pytorch(variant: dict[str, object], tmp_path: Path) -> None
         described = spec.replace(input_size=size)
         path = tmp_path / f"{size[0]}.onnx"
         tracer.write_onnx(model, described, path)
-        images = np.random.default_rng(0).normal(size=(3, 3, *size)).astype(np.float32)
+        pictures = exporter.parity_pictures(described, None, 3)
         with OrtBackend(path) as exported:
-            difference = exporter.check_parity(TorchBackend(model, described), exported, images)
+            difference = exporter.check_parity(TorchBackend(model, described), exported, pictures)
             assert difference.agrees("fp32"), difference
             assert exported.spec == described
 
@@ -70,7 +70,7 @@ def test_one_set_of_weights_serves_any_size(size: tuple[int, int], tmp_path: Pat
         ours = TorchBackend(model, described)
         images = preprocess(picture, described)[0][None]
         want, found = ours.infer(images), exported.infer(images)
-        difference = parity.worst(parity.compare(described.output_names, want, found))
+        difference = parity.worst(parity.compare(described.map_names, want, found))
         assert difference.agrees("fp32"), difference
         detections = Detector(exported, score_threshold=0.0)(picture)
     wanted, candidates = (decode([level[0] for level in maps], described, 0.0) for maps in (want, found))
@@ -131,7 +131,7 @@ def test_retinanet_is_written_with_its_head_and_five_levels(make_checkpoint: Cal
     assert "BatchNormalization" not in operators
     with open_backend(output) as backend:
         assert backend.spec.head == "retinanet"
-        assert backend.spec.output_names == ("p7", "p6", "p5", "p4", "p3")
+        assert backend.spec.map_names == ("p7", "p6", "p5", "p4", "p3")
         outputs = backend.infer(np.zeros((2, 3, 96, 160), np.float32))
     sizes = ((1, 2), (2, 3), (3, 5), (6, 10), (12, 20))  # P7 and P6 are rounded up
     assert [o.shape for o in outputs] == [(2, 9 * 7, *size) for size in sizes]
@@ -242,7 +242,7 @@ def test_a_difference_is_reported_for_the_worst_output() -> None:
 
     model = settled(config)
     found: Difference = exporter.check_parity(
-        TorchBackend(model, spec), Shifted(model, spec), np.zeros((1, 3, 64, 64), np.float32)
+        TorchBackend(model, spec), Shifted(model, spec), [np.zeros((64, 64, 3), np.uint8)]
     )
     assert found.output == "p3"
     assert found.absolute == pytest.approx(1, rel=1e-5)

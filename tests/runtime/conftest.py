@@ -49,7 +49,7 @@ def known_maps() -> Callable[[ModelSpec], list[np.ndarray]]:
     def build(spec: ModelSpec) -> list[np.ndarray]:
         maps = []
         for level in range(len(spec.strides)):
-            _, height, width = spec.output_shape(level)
+            _, height, width = spec.map_shape(level)
             raw = np.zeros((len(spec.anchors[level]), 5 + spec.num_classes, height, width), np.float32)
             raw[:, 4] = -40
             maps.append(raw)
@@ -101,9 +101,9 @@ def write_onnx(
         spec = spec or make_spec()
         nodes = [helper.make_node("GlobalAveragePool", [input_name], ["mean"])]
         weights, outputs = [], []
-        for name, raw in {**dict(zip(spec.output_names, known_maps(spec))), **(known_fusion(spec) if inspect else {})}.items():
+        for name, raw in {**dict(zip(spec.map_names, known_maps(spec))), **(known_fusion(spec) if inspect else {})}.items():
             gain = np.zeros((len(raw), 3, 1, 1), np.float32)
-            if name in spec.output_names:
+            if name in spec.map_names:
                 gain[4 :: 5 + spec.num_classes] = 20 / 3
             weights += [
                 numpy_helper.from_array(gain, f"{name}_w"),

@@ -126,7 +126,7 @@ def test_the_description_is_the_models(backend: Backend, subject: Subject) -> No
 def test_names_shapes_dtypes_and_values(backend: Backend, subject: Subject, batch: int) -> None:
     images = noise(batch, batch)
     maps = backend.infer(images)
-    assert [level.shape for level in maps] == [(batch, *subject.spec.output_shape(i)) for i in range(3)]
+    assert [level.shape for level in maps] == [(batch, *subject.spec.map_shape(i)) for i in range(3)]
     assert {level.dtype for level in maps} == {np.dtype(np.float32)}
     assert distance(maps, expected(subject, images)) < 1e-4
 

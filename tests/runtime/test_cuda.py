@@ -80,7 +80,7 @@ def test_the_context_is_only_there_within(gpu: FakeGpu) -> None:
 def test_copies_wait_for_each_other_and_nobody_waits_for_them_but_at_the_end(gpu: FakeGpu) -> None:
     device = cuda.open_device()
     with device.active():
-        stream, buffer = device.create_stream(), device.allocate((4, 3))
+        stream, buffer = device.create_stream(), device.allocate((4, 3), "float32")
         buffer.host[:] = 7
         with stream.running():
             stream.upload(buffer, 2)
@@ -88,7 +88,7 @@ def test_copies_wait_for_each_other_and_nobody_waits_for_them_but_at_the_end(gpu
             buffer.host[:] = 1  # before anything was copied
             assert gpu.log[-1] == "download"
         assert gpu.log[-3:] == ["upload", "download", "synchronise"]
-        memory = gpu.memory[buffer.address].values
+        memory = gpu.memory[buffer.address].bytes.view(np.float32)
         assert np.array_equal(memory[:6], np.ones(6)) and np.isnan(memory[6:]).all()  # two rows of four
         buffer.close()
         stream.close()
@@ -100,7 +100,7 @@ def test_without_memory_the_size_is_named_and_nothing_is_kept(call: str, gpu: Fa
     gpu.fail[call] = 1
     device = cuda.open_device()
     with device.active(), pytest.raises(MissingComponentError, match=rf"Fake GPU has no 48 MB left \({call} failed.*--batch"):
-        device.allocate((4, 3_000_000))
+        device.allocate((4, 3_000_000), "float32")
     assert gpu.live == []
 
 
@@ -125,18 +125,18 @@ def test_an_error_of_the_gpu_shows_when_it_is_waited_for(gpu: FakeGpu) -> None:
 def test_a_graph_repeats_what_was_captured_and_did_not_run_then(gpu: FakeGpu) -> None:
     device = cuda.open_device()
     with device.active():
-        stream, buffer = device.create_stream(), device.allocate((2,))
+        stream, buffer = device.create_stream(), device.allocate((2,), "float32")
         buffer.host[:] = 5
         graph = stream.capture(lambda: stream.upload(buffer, 2))
         assert graph is not None
         with stream.running():
             pass
-        assert np.isnan(gpu.memory[buffer.address].values).all()
+        assert np.isnan(gpu.memory[buffer.address].bytes.view(np.float32)).all()
         for value in (5, 6):
             buffer.host[:] = value
             with stream.running():
                 stream.launch(graph)
-            assert np.array_equal(gpu.memory[buffer.address].values, [value, value])
+            assert np.array_equal(gpu.memory[buffer.address].bytes.view(np.float32), [value, value])
         assert gpu.calls["upload"] == 1
         gpu.fail["launch"] = 3
         with pytest.raises(ModelError, match=r"failed on the GPU \(cuGraphLaunch: CUDA error 700\)"):
@@ -151,7 +151,7 @@ def test_without_a_graph_the_stream_goes_on_as_before(failing: str, gpu: FakeGpu
     device = cuda.open_device()
     gpu.fail[failing] = 1
     with device.active():
-        stream, buffer = device.create_stream(), device.allocate((2,))
+        stream, buffer = device.create_stream(), device.allocate((2,), "float32")
         buffer.host[:] = 5
 
         def work() -> None:
@@ -163,7 +163,7 @@ def test_without_a_graph_the_stream_goes_on_as_before(failing: str, gpu: FakeGpu
         assert gpu.capturing == {}
         with stream.running():
             stream.upload(buffer, 2)
-        assert np.array_equal(gpu.memory[buffer.address].values, [5, 5])
+        assert np.array_equal(gpu.memory[buffer.address].bytes.view(np.float32), [5, 5])
         buffer.close()
         stream.close()
     assert gpu.live == []

@@ -65,13 +65,13 @@ def assert_sane(found: Candidates) -> None:
 
 def random_maps(spec: ModelSpec, seed: int, spread: float = 3) -> list[np.ndarray]:
     rng = np.random.default_rng(seed)
-    shapes = [spec.output_shape(level) for level in range(len(spec.strides))]
+    shapes = [spec.map_shape(level) for level in range(len(spec.strides))]
     return [rng.normal(0, spread, shape).astype(np.float32) for shape in shapes]
 
 
 def one_cell(spec: ModelSpec, level: int, anchor: int, row: int, column: int, logits: Sequence[float]) -> list[np.ndarray]:
     """Maps that are silent but for one cell."""
-    maps = [np.full(spec.output_shape(k), -100, np.float32) for k in range(len(spec.strides))]
+    maps = [np.full(spec.map_shape(k), -100, np.float32) for k in range(len(spec.strides))]
     block = len(logits)
     maps[level][anchor * block : (anchor + 1) * block, row, column] = logits
     return maps

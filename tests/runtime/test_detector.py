@@ -167,7 +167,7 @@ def test_parameters_out_of_range(options: dict[str, float], backend: Callable[..
 
 def everywhere(spec: ModelSpec) -> list[np.ndarray]:
     """Maps with an object of the first class in every cell of every anchor."""
-    maps = [np.zeros(spec.output_shape(level), np.float32) for level in range(3)]
+    maps = [np.zeros(spec.map_shape(level), np.float32) for level in range(3)]
     for raw in maps:
         raw.reshape(-1, 7, *raw.shape[1:])[:, 4:6] = 9
     return maps
@@ -188,7 +188,7 @@ def test_thresholds_are_applied(make_spec: MakeSpec) -> None:
 def test_best_first(make_spec: MakeSpec) -> None:
     rng = np.random.default_rng(0)
     spec = make_spec()
-    maps = [rng.normal(0, 2, spec.output_shape(level)).astype(np.float32) for level in range(3)]
+    maps = [rng.normal(0, 2, spec.map_shape(level)).astype(np.float32) for level in range(3)]
     found = Detector(KnownBackend(spec, maps))(np.zeros((50, 90, 3), np.uint8))
     assert len(found) == 100 and (np.diff(found.scores) <= 0).all()
     assert (found.boxes >= 0).all() and (found.boxes <= [90, 50, 90, 50]).all()

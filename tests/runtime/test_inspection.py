@@ -57,11 +57,11 @@ def test_names_and_shapes_of_the_further_outputs() -> None:
 
 
 @pytest.mark.parametrize("outputs", [3, 5])  # a detector may have more output levels than it fuses
-def test_arrays_and_back(outputs: int) -> None:
+def test_a_files_outputs_are_told_apart(outputs: int) -> None:
     arrays = [np.full((1, 1, 1, 1), i, np.float32) for i in range(outputs + 6)]
     found = Inspection.from_arrays(arrays)
-    assert [len(part) for part in (found.maps, found.weights, found.activations)] == [outputs, 3, 3]
-    assert [a.item() for a in found.arrays()] == list(range(outputs + 6))
+    assert [len(part) for part in (found.outputs, found.weights, found.activations)] == [outputs, 3, 3]
+    assert [a.item() for a in (*found.outputs, *found.fusion())] == list(range(outputs + 6))
 
 
 @pytest.mark.parametrize("batch", [None, 1, 2])
@@ -77,7 +77,7 @@ def test_a_file_is_inspected(
         assert isinstance(backend, InspectableBackend)
         images = np.random.default_rng(0).random((batch or 3, 3, 64, 96)).astype(np.float32)
         found = backend.inspect(images)
-        for a, b in zip(found.maps, backend.infer(images), strict=True):
+        for a, b in zip(found.outputs, backend.infer(images), strict=True):
             np.testing.assert_array_equal(a, b)
         wanted = list(known_fusion(spec).values())
         for a, b in zip([*found.weights, *found.activations], wanted, strict=True):

@@ -70,7 +70,7 @@ def test_format_1_is_yolo(foreign: dict[str, str], make_spec: Callable[..., Mode
     del metadata["head"]
     old = ModelSpec.from_metadata({**metadata, **foreign, "format_version": "1"})
     assert old == make_spec()
-    assert old.head == "yolo" and old.format_version == FORMAT_VERSION == 2
+    assert old.head == "yolo" and old.format_version == FORMAT_VERSION == 3
 
 
 @pytest.mark.parametrize("text", ["", "{", "letterbox", "'letterbox'", "[1, 2", "[" * 100_000])
@@ -187,20 +187,20 @@ def test_outputs(
     anchors = (((1.0, 1.0),) * 4,) * len(strides)
     spec = make_spec(strides=strides, anchors=anchors, input_size=(96, 160))
     assert spec.num_classes == 2
-    assert spec.output_names == names
-    assert [spec.output_shape(level) for level in range(len(strides))] == shapes
+    assert spec.map_names == names
+    assert [spec.map_shape(level) for level in range(len(strides))] == shapes
 
 
 def test_retinanets_outputs_are_rounded_up(make_spec: Callable[..., ModelSpec]) -> None:
     strides = (128, 64, 32, 16, 8)
     spec = make_spec(head="retinanet", strides=strides, anchors=(((1.0, 1.0),) * 9,) * 5, input_size=(160, 288))
-    assert spec.output_names == ("p7", "p6", "p5", "p4", "p3")
+    assert spec.map_names == ("p7", "p6", "p5", "p4", "p3")
     sizes = [(2, 3), (3, 5), (5, 9), (10, 18), (20, 36)]
-    assert [spec.output_shape(level) for level in range(5)] == [(9 * 6, *size) for size in sizes]
+    assert [spec.map_shape(level) for level in range(5)] == [(9 * 6, *size) for size in sizes]
     with pytest.raises(ModelError, match="80x64 is not a multiple of 32"):
         spec.replace(input_size=(80, 64))
 
 
 def test_anchors_may_differ_in_number(make_spec: Callable[..., ModelSpec]) -> None:
     spec = make_spec(anchors=(((1.0, 1.0),), ((1.0, 1.0),) * 3, ((1.0, 1.0),) * 4))
-    assert [spec.output_shape(level)[0] for level in range(3)] == [7, 21, 28]
+    assert [spec.map_shape(level)[0] for level in range(3)] == [7, 21, 28]

@@ -89,7 +89,7 @@ def pictures(count: int, first: int = 0, size: tuple[int, int] = (32, 32)) -> np
 
 def check(maps: list[np.ndarray], count: int, first: int = 0) -> None:
     for level, values in enumerate(maps):
-        assert values.shape == (count, *SPEC.output_shape(level)) and values.dtype == np.float32
+        assert values.shape == (count, *SPEC.map_shape(level)) and values.dtype == np.float32
         expected = np.arange(first, first + count, dtype=np.float32).reshape(-1, 1, 1, 1) + level
         assert np.array_equal(values, np.broadcast_to(expected, values.shape))
 
@@ -161,7 +161,7 @@ def test_padding_is_empty(machine: MakeMachine) -> None:
     with TrtBackend(here.path) as backend:
         backend.infer(pictures(4, first=1))
         backend.infer(pictures(1, first=1))
-        memory = next(iter(here.gpu.memory.values())).values[: 4 * 3 * 32 * 32].reshape(4, -1)
+        memory = next(iter(here.gpu.memory.values())).array((4, 3 * 32 * 32), np.float32)
         assert memory.mean(axis=1).tolist() == [1, 0, 0, 0]
 
 

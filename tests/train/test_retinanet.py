@@ -45,7 +45,7 @@ def test_it_decodes_as_the_deployed_decode_does(fusion: str, height: int, width:
     x = images(2, height, width)
     with torch.no_grad():
         rows, maps = model(x), model.maps(x)
-    assert [tuple(m.shape[1:]) for m in maps] == [spec.output_shape(level) for level in range(5)]
+    assert [tuple(m.shape[1:]) for m in maps] == [spec.map_shape(level) for level in range(5)]
     assert (rows[..., 4] == 1).all()
     for threshold in (0.0, 0.3):
         for image in range(2):

@@ -97,7 +97,7 @@ def test_it_decodes_as_the_deployed_decode_does(backbone: str, guided: bool, hei
     with torch.no_grad():
         x = images(2, height, width)
         rows, maps = model(x), model.maps(x)
-    assert [tuple(m.shape[1:]) for m in maps] == [spec.output_shape(level) for level in range(3)]
+    assert [tuple(m.shape[1:]) for m in maps] == [spec.map_shape(level) for level in range(3)]
     for threshold in (0.0, 0.3):
         for image in range(2):
             found = decode([m[image].numpy() for m in maps], spec, threshold)

@@ -99,8 +99,8 @@ class RetinaNet(DetectorModel):
         """See `DetectorModel.decode`; the objectness is 1, the classes say it all."""
         decoded = []
         for raw, sides, stride in zip(maps, self.level_anchors, self.strides):
-            batch, channels, height, width = raw.shape
-            t = raw.reshape(batch, len(sides), channels // len(sides), height, width).permute(0, 1, 3, 4, 2)
+            channels, height, width = (int(side) for side in raw.shape[1:])
+            t = raw.reshape(-1, len(sides), channels // len(sides), height, width).permute(0, 1, 3, 4, 2)
             rows = t.flatten(1, 3)  # [N, A * H * W, 4 + C]
             anchors = anchor_boxes(sides, stride, (height, width), raw.device)
             boxes = decode_boxes(rows[..., :4], anchors)

@@ -77,14 +77,14 @@ def decode_maps(maps: Sequence[Tensor], anchors: Anchors, strides: Sequence[int]
     """
     decoded = []
     for raw, level_anchors, stride in zip(maps, anchors, strides):
-        batch, channels, height, width = raw.shape
+        channels, height, width = (int(side) for side in raw.shape[1:])
         count = len(level_anchors)
-        t = raw.reshape(batch, count, channels // count, height, width).permute(0, 1, 3, 4, 2)
+        t = raw.reshape(-1, count, channels // count, height, width).permute(0, 1, 3, 4, 2)
         sides = torch.tensor(level_anchors, dtype=t.dtype, device=t.device).reshape(1, count, 1, 1, 2)
         rows = torch.arange(height, dtype=t.dtype, device=t.device)
         columns = torch.arange(width, dtype=t.dtype, device=t.device)
         cells = torch.stack(torch.meshgrid(columns, rows, indexing="xy"), dim=-1)  # [H, W, (x, y)]
         centres = (torch.sigmoid(t[..., :2]) + cells) * stride
         boxes = torch.cat([centres, sides * torch.exp(t[..., 2:4]), torch.sigmoid(t[..., 4:])], dim=-1)
-        decoded.append(boxes.reshape(batch, -1, channels // count))
+        decoded.append(boxes.flatten(1, 3))
     return torch.cat(decoded, dim=1)
