@@ -15,6 +15,7 @@ from calibration.placement import place
 from calibration.quantize import quantize
 from calibration.ranges import Range
 from export.tracer import write_onnx
+from runtime.preprocess import as_input
 from runtime.spec import ModelSpec
 from train.model import DetectorModel
 
@@ -77,7 +78,7 @@ def write_int8(fp32: Path, spec: ModelSpec, path: Path) -> None:
     """An FP32 file quantised for TensorRT, with the ranges of one batch of noise: good enough to build an engine."""
     model = onnx.load(str(fp32))
     tensors = list(place(Graph(model), "tensorrt").tensors)
-    noise = np.random.default_rng(0).normal(size=(1, 3, *spec.input_size)).astype(np.float32)
+    noise = as_input(np.random.default_rng(0).integers(0, 256, (*spec.input_size, 3), dtype=np.uint8), spec)[None]
     with ActivationRunner(fp32, tensors) as runner:
         ranges = {name: Range(min(float(x.min()), 0.0), max(float(x.max()), 0.0)) for name, x in runner.run(noise).items()}
     quantised = quantize(model, ranges, "tensorrt")
