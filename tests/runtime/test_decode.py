@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from runtime.decode import Candidates, decode
 from runtime.errors import ModelError
-from runtime.spec import ModelSpec
+from runtime.spec import CANDIDATES_NAME, ModelSpec
 
 Row = tuple[list[float], float, int]
 MakeSpec = Callable[..., ModelSpec]
@@ -230,3 +230,59 @@ def test_nan_in_the_objectness_is_noticed_at_any_threshold(make_spec: MakeSpec) 
     for threshold in (0.0, 0.5, 1.0):
         with pytest.raises(ModelError, match="p5"):
             decode(one_cell(make_spec(), 0, 1, 0, 1, [0, 0, 0, 0, np.nan, -9, -9]), make_spec(), threshold)
+
+
+# --- what a model with `top_k` gives out
+
+
+def packed(maps: Sequence[np.ndarray], spec: ModelSpec, count: int) -> np.ndarray:
+    """The rows that such a model gives out for these maps: the best `count` of the loop's boxes, best first."""
+    every = slow_decode(maps, spec, 0)
+    order = sorted(range(len(every)), key=lambda place: -every[place][1])[:count]
+    rows = []
+    for place in order:
+        (x1, y1, x2, y2), score, class_id = every[place]
+        rows.append([(x1 + x2) / 2, (y1 + y2) / 2, x2 - x1, y2 - y1, score, class_id, place])
+    return np.array(rows, np.float32)
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.sampled_from(["yolo", "retinanet"]), st.integers(1, 40), st.integers(0, 1000), st.sampled_from([0, 0.01, 0.3, 1]))
+def test_candidates_are_those_of_the_maps(make_spec: MakeSpec, head: str, count: int, seed: int, threshold: float) -> None:
+    small = {"input_size": (32, 32)}
+    spec = retinanet(make_spec, **small) if head == "retinanet" else make_spec(**small)
+    maps = random_maps(spec, seed)
+    rows = packed(maps, spec, count)
+    found = decode([rows], spec.replace(top_k=count), threshold)
+    every = decode(maps, spec, 0)
+    places = [int(place) for place in sorted(rows[rows[:, 4] >= np.float32(threshold), 6])]
+    np.testing.assert_allclose(found.boxes, every.boxes[places], rtol=1e-5, atol=1e-3)
+    np.testing.assert_allclose(found.scores, every.scores[places], rtol=1e-6)
+    assert found.class_ids.tolist() == every.class_ids[places].tolist()
+    assert found.levels.tolist() == every.levels[places].tolist()
+    assert found.boxes.dtype == np.float32 and found.class_ids.dtype == np.int64
+
+
+@settings(deadline=None)
+@given(st.lists(st.floats(-(2.0**100), 2.0**100, width=32) | st.sampled_from([np.inf, -np.inf]), min_size=4, max_size=4))
+def test_extreme_candidates_stay_finite(make_spec: MakeSpec, box: list[float]) -> None:
+    box[2:] = [abs(side) for side in box[2:]]
+    assert_sane(decode([np.array([[*box, 0.5, 1, 0]], np.float32)], make_spec(top_k=1), 0))
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "message"),
+    [
+        *((column, np.nan, f"output {CANDIDATES_NAME} holds values that are not numbers") for column in range(7)),
+        *((5, value, "holds classes or places that there are not") for value in (-1, 2, np.inf)),
+        *((6, value, "holds classes or places that there are not") for value in (-1, 336, np.inf)),
+    ],
+)
+def test_candidates_that_cannot_be_are_a_damaged_model(column: int, value: float, message: str, make_spec: MakeSpec) -> None:
+    spec = make_spec(top_k=2)
+    assert sum(spec.boxes_per_level()) == 336
+    rows = np.array([[8, 8, 4, 4, 0.9, 1, 335], [8, 8, 4, 4, 0.9, 0, 0]], np.float32)
+    assert decode([rows], spec, 0.5).levels.tolist() == [0, 2]
+    rows[1, column] = value
+    with pytest.raises(ModelError, match=message):
+        decode([rows], spec, 0.5)

@@ -123,6 +123,17 @@ def test_normalise_is_the_formula(
     np.testing.assert_array_equal(found, in_float32)  # bit by bit what a graph computes
 
 
+@pytest.mark.parametrize("color", ["rgb", "bgr"])
+def test_a_model_that_takes_bytes_gets_the_pixels(color: str, make_spec: Callable[..., ModelSpec]) -> None:
+    image = np.random.default_rng(0).integers(0, 256, (30, 50, 3), dtype=np.uint8)
+    spec = make_spec(color=color, mean=(0.4, 0.5, 0.6), std=(0.2, 0.3, 0.4))
+    planes, geometry = preprocess(image, spec)
+    pixels, same = preprocess(image, spec.replace(input_type="uint8"))
+    assert pixels.dtype == np.uint8 and pixels.shape == (64, 64, 3) and same == geometry
+    exact = (pixels.transpose(2, 0, 1) / 255 - np.reshape(spec.mean, (3, 1, 1))) / np.reshape(spec.std, (3, 1, 1))
+    np.testing.assert_allclose(planes, exact, rtol=0, atol=2.5e-7)
+
+
 @pytest.mark.parametrize("mode", ["letterbox", "stretch"])
 @pytest.mark.parametrize("shape", [(1, 1), (1, 7), (7, 1), (1, 5000), (5000, 1), (64, 32), (32, 64), (64, 96)])
 def test_any_picture_fits(shape: tuple[int, int], mode: str, make_spec: Callable[..., ModelSpec]) -> None:

@@ -73,6 +73,25 @@ def test_format_1_is_yolo(foreign: dict[str, str], make_spec: Callable[..., Mode
     assert old.head == "yolo" and old.format_version == FORMAT_VERSION == 3
 
 
+def test_format_2_is_plain(make_spec: Callable[..., ModelSpec]) -> None:
+    metadata = make_spec(head="retinanet").to_metadata()
+    del metadata["input_type"], metadata["top_k"]
+    old = ModelSpec.from_metadata({**metadata, "format_version": "2"})
+    assert old == make_spec(head="retinanet") == old.plain()
+    assert make_spec(input_type="uint8", top_k=7).plain() == make_spec()
+
+
+def test_what_a_model_takes_and_gives_out(make_spec: Callable[..., ModelSpec]) -> None:
+    spec = make_spec(input_size=(64, 96))
+    assert spec.input_shape == (3, 64, 96)
+    assert spec.outputs == {"p5": (28, 2, 3), "p4": (28, 4, 6), "p3": (28, 8, 12)}
+    assert spec.boxes_per_level() == (24, 96, 384)
+    assert spec.replace(input_type="uint8").input_shape == (64, 96, 3)
+    assert spec.replace(top_k=504).outputs == {"candidates": (504, 7)}
+    with pytest.raises(ModelError, match="top_k is 505, more than its 504 boxes"):
+        spec.replace(top_k=505)
+
+
 @pytest.mark.parametrize("text", ["", "{", "letterbox", "'letterbox'", "[1, 2", "[" * 100_000])
 @pytest.mark.parametrize("field", ["name", "anchors"])
 def test_not_json(field: str, text: str, make_spec: Callable[..., ModelSpec]) -> None:
@@ -147,6 +166,13 @@ WRONG: list[tuple[str, object]] = [
     ("made_with", None),
     ("made_with", "torch 2"),
     ("made_with", [2]),
+    ("input_type", None),
+    ("input_type", "int8"),
+    ("top_k", -1),
+    ("top_k", 3841),
+    ("top_k", 1.5),
+    ("top_k", False),
+    ("top_k", None),
     ("format_version", None),
     ("format_version", "1"),
     ("format_version", 1.5),

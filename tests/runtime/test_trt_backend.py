@@ -516,6 +516,25 @@ def test_an_engine_of_other_types_is_refused(machine: MakeMachine) -> None:
         TrtBackend(here.path)
 
 
+def test_an_engine_with_options(machine: MakeMachine) -> None:
+    spec = SPEC.replace(input_type="uint8", top_k=5)
+    here = machine(spec=spec)
+    with TrtBackend(here.path) as backend:
+        for count in (1, 3, 2, 11):
+            images = np.broadcast_to(np.arange(count, dtype=np.uint8).reshape(-1, 1, 1, 1), (count, 32, 32, 3))
+            (rows,) = backend.infer(images)
+            assert rows.dtype == np.float32 and rows.shape == (count, 5, 7)
+            assert np.array_equal(rows, np.broadcast_to(np.arange(count, dtype=np.float32).reshape(-1, 1, 1), rows.shape))
+        with pytest.raises(InputError, match=r"expected uint8 \['N', 32, 32, 3\], got float32"):
+            backend.infer(pictures(1))
+        uploaded = [memory.bytes.nbytes for memory in here.gpu.memory.values()]
+        assert sorted(uploaded) == [8 * 5 * 7 * 4, 8 * 32 * 32 * 3]  # a byte a pixel, and kilobytes back
+    assert here.gpu.live == []
+    here.engine.types["images"] = "FLOAT"
+    with pytest.raises(ModelError, match=r"tiny.engine: images is FLOAT, expected uint8; build it again"):
+        TrtBackend(here.path)
+
+
 # TensorRT-RTX
 
 
