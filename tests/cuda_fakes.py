@@ -287,7 +287,7 @@ class FakeContext:
         images = self.gpu.memory[self.addresses["images"]].values[: int(np.prod(shape))].reshape(shape[0], -1)
         for level, name in enumerate(name for name in self.engine.shapes if name != "images"):
             size = int(np.prod(self.engine.shapes[name][1:]))
-            values = np.repeat(images.mean(axis=1) + level, size)
+            values = np.repeat(images.mean(axis=1) + level + self.engine.offset, size)
             self.gpu.memory[self.addresses[name]].values[: values.size] = values
 
 
@@ -302,6 +302,7 @@ class FakeEngine:
         self.shapes: dict[str, tuple[int, ...]] = {name: (rows, *shape) for name, shape in inner.items()}
         self.types = dict.fromkeys(self.shapes, "FLOAT")
         self.num_io_tensors, self.is_loadable = len(self.shapes), True
+        self.offset = 0.0  # of every value
         self.complain: Callable[[str], None] = lambda line: None
         self.configs: list[Any] = []
 
