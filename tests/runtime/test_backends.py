@@ -302,6 +302,26 @@ def test_files_that_break_the_contract(
         open_file(path)
 
 
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        (b'"letterbox"', b'"letter\xff\xfe"'),
+        (b"made_with", b"made_wi\xff\xfe"),
+        (b"images", b"imag\xff\xfe"),
+        (b"p5", b"\xff5"),
+    ],
+)
+def test_texts_that_are_no_texts(
+    open_file: Callable[..., Backend], old: bytes, new: bytes, tiny_onnx: Path, tmp_path: Path
+) -> None:
+    data = tiny_onnx.read_bytes()
+    assert old in data
+    (tmp_path / "model.onnx").write_bytes(data.replace(old, new))
+    with pytest.raises(ModelError, match=r"model\.onnx: not a usable ONNX model") as caught:
+        open_file(tmp_path / "model.onnx")
+    assert "\n" not in str(caught.value)
+
+
 def errors(found: list[np.ndarray], wanted: list[np.ndarray]) -> np.ndarray:
     """Per level, the root mean square of the difference."""
     return np.array([np.sqrt(((a - b) ** 2).mean()) for a, b in zip(found, wanted)])
