@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from engine_models import mini, write_precisions
@@ -300,6 +301,23 @@ def test_files_that_break_the_contract(
     path.write_bytes(path.read_bytes()[:cut])
     with pytest.raises(ModelError, match=message):
         open_file(path)
+
+
+@pytest.mark.parametrize(("repeats", "rows"), [(2, 6), (0, 0)])
+def test_a_graph_that_gives_other_than_a_row_a_picture(
+    open_file: Callable[..., Backend], repeats: int, rows: int, tiny_onnx: Path, tmp_path: Path
+) -> None:
+    model = onnx.load(tiny_onnx)
+    next(node for node in model.graph.node if node.output[0] == "p3").output[0] = "p3_before"
+    model.graph.initializer.append(onnx.numpy_helper.from_array(np.array([repeats, 1, 1, 1]), "repeats"))
+    model.graph.node.append(onnx.helper.make_node("Tile", ["p3_before", "repeats"], ["p3"]))
+    next(item for item in model.graph.output if item.name == "p3").type.tensor_type.shape.dim[0].dim_param = "M"
+    onnx.save(model, tmp_path / "model.onnx")
+    with (
+        open_file(tmp_path / "model.onnx") as backend,
+        pytest.raises(ModelError, match=rf"output p3 is \[{rows}, 28, 8, 8\] for 3 pictures; export the model again"),
+    ):
+        backend.infer(noise(0, 3))
 
 
 @pytest.mark.parametrize(
