@@ -295,7 +295,7 @@ class FakeEngine:
     """An engine for models of this spec, with further outputs."""
 
     def __init__(self, gpu: FakeGpu, spec: ModelSpec, batch: tuple[int, int], further: dict[str, tuple[int, int, int]]) -> None:
-        self.gpu, self.batch = gpu, batch
+        self.gpu, self.batch, self.profile = gpu, batch, batch
         rows = -1 if batch[0] != batch[1] else batch[0]
         maps = {name: spec.output_shape(level) for level, name in enumerate(spec.output_names)}
         inner = {"images": (3, *spec.input_size), **maps, **further}
@@ -317,6 +317,11 @@ class FakeEngine:
 
     def get_tensor_shape(self, name: str) -> tuple[int, ...]:
         return self.shapes[name]
+
+    def get_tensor_profile_shape(self, name: str, index: int) -> list[tuple[int, ...]]:
+        assert (name, index) == ("images", 0)
+        smallest, largest = self.profile
+        return [(rows, *self.shapes[name][1:]) for rows in (smallest, smallest, largest)]
 
     def create_execution_context(self, config: Any = None) -> FakeContext:
         self.configs.append(config)

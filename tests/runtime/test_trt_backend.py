@@ -530,6 +530,15 @@ def test_an_engine_that_is_not_as_its_manifest_promises_is_refused(
     assert here.gpu.log == []
 
 
+@pytest.mark.parametrize("profile", [(1, 4), (2, 8), (1, 16)])
+def test_an_engine_of_other_batch_sizes_is_refused(profile: tuple[int, int], machine: MakeMachine) -> None:
+    here = machine()
+    here.engine.profile = profile
+    with pytest.raises(ModelError, match=rf"takes {profile[0]} to {profile[1]} pictures, its manifest says 1 to 8; build it"):
+        TrtBackend(here.path)
+    assert here.gpu.log == []
+
+
 def test_an_engine_of_other_types_is_refused(machine: MakeMachine) -> None:
     here = machine()
     here.engine.types["p4"] = "HALF"
