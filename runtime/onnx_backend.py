@@ -106,7 +106,7 @@ class OnnxBackend:
             raise ModelError(f"the model failed to run on {list(images.shape)} ({telling_line(error)})") from error
         for name, output in zip(names, outputs):
             if len(output) != len(images):  # all that a file's signature leaves open
-                raise ModelError(f"output {name} is {list(output.shape)} for {len(images)} pictures; export the model again")
+                raise ModelError(f"output {name} is {list(output.shape)} for a batch of {len(images)}; export the model again")
         return outputs
 
     def close(self) -> None:
