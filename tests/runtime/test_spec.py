@@ -199,6 +199,40 @@ def test_a_refusal_quotes_little_of_what_it_refuses(field: str, value: object, m
     assert len(str(caught.value)) < 300
 
 
+JSON = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text(st.characters(), max_size=5)
+    | st.sampled_from([2**60, 10**400]),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=12,
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    specs(),
+    st.dictionaries(st.sampled_from(FIELDS), st.none() | JSON.map(json.dumps) | st.text(max_size=20), min_size=1, max_size=3),
+)
+def test_tampered_metadata_is_read_as_it_is_or_refused(spec: ModelSpec, changes: dict[str, str | None]) -> None:
+    metadata = {key: text for key, text in {**spec.to_metadata(), **changes}.items() if text is not None}
+    message = ""
+    try:
+        found = ModelSpec.from_metadata(metadata)
+    except ModelError as error:
+        message = str(error)
+    if message:
+        assert "\n" not in message and len(message) < 500
+    else:
+        assert ModelSpec.from_metadata(found.to_metadata()) == found
+        if found.format_version == json.loads(metadata["format_version"]):  # else it was brought up to date
+            assert {key: json.loads(text) for key, text in found.to_metadata().items()} == {
+                key: json.loads(metadata[key]) for key in FIELDS
+            }
+
+
 def test_a_newer_format_names_both_versions(make_spec: Callable[..., ModelSpec]) -> None:
     metadata = {**make_spec().to_metadata(), "format_version": "99", "anchors": json.dumps("of another kind")}
     with pytest.raises(ModelError, match=f"has format 99, this code reads up to {FORMAT_VERSION}; update the code"):
