@@ -407,7 +407,7 @@ def test_bad_arguments(arguments: list[str], command: Command) -> None:
     assert (code, out) == (2, "") and re.fullmatch(r"error: .*; see python -m runtime\.detect --help\n", err)
 
 
-@pytest.mark.parametrize("arguments", [("--engine", "a\n\x1b[2Jb.onnx"), ("--engine", "a.onnx", "--conf", "a\n\x1b[2Jb")])
+@pytest.mark.parametrize("arguments", [("--engine", "a\n\x1b[2Jb.onnx"), ("--engine", "a.onnx", "a\n\x1b[2Jb")])
 def test_an_error_is_one_line_whatever_it_quotes(arguments: tuple[str, ...], command: Command, good: Path) -> None:
     code, _, err = command(main, *arguments, "--source", good, "--json")
     assert code == 2 and "a\\n\\x1b[2Jb" in err and err.count("\n") == 1 and "\x1b" not in err
