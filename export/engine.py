@@ -89,9 +89,9 @@ def _is_made_from(engine: Path, model: Path, flavour: str) -> bool:
         manifest = read_manifest(manifest_path(engine))
     except InputError:
         return False
-    names = [(engine.parent / item.name).resolve() for item in manifest.made_from]
+    names = [os.path.realpath(engine.parent / item.name) for item in manifest.made_from]
     details: Any = manifest.details.get("engine")
-    return model.resolve() in names and isinstance(details, dict) and details.get("flavour") == flavour
+    return os.path.realpath(model) in names and isinstance(details, dict) and details.get("flavour") == flavour
 
 
 def check_signature(path: Path, network: Any, spec: ModelSpec) -> int | None:

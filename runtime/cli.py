@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +17,7 @@ from runtime.errors import DetectorError, InputError
 from runtime.opening import BACKENDS
 
 INTERRUPTED = 130  # what shells report for a program ended by Ctrl-C
+_BREAKS = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")  # what would break a line, or command a terminal
 
 
 def run(main: Callable[[], int]) -> NoReturn:
@@ -26,7 +28,7 @@ def run(main: Callable[[], int]) -> NoReturn:
         code = main()
         sys.stdout.flush()
     except DetectorError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {_line(error)}", file=sys.stderr)
         code = error.exit_code
     except BrokenPipeError:  # the reader of our output left, as `| head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -35,7 +37,7 @@ def run(main: Callable[[], int]) -> NoReturn:
         print("error: out of memory; try a smaller --batch or --size", file=sys.stderr)
         code = InputError.exit_code
     except OSError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {_line(error)}", file=sys.stderr)
         code = InputError.exit_code
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
@@ -43,11 +45,16 @@ def run(main: Callable[[], int]) -> NoReturn:
     sys.exit(code)
 
 
+def _line(message: object) -> str:
+    """A message as one line, whatever it quotes of names of files or of their content."""
+    return _BREAKS.sub(lambda found: repr(found.group())[1:-1], str(message))
+
+
 class _Parser(argparse.ArgumentParser):
     """A parser that answers wrong usage in one line, as everything else is answered."""
 
     def error(self, message: str) -> NoReturn:
-        self.exit(InputError.exit_code, f"error: {message}; see {self.prog} --help\n")
+        self.exit(InputError.exit_code, f"error: {_line(message)}; see {self.prog} --help\n")
 
 
 def parser(module: str, description: str, example: str) -> argparse.ArgumentParser:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import re
+import reprlib
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Optional
@@ -17,6 +19,7 @@ from runtime.tensorrt_adapter import FLAVOURS, TensorRT
 
 log = logging.getLogger(__name__)
 
+_LARGEST_BATCH = 1 << 16  # beyond what any GPU has memory for
 _AMPERE = (8, 0)
 _RTX_GPUS, _RTX_FROM = ((8, 0), (8, 6), (8, 9)), (12, 0)  # by NVIDIA's documentation
 
@@ -53,7 +56,8 @@ class EngineFacts:
         )
         batch = ",".join(map(str, self.batch))
         return (
-            f"build it again here with `python -m export.engine --onnx {self.onnx} --output {self.path}"
+            f"build it again here with `python -m export.engine --onnx {shlex.quote(self.onnx)}"
+            f" --output {shlex.quote(str(self.path))}"
             f" --flavour {self.flavour} --batch {batch}{flags}`"
         )
 
@@ -90,11 +94,12 @@ def read_facts(path: Path) -> EngineFacts:
 def _parse(path: Path, manifest: Manifest) -> EngineFacts:
     facts: Any = manifest.details["engine"]
     smallest, usual, largest = batch = tuple(facts["batch"][key] for key in ("min", "opt", "max"))
-    if any(type(size) is not int for size in batch) or not 1 <= smallest <= usual <= largest:
-        raise ValueError(f"batch {facts['batch']}")
+    if any(type(size) is not int for size in batch) or not 1 <= smallest <= usual <= largest <= _LARGEST_BATCH:
+        raise ValueError(f"batch {reprlib.repr(facts['batch'])}")
     flavour, version, name, capability = (facts[key] for key in ("flavour", "version", "gpu", "compute_capability"))
     if flavour not in FLAVOURS or not _numbers(version) or (capability is not None and len(_numbers(capability)) != 2):
-        raise ValueError(f"flavour {flavour!r}, version {version!r}, compute capability {capability!r}")
+        found = ", ".join(map(reprlib.repr, (flavour, version, capability)))
+        raise ValueError(f"flavour, version and compute capability {found}")
     onnx = [item.name for item in manifest.made_from if item.role == "onnx"]
     return EngineFacts(
         path=path,

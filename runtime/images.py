@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import stat
 from pathlib import Path
 from typing import Optional
 
@@ -11,10 +12,15 @@ from numpy.typing import NDArray
 
 from runtime.errors import InputError, OutputError
 from runtime.files import PathLike, replacing
+from runtime.picture_size import claimed_size
 
 Image = NDArray[np.uint8]
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".jpe", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm"})
+MAX_PIXELS = 1 << 28
+"""Of a picture that is read: 16384 x 16384, 0.8 GB, twice that while it is decoded. (Kinds of files that are not in
+`IMAGE_SUFFIXES` are read as far as OpenCV does, which stops at four times that.)"""
+_LARGEST_FILE = 8 * MAX_PIXELS  # four channels of 16 bits, not compressed
 
 
 def read_image(path: PathLike, size: Optional[tuple[int, int]] = None) -> Image:
@@ -25,16 +31,14 @@ def read_image(path: PathLike, size: Optional[tuple[int, int]] = None) -> Image:
             picture as stored, before the EXIF rotation; where only that frame fits `size`, the picture is left unrotated.
 
     Raises:
-        InputError: missing, empty, truncated or not a picture, or of another size than `size`.
+        InputError: missing, empty, truncated or not a picture, of more than `MAX_PIXELS`, or of another size than `size`.
     """
-    try:
-        data = Path(path).read_bytes()
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror or error})") from error
+    data = _read(path)
     if not data:
         raise InputError(f"{path}: the file is empty")
     if _is_truncated(data):
         raise InputError(f"{path}: the picture is truncated")
+    _check_size(path, data)
     image = _decode(path, data, cv2.IMREAD_COLOR)
     if size is not None and (image.shape[1], image.shape[0]) != size:
         stored = _decode(path, data, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
@@ -44,6 +48,31 @@ def read_image(path: PathLike, size: Optional[tuple[int, int]] = None) -> Image:
             )
         image = stored
     return image
+
+
+def _read(path: PathLike) -> bytes:
+    try:
+        status = Path(path).stat()
+        if not stat.S_ISREG(status.st_mode):
+            raise InputError(f"{path}: cannot be read (not a file)")
+        if status.st_size > _LARGEST_FILE:
+            raise InputError(f"{path}: the file has {status.st_size / 1e9:.1f} GB, at most {_LARGEST_FILE / 1e9:.1f} are read")
+        return Path(path).read_bytes()
+    except (OSError, ValueError) as error:  # the latter for a name that no file can have
+        raise InputError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})") from error
+
+
+def _check_size(path: PathLike, data: bytes) -> None:
+    """Raise InputError for a picture too large to be decoded, by what its header claims."""
+    try:
+        width, height = claimed_size(data) or (1, 1)
+    except ValueError as error:
+        raise InputError(f"{path}: not a picture that can be decoded ({error})") from error
+    if width * height > MAX_PIXELS:
+        raise InputError(
+            f"{path}: the picture is {width}x{height}, at most {MAX_PIXELS // 10**6} million pixels are read;"
+            " scale it down, or cut it into parts"
+        )
 
 
 def _decode(path: PathLike, data: bytes, flags: int) -> Image:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import reprlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +16,8 @@ from runtime.spec import ModelSpec
 
 _KIND = "yolov3-asff-manifest"
 _VERSION = 1
+_LARGEST = 32 << 20
+"""Bytes that are read of a manifest: room for the names of 200,000 calibration pictures."""
 
 
 @dataclass(frozen=True)
@@ -80,39 +84,68 @@ def read_manifest(path: PathLike) -> Manifest:
 
     Raises:
         InputError: no such file.
-        ModelError: not JSON, not a manifest, of a newer version, or a field is missing or of a wrong type.
+        ModelError: too large, not JSON, not a manifest, of a newer version, or a field is missing or of a wrong type.
     """
     if not Path(path).is_file():
         raise InputError(f"{path}: no such manifest")
     try:
-        return _parse(json.loads(Path(path).read_text(encoding="utf-8")))
+        return _parse(_load(Path(path)))
     except ModelError as error:
         raise ModelError(f"{path}: {error}") from error
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise ModelError(f"{path}: not a manifest that can be read ({type(error).__name__}: {error})") from error
+
+
+def _load(path: Path) -> Any:
+    with open(path, "rb") as file:
+        content = file.read(_LARGEST + 1)
+    if len(content) > _LARGEST:
+        raise ModelError(f"not a manifest: larger than {_LARGEST >> 20} MB")
+    return json.loads(content.decode("utf-8"), object_pairs_hook=_object)
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object. Which of two values of one key counts would depend on the reader."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("a key is given twice")
+    return found
 
 
 def _parse(content: Any) -> Manifest:
     if not isinstance(content, dict) or content.get("kind") != _KIND:
         raise ModelError("not a manifest of this project; expected the .json written beside an exported file")
-    if content["version"] != _VERSION:
-        raise ModelError(f"manifest version {content['version']!r}, this code reads {_VERSION}")
-    spec = ModelSpec.from_metadata({key: json.dumps(value) for key, value in content["spec"].items()})
+    version = content["version"]
+    if type(version) is not int or version != _VERSION:
+        raise ModelError(f"manifest version {reprlib.repr(version)}, this code reads {_VERSION}; update the code")
+    spec = ModelSpec.from_metadata({key: json.dumps(value) for key, value in _mapping(content["spec"]).items()})
     sources = tuple(Source(*(_text(item[key]) for key in ("role", "name", "sha256"))) for item in content["made_from"])
-    file, details = content["file"], content["details"]
-    if not isinstance(details, dict):
-        raise TypeError("details must be an object")
-    return Manifest(_text(file["name"]), _text(file["sha256"]), int(file["bytes"]), spec, sources, details)
+    file = _mapping(content["file"])
+    name, size = _text(file["name"]), file["bytes"]
+    if not name or Path(name).name != name or type(size) is not int or size < 0:
+        raise ValueError(f"file {reprlib.repr(name)} of {reprlib.repr(size)} bytes; expected one beside its manifest")
+    return Manifest(name, _text(file["sha256"]), size, spec, sources, _mapping(content["details"]))
 
 
 def _text(value: Any) -> str:
     if not isinstance(value, str):
         raise TypeError(f"expected a text, got {type(value).__name__}")
+    if "\0" in value:
+        raise ValueError(f"{reprlib.repr(value)} is no name of a file")
+    return value
+
+
+def _mapping(value: Any) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise TypeError(f"expected an object, got {type(value).__name__}")
     return value
 
 
 def find_changes(path: PathLike) -> list[str]:
-    """What is no longer as a manifest says, a line each: the exported file, and those of its sources that are still there."""
+    """What is no longer as a manifest says, a line each: the exported file, and those of its sources that are still there.
+
+    A source may lie anywhere: it is hashed, and nothing else is done with it.
+    """
     manifest, folder = read_manifest(path), Path(path).resolve().parent
     file = folder / manifest.name
     if not file.is_file():
@@ -120,6 +153,11 @@ def find_changes(path: PathLike) -> list[str]:
     found = [] if sha256(file) == manifest.sha256 else [f"{file}: changed since it was made; make it again"]
     for item in manifest.made_from:
         origin = folder / item.name
-        if origin.is_file() and sha256(origin) != item.sha256:
+        if _is_readable(origin) and sha256(origin) != item.sha256:
             found.append(f"{origin} ({item.role}): changed since {manifest.name} was made from it")
     return found
+
+
+def _is_readable(path: Path) -> bool:
+    """Whether this is a file that may be read; a name that no file can have is none."""
+    return os.path.isfile(path) and os.access(path, os.R_OK)

@@ -101,9 +101,13 @@ class OnnxBackend:
             raise ModelError("the model was closed; open it again")
         check_images(images, self._spec, self._batch_size)
         try:
-            return compute(names, images)
+            outputs = compute(names, images)
         except Exception as error:  # every library raises a different type for every way a run can fail
             raise ModelError(f"the model failed to run on {list(images.shape)} ({telling_line(error)})") from error
+        for name, output in zip(names, outputs):
+            if len(output) != len(images):  # all that a file's signature leaves open
+                raise ModelError(f"output {name} is {list(output.shape)} for a batch of {len(images)}; export the model again")
+        return outputs
 
     def close(self) -> None:
         """Free the model; a run in another thread ends first."""

@@ -48,14 +48,15 @@ class OpenVinoBackend(OnnxBackend):
             model = _read(path)
             signed = _quantises_to_signed(model)
             compiled = core.compile_model(model, "CPU", _options(precision, signed))
+            metadata, inputs, outputs = _metadata(model), list(_ports(model.inputs)), list(_ports(model.outputs))
         except Exception as error:  # openvino raises RuntimeError and others for whatever is wrong with a file
             raise ModelError(f"{path}: not a usable ONNX model ({telling_line(error)})") from error
         super().__init__(
             path,
             f"OpenVINO {openvino.__version__.split('-')[0]}, CPU, {precision}{' for 8-bit operators too' if signed else ''}",
-            _metadata(model),
-            list(_ports(model.inputs)),
-            list(_ports(model.outputs)),
+            metadata,
+            inputs,
+            outputs,
             _Requests(compiled).run,
         )
 

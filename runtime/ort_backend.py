@@ -63,14 +63,12 @@ class OrtBackend(OnnxBackend):
             outputs: list[NDArray[np.float32]] = session.run(list(names), {INPUT_NAME: images})
             return outputs
 
-        super().__init__(
-            path,
-            f"ONNX Runtime {onnxruntime.__version__}, {first}",
-            session.get_modelmeta().custom_metadata_map,
-            [_port(item) for item in session.get_inputs()],
-            [_port(item) for item in session.get_outputs()],
-            compute,
-        )
+        try:
+            metadata = session.get_modelmeta().custom_metadata_map
+            inputs, outputs = ([_port(item) for item in items] for items in (session.get_inputs(), session.get_outputs()))
+        except UnicodeDecodeError as error:
+            raise ModelError(f"{path}: not a usable ONNX model (a text in it is not UTF-8)") from error
+        super().__init__(path, f"ONNX Runtime {onnxruntime.__version__}, {first}", metadata, inputs, outputs, compute)
 
 
 def _import() -> Any:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import sys
+import re
+import reprlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -24,6 +25,12 @@ CANDIDATES_NAME = "candidates"
 CANDIDATE_COLUMNS = ("x", "y", "width", "height", "score", "class", "place")
 """What a row of the output `candidates` holds; see docs/contract.md."""
 _LARGEST_STEP = 32  # of input sizes: RetinaNet's levels beyond stride 32 round their maps up
+# Bounds that no model comes near, so that a damaged description cannot ask for more memory than there is, or for numbers
+# that float32 does not hold.
+_LARGEST_SIDE = 8192  # of inputs and cells, in pixels
+_MOST_VALUES = 1 << 30  # in the raw maps of one picture: 4 GB
+_LARGEST_NUMBER = 1e6  # of anchors, means and deviations
+_UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")  # control characters, and halves of characters
 
 # What a description of each older format does not say, because there was only one way then.
 _ADDED: dict[str, dict[str, Any]] = {"1": {"head": "yolo"}, "2": {"input_type": "float32", "top_k": 0}}
@@ -83,7 +90,7 @@ class ModelSpec:
 
     def __post_init__(self) -> None:
         for problem in _problems(self):
-            raise ModelError(f"model description of {self.name!r}: {problem}")
+            raise ModelError(f"model description of {reprlib.repr(self.name)}: {problem}")
 
     @property
     def num_classes(self) -> int:
@@ -158,7 +165,8 @@ class ModelSpec:
         version = values["format_version"]
         if not _is_count(version) or version > FORMAT_VERSION:
             raise ModelError(
-                f"its model description has format {version!r}, this code reads up to {FORMAT_VERSION}; update the code"
+                f"its model description has format {reprlib.repr(version)}, this code reads up to {FORMAT_VERSION};"
+                " update the code"
             )
         return cls(**values)
 
@@ -178,8 +186,12 @@ def freeze(value: Any) -> Any:
 
 
 def _is_number(value: Any) -> bool:
-    # Compared rather than passed to isfinite, which cannot take a whole number beyond the floats.
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
+    # Not a number is not at most anything.
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= _LARGEST_NUMBER
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) and not _UNPRINTABLE.search(value)
 
 
 def _is_tuple_of(value: Any, check: Any, length: int = 0) -> bool:
@@ -198,36 +210,47 @@ def _is_count(value: Any) -> bool:
     return _is_whole(value) and value > 0
 
 
+def _is_side(value: Any) -> bool:
+    return _is_count(value) and value <= _LARGEST_SIDE
+
+
 def _problems(spec: ModelSpec) -> list[str]:
     """What is wrong with a spec, in words; metadata comes from files, so types are checked as well as values."""
     texts = (spec.name, spec.source_sha256, spec.head, spec.resize, spec.color, spec.precision, spec.input_type)
     checks = [
         (
-            all(isinstance(text, str) for text in texts),
-            "name, source_sha256, head, resize, color, precision and input_type must be texts",
+            all(map(_is_text, texts)),
+            "name, source_sha256, head, resize, color, precision and input_type must be texts that can be printed",
         ),
-        (_is_tuple_of(spec.class_names, lambda name: isinstance(name, str)), "class_names must be a list of texts"),
+        (_is_tuple_of(spec.class_names, _is_text), "class_names must be a list of texts that can be printed"),
         (
-            _is_tuple_of(spec.strides, lambda stride: _is_count(stride) and stride & (stride - 1) == 0),
-            "strides must be powers of 2",
+            _is_tuple_of(spec.strides, lambda stride: _is_side(stride) and stride & (stride - 1) == 0)
+            and len(set(spec.strides)) == len(spec.strides),
+            f"strides must be different powers of 2, at most {_LARGEST_SIDE}",
         ),
-        (_is_tuple_of(spec.input_size, _is_count, 2), "input_size must be (height, width) in pixels"),
+        (_is_tuple_of(spec.input_size, _is_side, 2), f"input_size must be (height, width) in pixels, at most {_LARGEST_SIDE}"),
         (
             _is_tuple_of(spec.anchors, lambda level: _is_tuple_of(level, _is_anchor)),
-            "anchors must list (width, height) pairs of positive numbers for each level",
+            f"anchors must list (width, height) pairs of positive numbers, at most {_LARGEST_NUMBER:g}, for each level",
         ),
-        (spec.head in HEADS, f"head is {spec.head!r}, expected one of {', '.join(HEADS)}"),
-        (spec.resize in RESIZE_MODES, f"resize is {spec.resize!r}, expected one of {', '.join(RESIZE_MODES)}"),
-        (spec.color in COLORS, f"color is {spec.color!r}, expected one of {', '.join(COLORS)}"),
-        (spec.precision in PRECISIONS, f"precision is {spec.precision!r}, expected one of {', '.join(PRECISIONS)}"),
-        (spec.input_type in INPUT_TYPES, f"input_type is {spec.input_type!r}, expected one of {', '.join(INPUT_TYPES)}"),
+        (spec.head in HEADS, f"head is {reprlib.repr(spec.head)}, expected one of {', '.join(HEADS)}"),
+        (spec.resize in RESIZE_MODES, f"resize is {reprlib.repr(spec.resize)}, expected one of {', '.join(RESIZE_MODES)}"),
+        (spec.color in COLORS, f"color is {reprlib.repr(spec.color)}, expected one of {', '.join(COLORS)}"),
+        (spec.precision in PRECISIONS, f"precision is {reprlib.repr(spec.precision)}, expected one of {', '.join(PRECISIONS)}"),
+        (_is_tuple_of(spec.mean, _is_number, 3), f"mean must be 3 numbers of at most {_LARGEST_NUMBER:g}"),
+        (
+            _is_tuple_of(spec.std, lambda value: _is_number(value) and value >= 1 / _LARGEST_NUMBER, 3),
+            f"std must be 3 numbers from {1 / _LARGEST_NUMBER:g} to {_LARGEST_NUMBER:g}",
+        ),
+        (
+            spec.input_type in INPUT_TYPES,
+            f"input_type is {reprlib.repr(spec.input_type)}, expected one of {', '.join(INPUT_TYPES)}",
+        ),
         (_is_whole(spec.top_k) and spec.top_k <= MOST_CANDIDATES, f"top_k must be in 0-{MOST_CANDIDATES}"),
-        (_is_tuple_of(spec.mean, _is_number, 3), "mean must be 3 numbers"),
-        (_is_tuple_of(spec.std, lambda value: _is_number(value) and value > 0, 3), "std must be 3 positive numbers"),
         (_is_number(spec.pad_value) and 0 <= spec.pad_value <= 255, "pad_value must be in 0-255"),
         (_is_number(spec.score_threshold) and 0 <= spec.score_threshold <= 1, "score_threshold must be in 0-1"),
         (_is_number(spec.nms_threshold) and 0 < spec.nms_threshold <= 1, "nms_threshold must be above 0 and at most 1"),
-        (isinstance(spec.made_with, tuple) and all(isinstance(v, str) for v in spec.made_with), "made_with must list texts"),
+        (isinstance(spec.made_with, tuple) and all(map(_is_text, spec.made_with)), "made_with must list texts"),
     ]
     problems = [message for passed, message in checks if not passed]
     if not problems and len(spec.anchors) != len(spec.strides):
@@ -236,6 +259,10 @@ def _problems(spec: ModelSpec) -> list[str]:
         (height, width), step = spec.input_size, min(max(spec.strides), _LARGEST_STEP)
         if height % step or width % step:
             problems.append(f"input size {height}x{width} is not a multiple of {step} in both directions")
-    if not problems and spec.top_k > sum(spec.boxes_per_level()):
-        problems.append(f"top_k is {spec.top_k}, more than its {sum(spec.boxes_per_level())} boxes")
+    if not problems:
+        values = sum(math.prod(spec.map_shape(level)) for level in range(len(spec.strides)))
+        if values > _MOST_VALUES:
+            problems.append(f"its maps would hold {values} values a picture, at most {_MOST_VALUES} are taken")
+        elif spec.top_k > sum(spec.boxes_per_level()):
+            problems.append(f"top_k is {spec.top_k}, more than its {sum(spec.boxes_per_level())} boxes")
     return problems

@@ -259,4 +259,10 @@ def _check_signature(facts: EngineFacts, trt: TensorRT, engine: Any) -> None:
         raise ModelError(
             f"{path}: expected one input {INPUT_NAME!r} {[batch, *spec.input_shape]}, found {found}; {facts.remedy}"
         )
+    if shapes[INPUT_NAME][0] == -1:
+        first, *_, last = (shape[0] for shape in engine.get_tensor_profile_shape(INPUT_NAME, 0))
+        if (first, last) != (smallest, largest):
+            raise ModelError(
+                f"{path}: takes {first} to {last} pictures, its manifest says {smallest} to {largest}; {facts.remedy}"
+            )
     check_outputs(path, spec, outputs, [shapes[name] for name in outputs])

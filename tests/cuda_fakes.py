@@ -298,19 +298,20 @@ class FakeContext:
         for number, name in enumerate(name for name in self.engine.shapes if name != "images"):
             inner = self.engine.shapes[name][1:]
             target = self.gpu.memory[self.addresses[name]].array((shape[0], *inner), np.float32)
-            target[:] = (means + number).reshape(-1, *(1 for _ in inner))
+            target[:] = (means + number + self.engine.offset).reshape(-1, *(1 for _ in inner))
 
 
 class FakeEngine:
     """An engine for models of this spec, with further outputs."""
 
     def __init__(self, gpu: FakeGpu, spec: ModelSpec, batch: tuple[int, int], further: dict[str, tuple[int, int, int]]) -> None:
-        self.gpu, self.batch = gpu, batch
+        self.gpu, self.batch, self.profile = gpu, batch, batch
         rows = -1 if batch[0] != batch[1] else batch[0]
         inner = {"images": spec.input_shape, **spec.outputs, **further}
         self.shapes: dict[str, tuple[int, ...]] = {name: (rows, *shape) for name, shape in inner.items()}
         self.types = {**dict.fromkeys(self.shapes, "FLOAT"), "images": "UINT8" if spec.input_type == "uint8" else "FLOAT"}
         self.num_io_tensors, self.is_loadable = len(self.shapes), True
+        self.offset = 0.0  # of every value
         self.complain: Callable[[str], None] = lambda line: None
         self.configs: list[Any] = []
 
@@ -325,6 +326,11 @@ class FakeEngine:
 
     def get_tensor_shape(self, name: str) -> tuple[int, ...]:
         return self.shapes[name]
+
+    def get_tensor_profile_shape(self, name: str, index: int) -> list[tuple[int, ...]]:
+        assert (name, index) == ("images", 0)
+        smallest, largest = self.profile
+        return [(rows, *self.shapes[name][1:]) for rows in (smallest, smallest, largest)]
 
     def create_execution_context(self, config: Any = None) -> FakeContext:
         self.configs.append(config)

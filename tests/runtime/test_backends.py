@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import logging
+import os
 import re
 import sys
 import threading
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from engine_models import mini, write_precisions
@@ -300,6 +302,65 @@ def test_files_that_break_the_contract(
     path.write_bytes(path.read_bytes()[:cut])
     with pytest.raises(ModelError, match=message):
         open_file(path)
+
+
+@pytest.mark.parametrize(("repeats", "rows"), [(2, 6), (0, 0)])
+def test_a_graph_that_gives_other_than_a_row_a_picture(
+    open_file: Callable[..., Backend], repeats: int, rows: int, tiny_onnx: Path, tmp_path: Path
+) -> None:
+    model = onnx.load(tiny_onnx)
+    next(node for node in model.graph.node if node.output[0] == "p3").output[0] = "p3_before"
+    model.graph.initializer.append(onnx.numpy_helper.from_array(np.array([repeats, 1, 1, 1]), "repeats"))
+    model.graph.node.append(onnx.helper.make_node("Tile", ["p3_before", "repeats"], ["p3"]))
+    next(item for item in model.graph.output if item.name == "p3").type.tensor_type.shape.dim[0].dim_param = "M"
+    onnx.save(model, tmp_path / "model.onnx")
+    with (
+        open_file(tmp_path / "model.onnx") as backend,
+        pytest.raises(ModelError, match=rf"output p3 is \[{rows}, 28, 8, 8\] for a batch of 3; export the model again"),
+    ):
+        backend.infer(noise(0, 3))
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        (b'"letterbox"', b'"letter\xff\xfe"'),
+        (b"made_with", b"made_wi\xff\xfe"),
+        (b"images", b"imag\xff\xfe"),
+        (b"p5", b"\xff5"),
+    ],
+)
+def test_texts_that_are_no_texts(
+    open_file: Callable[..., Backend], old: bytes, new: bytes, tiny_onnx: Path, tmp_path: Path
+) -> None:
+    data = tiny_onnx.read_bytes()
+    assert old in data
+    (tmp_path / "model.onnx").write_bytes(data.replace(old, new))
+    with pytest.raises(ModelError, match=r"model\.onnx: not a usable ONNX model") as caught:
+        open_file(tmp_path / "model.onnx")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="tells open files by /proc, which only Linux has")
+def test_a_refused_file_is_let_go_of(
+    open_file: Callable[..., Backend], make_spec: Callable[..., ModelSpec], write_onnx: Callable[..., Path], tmp_path: Path
+) -> None:
+    write_onnx(tmp_path / "foreign.onnx", metadata={})
+    write_onnx(tmp_path / "classes.onnx", metadata=make_spec(class_names=("a", "b", "c")).to_metadata())
+    (tmp_path / "cut.onnx").write_bytes((tmp_path / "foreign.onnx").read_bytes()[:1000])
+    with open(tmp_path / "cut.onnx"):
+        assert held(tmp_path) == [str(tmp_path / "cut.onnx")]
+    for path in tmp_path.iterdir():
+        with pytest.raises(ModelError):
+            open_file(path)
+        assert held(tmp_path) == []
+
+
+def held(folder: Path) -> list[str]:
+    """Files of a folder that this process has open or mapped."""
+    open_ones = [os.path.realpath(link) for link in Path("/proc/self/fd").iterdir()]
+    mapped = [line.split(maxsplit=5)[-1] for line in Path("/proc/self/maps").read_text().splitlines()]
+    return [name for name in (*open_ones, *mapped) if name.startswith(f"{folder.resolve()}/")]
 
 
 def errors(found: list[np.ndarray], wanted: list[np.ndarray]) -> np.ndarray:

@@ -238,6 +238,25 @@ def test_a_bad_source(
     assert message in one_error(err)
 
 
+@pytest.mark.parametrize(("width", "height"), [(1, 1), (20_000, 1), (1, 20_000)])
+def test_thin_pictures(width: int, height: int, command: Command, tiny_onnx: Path, tmp_path: Path) -> None:
+    for name in ("a.png", "a.jpg"):
+        write_image(tmp_path / name, white(width, height))
+        code, out, _ = command(main, "--engine", tiny_onnx, "--source", tmp_path / name, "--output", tmp_path / "out", "--json")
+        (record,) = lines(out)
+        assert (code, record["width"], record["height"]) == (0, width, height)
+        assert read_image(tmp_path / "out" / name).shape == (height, width, 3)
+
+
+def test_a_picture_larger_than_memory_is_skipped(command: Command, tiny_onnx: Path, good: Path) -> None:
+    (good.parent / "huge.ppm").write_bytes(b"P6 60000 60000 255\n")
+    code, out, err = command(main, "--engine", tiny_onnx, "--source", good.parent, "--json")
+    assert code == 0 and len(lines(out)) == 1
+    assert "skipped: " in err and "huge.ppm: the picture is 60000x60000, at most 268 million pixels are read" in err
+    code, out, err = command(main, "--engine", tiny_onnx, "--source", good.parent / "huge.ppm", "--json")
+    assert (code, out) == (2, "") and "huge.ppm: the picture is 60000x60000" in one_error(err)
+
+
 def test_output_that_cannot_be_written(command: Command, tiny_onnx: Path, good: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     for output in (tmp_path / "file", tmp_path / "file" / "below"):
@@ -386,6 +405,12 @@ def test_a_model_that_answers_nan_is_damaged(command: Command, tiny_onnx: Path, 
 def test_bad_arguments(arguments: list[str], command: Command) -> None:
     code, out, err = command(main, *arguments)
     assert (code, out) == (2, "") and re.fullmatch(r"error: .*; see python -m runtime\.detect --help\n", err)
+
+
+@pytest.mark.parametrize("arguments", [("--engine", "a\n\x1b[2Jb.onnx"), ("--engine", "a.onnx", "a\n\x1b[2Jb")])
+def test_an_error_is_one_line_whatever_it_quotes(arguments: tuple[str, ...], command: Command, good: Path) -> None:
+    code, _, err = command(main, *arguments, "--source", good, "--json")
+    assert code == 2 and "a\\n\\x1b[2Jb" in err and err.count("\n") == 1 and "\x1b" not in err
 
 
 def test_an_iou_of_zero_is_refused(command: Command, tiny_onnx: Path, good: Path) -> None:

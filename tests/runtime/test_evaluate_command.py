@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 
 from runtime.evaluate import main
@@ -96,6 +97,18 @@ def test_unreadable_pictures(command: Command, tiny_onnx: Path, data: Path) -> N
     assert code == 0 and out.splitlines()[-1] == "2 images, 1 skipped, 2 detections"
     code, out, err = command(main, "--engine", tiny_onnx, "--data", data, "--strict")
     assert (code, out) == (2, "") and err.startswith("error: ") and "900000000000.png" in err
+
+
+def test_a_model_that_answers_nan_is_damaged(command: Command, tiny_onnx: Path, data: Path, tmp_path: Path) -> None:
+    model = onnx.load(tiny_onnx)
+    for tensor in model.graph.initializer:
+        if tensor.name == "p4_b":
+            tensor.CopyFrom(onnx.numpy_helper.from_array(np.full([*tensor.dims], np.nan, np.float32), "p4_b"))
+    onnx.save(model, tmp_path / "nan.onnx")
+    results = tmp_path / "results.json"
+    code, out, err = command(main, "--engine", tmp_path / "nan.onnx", "--data", data, "--coco-results", results)
+    assert (code, out, results.exists()) == (2, "", False)
+    assert err == "error: output p4 holds values that are not numbers; the model is damaged\n"
 
 
 @pytest.mark.parametrize("names", [("bell", "dot"), ("dot", "ring", "cat")])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import os
 import struct
 import zlib
 from collections.abc import Callable
@@ -12,9 +13,12 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from runtime.errors import InputError
 from runtime.images import read_image, write_image
+from runtime.picture_size import claimed_size
 
 # 40x24 Adobe CMYK: left half red (0, 255, 255, 0), right half blue (255, 255, 0, 0).
 CMYK_JPEG = base64.b64decode(
@@ -220,6 +224,135 @@ def test_garbage_after_a_good_picture_is_ignored(tmp_path: Path, suffix: str, ga
 def test_a_second_picture_in_the_same_file_is_ignored(tmp_path: Path) -> None:
     first, second = encode(".jpg", SMALL), encode(".jpg", PICTURE)  # as phones append a depth map
     assert read_image(saved(tmp_path / "a.jpg", first + second)).shape == SMALL.shape
+
+
+# --- sizes
+
+
+KINDS = {
+    kind: encode(suffix, SMALL, *options)
+    for kind, suffix, *options in (
+        ("jpeg", ".jpg"),
+        ("progressive", ".jpg", cv2.IMWRITE_JPEG_PROGRESSIVE, 1),
+        ("png", ".png"),
+        ("bmp", ".bmp"),
+        ("webp", ".webp", cv2.IMWRITE_WEBP_QUALITY, 80),
+        ("webp lossless", ".webp", cv2.IMWRITE_WEBP_QUALITY, 101),
+        ("tiff", ".tif"),
+        ("ppm", ".ppm"),
+    )
+}
+KINDS["webp extended"] = (
+    KINDS["webp"][:4] + struct.pack("<I", len(KINDS["webp"]) + 10) + b"WEBPVP8X" + bytes((10, 0, 0, 0, 0, 0, 0, 0))
+    + bytes((23, 0, 0, 15, 0, 0)) + KINDS["webp"][12:]
+)  # fmt: skip
+KINDS["ppm comment"] = KINDS["ppm"].replace(b"P6\n", b"P6\n# 60000 60000\n#\n")
+KINDS["jpeg garbage"] = KINDS["jpeg"][:20] + b"\0\xff\0\xff" + KINDS["jpeg"][20:]  # which decoders skip
+KINDS["bmp top down"] = KINDS["bmp"][:22] + struct.pack("<i", -16) + KINDS["bmp"][26:]
+
+
+def tiff_header(order: str, is_big: bool, kind: int, width: int, height: int) -> bytes:
+    """A TIFF with one directory that says nothing but the size."""
+    mark = (b"II" if order == "<" else b"MM") + struct.pack(f"{order}H", 43 if is_big else 42)
+    entry = {3: "H", 4: "I", 16: "Q"}[kind]
+    value = 8 if is_big else 4
+    head = struct.pack(f"{order}HHQQ", 8, 0, 16, 2) if is_big else struct.pack(f"{order}IH", 8, 2)
+    sides = (
+        struct.pack(f"{order}HH{'Q' if is_big else 'I'}{entry}", tag, kind, 1, side).ljust(value + (12 if is_big else 8), b"\0")
+        for tag, side in ((256, width), (257, height))
+    )
+    return mark + head + b"".join(sides)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_size_in_the_header_is_that_of_the_picture(kind: str) -> None:
+    decoded = cv2.imdecode(np.frombuffer(KINDS[kind], np.uint8), cv2.IMREAD_COLOR)
+    assert decoded is not None and claimed_size(KINDS[kind]) == (decoded.shape[1], decoded.shape[0]) == (24, 16)
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+@pytest.mark.parametrize(("is_big", "kind"), [(False, 3), (False, 4), (True, 3), (True, 4), (True, 16)])
+def test_every_way_to_write_a_tiffs_size(order: str, is_big: bool, kind: int) -> None:
+    assert claimed_size(tiff_header(order, is_big, kind, 60000, 50000)) == (60000, 50000)
+
+
+def test_other_kinds_claim_nothing() -> None:
+    for data in (b"", b"P6", b"II", b"RIFF1234WAVE", b"text"):
+        assert claimed_size(data) is None
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.sampled_from([*KINDS.values(), tiff_header("<", False, 4, 9, 9)]), st.integers(0, 400), st.binary(max_size=8))
+def test_a_damaged_header_claims_a_size_or_is_refused(data: bytes, place: int, garbage: bytes) -> None:
+    for damaged in (data[:place], data[:place] + garbage + data[place + len(garbage) :]):
+        try:
+            found = claimed_size(damaged)
+        except ValueError:
+            continue
+        assert found is None or all(isinstance(side, int) for side in found)
+
+
+def claiming(kind: str, width: int, height: int) -> bytes:
+    """The small picture of a kind, with another size in its header."""
+    data = bytearray(KINDS[kind])
+    place, layout = {
+        "jpeg": (KINDS["jpeg"].index(b"\xff\xc0") + 5, ">HH"),
+        "png": (16, ">II"),
+        "bmp": (18, "<ii"),
+        "webp extended": (24, "<HBHB"),
+        "ppm": (0, ""),
+    }[kind]
+    if kind == "ppm":
+        return b"P6\n%d %d\n255\n" % (width, height) + bytes(100)
+    sides = (height, width) if kind == "jpeg" else (width, height)
+    if kind == "webp extended":
+        sides = tuple(part for side in sides for part in ((side - 1) & 0xFFFF, (side - 1) >> 16))
+    struct.pack_into(layout, data, place, *sides)
+    return bytes(data)
+
+
+@pytest.mark.parametrize("kind", ["jpeg", "png", "bmp", "webp extended", "ppm"])
+def test_a_picture_that_no_memory_should_hold_is_refused_unread(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("runtime.images.cv2.imdecode", None)
+    path = saved(tmp_path / "huge", claiming(kind, 60000, 30000))
+    with pytest.raises(InputError, match=r"huge: the picture is 60000x30000, at most 268 million pixels are read; scale it"):
+        read_image(path)
+
+
+def test_the_limit_itself_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = saved(tmp_path / "a.png", KINDS["png"])
+    for limit, is_read in ((24 * 16, True), (24 * 16 - 1, False)):
+        monkeypatch.setattr("runtime.images.MAX_PIXELS", limit)
+        if is_read:
+            assert read_image(path).shape == (16, 24, 3)
+        else:
+            with pytest.raises(InputError, match="the picture is 24x16"):
+                read_image(path)
+
+
+def test_a_file_too_large_for_any_picture_is_not_read(tmp_path: Path) -> None:
+    with open(tmp_path / "a.tif", "wb") as file:
+        file.truncate(1 << 40)  # a hole
+    with pytest.raises(InputError, match=r"a\.tif: the file has 1099\.5 GB, at most 2\.1 are read"):
+        read_image(tmp_path / "a.tif")
+
+
+@pytest.mark.parametrize("name", ["pipe", "/dev/zero", "a\0b", "loop"])
+def test_what_is_no_file_is_not_waited_for(name: str, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "loop").symlink_to("loop")
+    with pytest.raises(InputError, match="cannot be read"):
+        read_image(tmp_path / name)
+
+
+@pytest.mark.parametrize("suffix", [".png", ".jpg", ".bmp", ".tif", ".ppm"])
+@pytest.mark.parametrize("shape", [(1, 1, 3), (1, 20_000, 3), (20_000, 1, 3)])
+def test_thin_pictures(suffix: str, shape: tuple[int, int, int], tmp_path: Path) -> None:
+    picture = np.full(shape, 77, np.uint8)
+    write_image(tmp_path / f"a{suffix}", picture)
+    np.testing.assert_array_equal(read_image(tmp_path / f"a{suffix}"), picture)
 
 
 @pytest.mark.parametrize("name", ["a.xyz", "a", "a.pgm"])

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -10,10 +12,20 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from runtime.errors import InputError, ModelError
-from runtime.manifest import find_changes, manifest_path, read_manifest, source, write_manifest
+from runtime.manifest import Source, find_changes, manifest_path, read_manifest, source, write_manifest
 from runtime.spec import ModelSpec
 
 SPEC = ModelSpec("m", ("cat", "dog"), (64, 96), (((1.0, 2.0),),) * 3)
+ORIGINAL = json.dumps(
+    {
+        "kind": "yolov3-asff-manifest",
+        "version": 1,
+        "file": {"name": "m.int8.onnx", "sha256": "0" * 64, "bytes": 9},
+        "spec": {key: json.loads(text) for key, text in SPEC.to_metadata().items()},
+        "made_from": [{"role": "onnx", "name": "m.onnx", "sha256": "1" * 64}],
+        "details": {"method": "entropy", "engine": {"batch": {"min": 1, "opt": 1, "max": 8}}},
+    }
+).encode()
 
 
 @pytest.fixture
@@ -68,36 +80,131 @@ def test_what_is_no_manifest_is_one_line(content: str, tmp_path: Path) -> None:
         read_manifest(tmp_path / "none.json")
 
 
-def test_a_newer_version_is_refused(exported: Path) -> None:
+@pytest.mark.parametrize("version", [0, 2, True, 1.0, "1", None, [1] * 10_000])
+def test_another_version_is_refused(version: object, exported: Path) -> None:
     path = manifest_path(exported)
-    path.write_text(json.dumps({**json.loads(path.read_text()), "version": 2}))
-    with pytest.raises(ModelError, match="manifest version 2, this code reads 1"):
+    path.write_text(json.dumps({**json.loads(path.read_text()), "version": version}))
+    with pytest.raises(ModelError, match=r"manifest version .+, this code reads 1; update the code") as caught:
+        read_manifest(path)
+    assert len(str(caught.value)) < 300
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ('"version": 1', '"version": 1, "version": 2', "a key is given twice"),
+        ('"role": "onnx"', '"role": "onnx", "role": "weights"', "a key is given twice"),
+        ('"bytes": 9', '"bytes": 1e999', "of inf bytes"),
+        ('"bytes": 9', '"bytes": -1', "of -1 bytes"),
+        ('"bytes": 9', '"bytes": NaN', "of nan bytes"),
+        ('"bytes": 9', f'"bytes": {"9" * 5000}', "ValueError"),
+        ('"name": "m.int8.onnx"', '"name": "../../etc/passwd"', "expected one beside its manifest"),
+        ('"name": "m.int8.onnx"', '"name": "/dev/zero"', "expected one beside its manifest"),
+        ('"name": "m.int8.onnx"', '"name": ""', "expected one beside its manifest"),
+        ('"name": "m.onnx"', '"name": "m\\u0000.onnx"', "is no name of a file"),
+        ('"method": "entropy"', f'"method": {"[" * 5000}', "not a manifest that can be read"),
+        ('"details"', '"more"', "KeyError: 'details'"),
+        ("[\n   64,", "[\n   1000000000,", "input_size must be"),
+    ],
+)
+def test_tampering_is_named(old: str, new: str, message: str, exported: Path) -> None:
+    path = manifest_path(exported)
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new))
+    with pytest.raises(ModelError, match=message) as caught:
+        read_manifest(path)
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 300
+
+
+def test_what_is_no_text_or_too_large_is_refused(exported: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = manifest_path(exported)
+    monkeypatch.setattr("runtime.manifest._LARGEST", path.stat().st_size)
+    read_manifest(path)
+    path.write_text(path.read_text() + " ")
+    with pytest.raises(ModelError, match="not a manifest: larger than"):
+        read_manifest(path)
+    path.write_bytes(b"\x89PNG\xff\xfe\0")
+    with pytest.raises(ModelError, match="UnicodeDecodeError"):
         read_manifest(path)
 
 
+def test_what_is_no_file_is_no_manifest(tmp_path: Path) -> None:
+    (tmp_path / "folder.json").mkdir()
+    (tmp_path / "loop.json").symlink_to("loop.json")
+    os.mkfifo(tmp_path / "pipe.json")
+    for name in ("folder", "loop", "pipe"):
+        with pytest.raises(InputError, match=rf"{name}\.json: no such manifest"):
+            read_manifest(tmp_path / f"{name}.json")
+
+
+@pytest.mark.parametrize("name", ["", "..", "/", "/dev/zero", "x" * 5000, "loop", "\ud800", "a\nb"])
+def test_sources_that_are_no_files_prove_nothing(name: str, exported: Path) -> None:
+    (exported.parent / "loop").symlink_to("loop")
+    write_manifest(exported, SPEC, [Source("weights", name, "0")], {})
+    assert find_changes(manifest_path(exported)) == []
+
+
+def test_a_file_that_may_not_be_read_proves_nothing(exported: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (exported.parent / "m.onnx").write_bytes(b"changed")
+    assert len(find_changes(manifest_path(exported))) == 1
+    monkeypatch.setattr("os.access", lambda path, mode: os.path.basename(path) != "m.onnx")  # root may read everything
+    assert find_changes(manifest_path(exported)) == []
+
+
 JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.text(max_size=5),
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(st.characters(), max_size=5),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
     max_leaves=8,
 )
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(st.data(), JSON)
-def test_a_tampered_manifest_is_read_or_refused_never_a_crash(exported: Path, data: st.DataObject, value: object) -> None:
+def places(value: object, path: tuple[object, ...] = ()) -> Iterator[tuple[object, ...]]:
+    """The ways to everything in a JSON value but itself."""
+    for key, inner in value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ():
+        yield (*path, key)
+        yield from places(inner, (*path, key))
+
+
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.data())
+def test_a_tampered_manifest_is_read_or_refused_never_a_crash(exported: Path, data: st.DataObject) -> None:
     path = manifest_path(exported)
-    original = path.read_text()
-    content = json.loads(original)
-    place = data.draw(st.sampled_from(["version", "file", "spec", "made_from", "details"]))
-    if isinstance(content[place], dict) and data.draw(st.booleans()):
-        content[place][data.draw(st.sampled_from(sorted(content[place])))] = value
+    content = json.loads(ORIGINAL)
+    *way, last = data.draw(st.sampled_from(list(places(content))))
+    inner = content
+    for step in way:
+        inner = inner[step]
+    if data.draw(st.booleans()):
+        inner[last] = data.draw(JSON)
     else:
-        content[place] = value
+        del inner[last]
     path.write_text(json.dumps(content))
-    message = f"{path}: read"
+    check_read_or_refused(path)
+
+
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.integers(0, len(ORIGINAL)), st.integers(0, 40), st.binary(max_size=20))
+def test_damaged_bytes_are_read_or_refused(exported: Path, start: int, length: int, bytes_: bytes) -> None:
+    path = manifest_path(exported)
+    path.write_bytes(ORIGINAL[:start] + bytes_ + ORIGINAL[start + length :])
+    check_read_or_refused(path)
+
+
+def check_read_or_refused(path: Path) -> None:
+    """What is read is what is there; what is refused is one line that names the file."""
+    message = ""
     try:
-        read_manifest(path)
+        manifest = read_manifest(path)
     except ModelError as error:
         message = str(error)
-    path.write_text(original)
-    assert message.startswith(f"{path}: ")
+    if message:
+        assert message.startswith(f"{path}: ") and "\n" not in message
+        return
+    content = json.loads(path.read_text())
+    assert json.dumps(manifest.details) == json.dumps(content["details"])
+    assert [vars(item) for item in manifest.made_from] == [
+        {key: item[key] for key in ("role", "name", "sha256")} for item in content["made_from"]
+    ]
+    described = {key: json.loads(text) for key, text in manifest.spec.to_metadata().items()}
+    assert described == {key: content["spec"][key] for key in described}

@@ -16,6 +16,7 @@ from runtime.spec import FORMAT_VERSION, ModelSpec
 FIELDS = [field.name for field in dataclasses.fields(ModelSpec)]
 SIDE = st.floats(0.5, 2000)
 LEVEL = st.lists(st.tuples(SIDE, SIDE), min_size=1, max_size=4).map(tuple)
+TEXT = st.text(st.characters(exclude_categories=("Cc", "Cs")))
 TRIPLE = st.tuples(*[st.floats(0.01, 2)] * 3)
 
 
@@ -23,8 +24,8 @@ TRIPLE = st.tuples(*[st.floats(0.01, 2)] * 3)
 def specs(draw: st.DrawFn) -> ModelSpec:
     strides = tuple(draw(st.lists(st.sampled_from([4, 8, 16, 32, 64]), min_size=1, max_size=4, unique=True)))
     return ModelSpec(
-        name=draw(st.text()),
-        class_names=tuple(draw(st.lists(st.text(), min_size=1, max_size=5))),
+        name=draw(TEXT),
+        class_names=tuple(draw(st.lists(TEXT, min_size=1, max_size=5))),
         input_size=draw(st.tuples(*[st.integers(1, 20).map(lambda n: n * 64)] * 2)),
         anchors=tuple(draw(LEVEL) for _ in strides),
         strides=strides,
@@ -38,7 +39,7 @@ def specs(draw: st.DrawFn) -> ModelSpec:
         nms_threshold=draw(st.floats(0.01, 1)),
         precision=draw(st.sampled_from(["fp32", "fp16", "int8"])),
         source_sha256=draw(st.text("0123456789abcdef", max_size=64)),
-        made_with=tuple(draw(st.lists(st.text(), max_size=3))),
+        made_with=tuple(draw(st.lists(TEXT, max_size=3))),
     )
 
 
@@ -106,6 +107,9 @@ WRONG: list[tuple[str, object]] = [
     ("class_names", "dot"),
     ("class_names", [1, 2]),
     ("class_names", None),
+    ("class_names", ["dot", "two\nlines"]),
+    ("class_names", ["dot", "\x1b[2J"]),
+    ("class_names", ["dot", "\ud800"]),  # half a character, which no terminal or file takes
     ("input_size", 64),
     ("input_size", [64]),
     ("input_size", [64, 64, 64]),
@@ -114,6 +118,8 @@ WRONG: list[tuple[str, object]] = [
     ("input_size", [-64, 64]),
     ("input_size", [True, 64]),
     ("input_size", ["64", "64"]),
+    ("input_size", [64, 8224]),
+    ("input_size", [64, 10**9]),
     # not multiples of 32
     ("input_size", [65, 64]),
     ("input_size", [64, 48]),
@@ -128,6 +134,7 @@ WRONG: list[tuple[str, object]] = [
     ("anchors", [[[float("nan"), 2]]] * 3),
     ("anchors", [[[float("inf"), 2]]] * 3),
     ("anchors", [[[10**400, 2]]] * 3),
+    ("anchors", [[[1e308, 2]]] * 3),
     ("anchors", {"p5": [[1, 2]]}),
     ("strides", []),
     ("strides", [32, 16]),
@@ -136,6 +143,9 @@ WRONG: list[tuple[str, object]] = [
     ("strides", [32, 16, 7]),
     ("strides", [32, 16, 8.0]),
     ("strides", 32),
+    ("strides", [32, 16, 16]),
+    ("strides", [32, 16, 2**60]),
+    ("strides", [32, 16, 2**2000]),
     ("head", "ssd"),
     ("head", None),
     ("head", ["yolo"]),
@@ -155,6 +165,8 @@ WRONG: list[tuple[str, object]] = [
     ("std", [1, 1, 0]),
     ("std", [1, 1, -1]),
     ("std", None),
+    ("std", [1, 1, 1e-308]),
+    ("mean", [0, 0, 1e308]),
     ("score_threshold", -0.1),
     ("score_threshold", 1.1),
     ("score_threshold", None),
@@ -185,6 +197,66 @@ WRONG: list[tuple[str, object]] = [
 def test_wrong_values(field: str, value: object, make_spec: Callable[..., ModelSpec]) -> None:
     with pytest.raises(ModelError, match=f"{field}|input size|anchor levels|has format"):
         ModelSpec.from_metadata({**make_spec().to_metadata(), field: json.dumps(value)})
+
+
+def test_values_at_their_bounds(make_spec: Callable[..., ModelSpec]) -> None:
+    at_bounds = {
+        "input_size": (8192, 8192),
+        "mean": (-1e6, 0, 1e6),
+        "std": (1e-6, 1, 1e6),
+        "class_names": ("naïve", "\u0645\u06cc\u200c\u062e"),
+    }
+    spec = make_spec(**at_bounds, strides=(8192, 4, 2), anchors=(((1e6, 1e-6),),) * 3)
+    assert ModelSpec.from_metadata(spec.to_metadata()) == spec
+
+
+def test_outputs_beyond_any_memory_are_refused(make_spec: Callable[..., ModelSpec]) -> None:
+    many = tuple(map(str, range(300_000)))
+    with pytest.raises(ModelError, match="its maps would hold 1209620160 values a picture, at most 1073741824 are taken"):
+        make_spec(class_names=many, input_size=(256, 256), anchors=(((1.0, 1.0),) * 3,) * 3)
+
+
+@pytest.mark.parametrize("field", ["name", "head", "format_version"])
+@pytest.mark.parametrize("value", ["x" * 100_000, ["x"] * 100_000, 10**4000], ids=["text", "list", "number"])
+def test_a_refusal_quotes_little_of_what_it_refuses(field: str, value: object, make_spec: Callable[..., ModelSpec]) -> None:
+    metadata = {**make_spec().to_metadata(), "color": '"grey"', field: json.dumps(value)}
+    with pytest.raises(ModelError) as caught:
+        ModelSpec.from_metadata(metadata)
+    assert len(str(caught.value)) < 300
+
+
+JSON = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text(st.characters(), max_size=5)
+    | st.sampled_from([2**60, 10**400]),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=12,
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    specs(),
+    st.dictionaries(st.sampled_from(FIELDS), st.none() | JSON.map(json.dumps) | st.text(max_size=20), min_size=1, max_size=3),
+)
+def test_tampered_metadata_is_read_as_it_is_or_refused(spec: ModelSpec, changes: dict[str, str | None]) -> None:
+    metadata = {key: text for key, text in {**spec.to_metadata(), **changes}.items() if text is not None}
+    message = ""
+    try:
+        found = ModelSpec.from_metadata(metadata)
+    except ModelError as error:
+        message = str(error)
+    if message:
+        assert "\n" not in message and len(message) < 500
+    else:
+        assert ModelSpec.from_metadata(found.to_metadata()) == found
+        if found.format_version == json.loads(metadata["format_version"]):  # else it was brought up to date
+            assert {key: json.loads(text) for key, text in found.to_metadata().items()} == {
+                key: json.loads(metadata[key]) for key in FIELDS
+            }
 
 
 def test_a_newer_format_names_both_versions(make_spec: Callable[..., ModelSpec]) -> None:

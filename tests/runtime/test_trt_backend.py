@@ -347,6 +347,15 @@ def swap(path: Path) -> None:
     path.write_bytes(b"another plan")
 
 
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def update(path: Path) -> None:
+    content = json.loads(manifest_path(path).read_text())
+    manifest_path(path).write_text(json.dumps({**content, "version": 2}))
+
+
 def edit(**changes: Any) -> Callable[[Path], None]:
     def work(path: Path) -> None:
         content = json.loads(manifest_path(path).read_text())
@@ -371,12 +380,16 @@ def batch(*sizes: Any) -> dict[str, Any]:
         (remove, "tiny.engine: without its manifest tiny.engine.json; put that beside it, or build it again"),
         (damage, "tiny.engine.json: not a manifest that can be read .*; build the engine again"),
         (swap, "tiny.engine: is not the file that tiny.engine.json describes; copy both again, or build it again"),
+        (cut, "tiny.engine: is not the file that tiny.engine.json describes; copy both again, or build it again"),
+        (update, "tiny.engine.json: manifest version 2, this code reads 1; update the code; build the engine again"),
         (forget, r"tiny.engine.json: does not describe an engine \(KeyError: 'engine'\); build it again"),
         *(
             (edit(**changes), "tiny.engine.json: does not describe an engine")
             for changes in (
                 {"flavour": "other"},
+                {"flavour": ["tensorrt"]},
                 {"version": None},
+                {"version": [10, 12, 0]},
                 {"version": "new"},
                 {"compute_capability": "new"},
                 {"compute_capability": 8.6},
@@ -385,6 +398,7 @@ def batch(*sizes: Any) -> dict[str, Any]:
                 {"batch": batch(0, 1, 8)},
                 {"batch": batch(1, 9, 8)},
                 {"batch": batch(1, 2, "8")},
+                {"batch": batch(1, 2, 10**9)},
                 {"batch": batch(True, 1, 8)},
             )
         ),
@@ -428,6 +442,13 @@ def test_another_version_loads_it_only_if_built_for_that(
         f"{here.path}: built by version {built}, installed is TensorRT {installed}; build it again here with `python -m"
         f" export.engine --onnx {here.path.parent / 'tiny.onnx'} --output {here.path} --flavour tensorrt --batch 1,2,8{flag}`"
     )
+
+
+def test_the_command_that_is_advised_is_safe_to_copy(machine: MakeMachine) -> None:
+    here = machine("10.13.0")
+    write_manifest(here.path, SPEC, [Source("onnx", "/a b/x.onnx; reboot", "0")], {"engine": FACTS})
+    with pytest.raises(ModelError, match=r"--onnx '/a b/x\.onnx; reboot' --output"):
+        TrtBackend(here.path)
 
 
 @pytest.mark.parametrize(("facts", "package"), [({}, "tensorrt"), (RTX, "tensorrt-rtx")])
@@ -505,6 +526,15 @@ def test_an_engine_that_is_not_as_its_manifest_promises_is_refused(
     here.engine.types = dict.fromkeys(here.engine.shapes, "FLOAT")
     here.engine.num_io_tensors = len(here.engine.shapes)
     with pytest.raises(ModelError, match=message):
+        TrtBackend(here.path)
+    assert here.gpu.log == []
+
+
+@pytest.mark.parametrize("profile", [(1, 4), (2, 8), (1, 16)])
+def test_an_engine_of_other_batch_sizes_is_refused(profile: tuple[int, int], machine: MakeMachine) -> None:
+    here = machine()
+    here.engine.profile = profile
+    with pytest.raises(ModelError, match=rf"takes {profile[0]} to {profile[1]} pictures, its manifest says 1 to 8; build it"):
         TrtBackend(here.path)
     assert here.gpu.log == []
 
@@ -609,3 +639,35 @@ def test_commands_say_in_one_line_what_is_missing(
         code, out, err = command(main, "--engine", here.path, *arguments)
         assert (code, out) == (3, "") and remedy in err
         assert len(err.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("break_it", "message"),
+    [
+        (lambda here: swap(here.path), "is not the file that tiny.engine.json describes"),
+        (lambda here: edit(version="10.13.0")(here.path), "built by version 10.13.0"),
+        (lambda here: edit(compute_capability="9.0")(here.path), "built for Fake GPU (compute capability 9.0)"),
+        (lambda here: setattr(here.engine, "is_loadable", False), "not an engine for TensorRT 10.12.0 here"),
+        (lambda here: here.engine.shapes.update(p4=(-1, 5, 2, 2)), "output p4 is [-1, 5, 2, 2]"),
+        (lambda here: setattr(here.engine, "offset", float("nan")), "holds values that are not numbers"),
+    ],
+    ids=["another plan", "version", "GPU", "not loadable", "shapes", "not numbers"],
+)
+def test_commands_refuse_a_bad_engine_in_one_line_and_leave_nothing(
+    break_it: Callable[[Machine], None],
+    message: str,
+    machine: MakeMachine,
+    command: Command,
+    make_spec: Callable[..., ModelSpec],
+    make_coco: Callable[..., Path],
+) -> None:
+    here = machine(spec=make_spec())
+    data = make_coco(images=[(1, 64, 48, 200)], boxes=[(1, 3, (1, 2, 30, 40))])
+    break_it(here)
+    for main, arguments in [
+        (detect.main, ("--source", data / "val2017" / "1.png", "--json")),
+        (evaluate.main, ("--data", data)),
+    ]:
+        code, out, err = command(main, "--engine", here.path, *arguments)
+        assert (code, out) == (2, "") and message in err and len(err.splitlines()) == 1
+        assert here.gpu.live == [] and here.gpu.graphs == {}

@@ -51,6 +51,13 @@ def test_the_score_chooses_what_is_drawn(command: Command, engine: Path, picture
     assert (drawn[0][24:324, 24:624] != 255).any() and (drawn[1][24:324, 24:624] == 255).all()
 
 
+@pytest.mark.parametrize("shape", [(1, 1, 3), (1, 20_000, 3), (20_000, 1, 3)])
+def test_thin_pictures(shape: tuple[int, int, int], command: Command, engine: Path, tmp_path: Path) -> None:
+    write_image(tmp_path / "a.png", np.full(shape, 255, np.uint8))
+    code, _, err = command(main, "--engine", engine, "--source", tmp_path / "a.png", "--output", tmp_path / "out")
+    assert (code, err) == (0, "") and read_image(tmp_path / "out" / "a.png").size
+
+
 def test_errors_are_one_line(
     command: Command,
     engine: Path,

@@ -1,0 +1,126 @@
+"""Search for input that the readers of manifests and metadata do not answer in one line, guided by the coverage of their code.
+
+    python tests/fuzz_readers.py -max_total_time=600 FOLDER
+
+FOLDER collects the inputs that reached new code; seeds are written there first. The run ends at the first input that a reader
+answers with anything but a short refusal, or takes in but does not give back; it is left in ./crash-*. Flags are libFuzzer's.
+"""
+
+from __future__ import annotations
+
+import random
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+try:
+    import atheris
+except ImportError:
+    print("error: atheris is not installed; run `pip install atheris`", file=sys.stderr)
+    sys.exit(3)
+
+with atheris.instrument_imports(include=["json", "runtime.spec", "runtime.manifest", "runtime.engine_facts"]):
+    import json
+
+    from runtime.engine_facts import read_facts
+    from runtime.manifest import Source, manifest_path, read_manifest, write_manifest
+    from runtime.spec import ModelSpec
+
+from runtime.errors import InputError
+
+SPEC = ModelSpec("m", ("cat", "dog"), (64, 96), (((1.0, 2.0),),) * 3, made_with=("torch 2.6",))
+FACTS = {
+    "flavour": "tensorrt",
+    "version": "10.12.0",
+    "gpu": "NVIDIA H200",
+    "compute_capability": "9.0",
+    "batch": {"min": 1, "opt": 2, "max": 8},
+    "version_compatible": False,
+    "hardware_compatible": True,
+}
+VALUES: tuple[Any, ...] = (
+    *(None, True, False, 0, 1, -1, 2, 3, 31, 32, 64, 10**9, 2**60, 2**63, 2**2000, -(10**400)),
+    *(0.5, -0.0, 1e-320, 1e308, float("inf"), float("nan"), "", "0", "1", "retinanet", "../../etc/passwd", "\0", "\ud800"),
+    *([], {}, [[]], [1, 2], [[[1, 2]]] * 3, [64, 64], [32, 16, 8], ["a"] * 1000, "\n", "x" * 5000, "9" * 5000),
+    *(json.loads("[" * 300 + "]" * 300), json.loads('{"a":' * 900 + "1" + "}" * 900)),
+)
+_LONGEST_LINE = 500
+_FOLDER = tempfile.TemporaryDirectory()
+_ENGINE = Path(_FOLDER.name) / "m.engine"
+
+
+def seeds() -> list[bytes]:
+    """A manifest of an engine, and metadata as lines `key=text`."""
+    _ENGINE.write_bytes(b"plan")
+    write_manifest(_ENGINE, SPEC, [Source("onnx", "m.onnx", "0" * 64)], {"engine": FACTS})
+    return [manifest_path(_ENGINE).read_bytes(), "\n".join(map("=".join, SPEC.to_metadata().items())).encode()]
+
+
+def read(data: bytes) -> None:
+    """Whatever the bytes are: taken in and given back the same, or refused in one short line."""
+    try:
+        if data.startswith(b"{"):
+            manifest_path(_ENGINE).write_bytes(data)
+            manifest = read_manifest(manifest_path(_ENGINE))
+            assert json.dumps(json.loads(json.dumps(manifest.details))) == json.dumps(manifest.details)
+            found = manifest.spec
+            read_facts(_ENGINE)
+        else:
+            lines = data.decode("utf-8", "surrogatepass").split("\n")
+            found = ModelSpec.from_metadata(dict(line.partition("=")[::2] for line in lines))
+        assert ModelSpec.from_metadata(found.to_metadata()) == found
+    except UnicodeDecodeError:  # of the lines above; readers never raise it
+        assert not data.startswith(b"{")
+    except InputError as error:
+        _check_line(str(error))
+
+
+def _check_line(line: str) -> None:
+    assert "\n" not in line and len(line) < _LONGEST_LINE, line
+
+
+def mutate(data: bytes, limit: int, seed: int) -> bytes:
+    """Half of the time any change of bytes, else another value or none at one place of the JSON, so that it stays JSON."""
+    rng = random.Random(seed)
+    if rng.random() < 0.5:
+        return atheris.Mutate(data, limit)
+    try:
+        if data.startswith(b"{"):
+            return json.dumps(_altered(json.loads(data), rng)).encode("utf-8", "surrogatepass")[:limit]
+        lines = [line.partition(b"=")[::2] for line in data.split(b"\n")]
+        place = rng.randrange(len(lines))
+        lines[place] = lines[place][0], json.dumps(_altered(json.loads(lines[place][1]), rng)).encode()
+        return b"\n".join(b"=".join(line) for line in lines)[:limit]
+    except (ValueError, RecursionError):
+        return atheris.Mutate(data, limit)
+
+
+def _altered(value: Any, rng: random.Random) -> Any:
+    places = list(value) if isinstance(value, dict) else range(len(value)) if isinstance(value, list) else []
+    if not places or rng.random() < 0.2:
+        return rng.choice(VALUES)
+    place = rng.choice(places)
+    if rng.random() < 0.1:
+        del value[place]
+    else:
+        value[place] = _altered(value[place], rng)
+    return value
+
+
+def main(arguments: list[str]) -> None:
+    """Write the seeds and search; never returns."""
+    folders = [Path(item) for item in arguments[1:] if not item.startswith("-")]
+    if len(folders) != 1:
+        print("error: expected one FOLDER for the inputs; see the head of this file", file=sys.stderr)
+        sys.exit(2)
+    folders[0].mkdir(parents=True, exist_ok=True)
+    for number, seed in enumerate(seeds()):
+        (folders[0] / f"seed-{number}").write_bytes(seed)
+        read(seed)
+    atheris.Setup([*arguments, "-timeout=5", "-max_len=65536"], read, custom_mutator=mutate)
+    atheris.Fuzz()
+
+
+if __name__ == "__main__":
+    main(sys.argv)
