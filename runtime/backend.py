@@ -27,6 +27,10 @@ class Backend(Protocol):
     def infer(self, images: NDArray[np.float32]) -> list[NDArray[np.float32]]:
         """float32 `[N, 3, H, W]`, normalised as the spec says, to one float32 `[N, *spec.output_shape(level)]` per level."""
 
+    @property
+    def title(self) -> str:
+        """What runs it, for people: library, version, device."""
+
     def close(self) -> None:
         """Release what it holds; closing twice is fine."""
 

@@ -122,6 +122,11 @@ def test_the_description_is_the_models(backend: Backend, subject: Subject) -> No
     assert backend.batch_size is None
 
 
+def test_it_says_what_runs_it(backend: Backend, case: Case) -> None:
+    versions = {"onnxruntime": r"ONNX Runtime [\d.]+, CPU", "openvino": r"OpenVINO [\d.]+, CPU", "torch": r"PyTorch [\d.]+"}
+    assert re.match(versions[case.package], backend.title)
+
+
 @pytest.mark.parametrize("batch", [1, 2, 3, 5])
 def test_names_shapes_dtypes_and_values(backend: Backend, subject: Subject, batch: int) -> None:
     images = noise(batch, batch)
