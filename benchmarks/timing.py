@@ -11,9 +11,5 @@ from runtime.timing import milliseconds, take_turns
 
 def alternate(ways: Mapping[str, Callable[[], Any]], repeats: int, warm_up: int = 2) -> dict[str, float]:
     """Median milliseconds of each way; they take turns, so that a busy moment hits all of them alike."""
-    return {name: statistics.median(values) for name, values in alternate_each(ways, repeats, warm_up).items()}
-
-
-def alternate_each(ways: Mapping[str, Callable[[], Any]], repeats: int, warm_up: int = 2) -> dict[str, list[float]]:
-    """Milliseconds of each way in each round."""
-    return take_turns({name: lambda _, call=call: milliseconds(call) for name, call in ways.items()}, repeats, warm_up)
+    times = take_turns({name: lambda _, call=call: milliseconds(call) for name, call in ways.items()}, repeats, warm_up)
+    return {name: statistics.median(values) for name, values in times.items()}

@@ -59,7 +59,10 @@ def parse(arguments: Optional[list[str]] = None) -> argparse.Namespace:
 
 def _batches(text: str) -> tuple[int, ...]:
     """Batch sizes with commas between them, each once."""
-    return tuple(dict.fromkeys(cli.positive(part) for part in text.split(",")))
+    try:
+        return tuple(dict.fromkeys(cli.positive(part) for part in text.split(",")))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"expected batch sizes with commas between them, got {text}") from error
 
 
 def main(arguments: Optional[list[str]] = None) -> int:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from runtime.backend import Backend
 from runtime.detections import Detections
-from runtime.detector import Detector
+from runtime.detector import Detector, as_batch
 from runtime.images import read_image
 from runtime.preprocess import preprocess
 
@@ -62,7 +62,7 @@ def run(backend: Backend, detector: Detector, files: Sequence[Path]) -> Lap:
     images = [read_image(file) for file in files]
     clock.stop("load")
     inputs, geometries = zip(*(preprocess(image, backend.spec) for image in images))
-    batch = np.stack(inputs)
+    batch = as_batch(inputs)
     clock.stop("preprocess")
     maps = backend.infer(batch)
     clock.stop("infer")
