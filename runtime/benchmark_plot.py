@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -134,7 +135,7 @@ def _figure(row: Row, stage: str, name: str = "median") -> float:
 
 def _foot(report: Report, width: int) -> Image:
     """Which model is which, where and how they were measured."""
-    texts = [f"{model.letter}: {model.file}, {model.precision}, in {model.runs_in}" for model in report.models]
+    texts = [f"{model.letter}: {Path(model.file).name}, {model.precision}, in {model.runs_in}" for model in report.models]
     here, protocol = report.machine, report.protocol
     texts.append(f"{here.cpu}, {here.cores} cores; {protocol.warm_up} + {protocol.repeats} rounds; {protocol.pictures}")
     canvas = paper(width, 20 * len(texts))

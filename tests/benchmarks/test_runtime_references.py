@@ -56,6 +56,15 @@ class LetterBox:
         return cv2.copyMakeBorder(cv2.resize(image, (608, 456)), 76, 76, 0, 0, cv2.BORDER_CONSTANT, value=(114, 114, 114))
 
 
+class Augment(ModuleType):
+    """The module with the letterbox; importing Ultralytics changes the whole process."""
+
+    @property
+    def LetterBox(self) -> type[LetterBox]:  # noqa: N802
+        cv2.setNumThreads(0)
+        return LetterBox
+
+
 def non_max_suppression(prediction: torch.Tensor, conf_thres: float, iou_thres: float, *, max_det: int) -> list[torch.Tensor]:
     """Ultralytics' NMS as far as it is called."""
     assert prediction.shape == (1, 84, 30324) and (conf_thres, iou_thres) == (0.01, 0.6)
@@ -79,7 +88,7 @@ def install(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     def make(newer: bool, nms: Any = non_max_suppression) -> None:
         modules: dict[str, Any] = {name: ModuleType(name) for name in ("ultralytics", "ultralytics.data", "ultralytics.utils")}
         modules["ultralytics"].__version__ = "1.2.3"
-        modules["ultralytics.data.augment"] = SimpleNamespace(LetterBox=LetterBox)
+        modules["ultralytics.data.augment"] = Augment("ultralytics.data.augment")
         ops = SimpleNamespace(scale_boxes=scale_boxes, non_max_suppression=nms)
         modules["ultralytics.utils"].ops = modules["ultralytics.utils.ops"] = ops
         modules["ultralytics.utils.nms"] = SimpleNamespace(non_max_suppression=nms) if newer else None
@@ -93,7 +102,9 @@ def install(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
 @pytest.mark.parametrize("newer", [True, False])
 def test_ultralytics_takes_part_where_it_is_installed(newer: bool, install: Callable[..., None], picture: Image) -> None:
     install(newer)
+    threads = cv2.getNumThreads()
     theirs = benchmark.find_ultralytics()
+    assert cv2.getNumThreads() == threads
     assert theirs and theirs.title == "Ultralytics 1.2.3 (its own NMS)"
     plain = benchmark.make_spec().replace(mean=(0, 0, 0), std=(1, 1, 1))
     np.testing.assert_allclose(theirs.preprocess(picture).numpy(), preprocess(picture, plain)[0][None], atol=1e-6)
