@@ -75,8 +75,8 @@ visualise: setup ## draw how WEIGHTS (or MODEL=, exported with --inspect) fuses 
 	$(call need,SOURCE,photos/)
 	$(call SHOW,$(RUN) $(if $(filter command environment,$(origin MODEL)),runtime.visualise --engine "$(MODEL)",train.visualise --weights "$(WEIGHTS)") --source "$(SOURCE)" $(ARGS))
 
-bench: setup ## measure speed; prints ratios against named references (DATA= adds those that need pictures)
-	$(call SHOW,$(RUN) benchmarks $(if $(DATA),--data "$(DATA)") $(ARGS))
+bench: setup ## time MODEL= stage by stage; without it all of ours against named references (DATA= adds those that need pictures)
+	$(call SHOW,$(RUN) $(if $(filter command environment,$(origin MODEL)),runtime.benchmark --engine "$(MODEL)" $(if $(SOURCE),--source "$(SOURCE)"),benchmarks $(if $(DATA),--data "$(DATA)")) $(ARGS))
 
 test: setup ## the whole test suite
 	$(call SHOW,$(RUN) pytest $(ARGS))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from benchmarks import data, detector, loss, postprocess
+from benchmarks import data, detector, loss, runtime
 from runtime import cli
 
 
@@ -11,7 +11,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = cli.parser("benchmarks", "Run every benchmark.", "python -m benchmarks --data datasets/coco")
     parser.add_argument("--data", help="dataset folder for the benchmarks that need pictures")
     options = parser.parse_args(arguments)
-    postprocess.main([])
+    runtime.main([])
     loss.main([])
     if options.data:
         detector.main(["--data", options.data])

@@ -27,6 +27,10 @@ class Backend(Protocol):
     def infer(self, images: NDArray[Any]) -> list[NDArray[np.float32]]:
         """`[N, *spec.input_shape]` of `spec.input_type` to float32 `[N, *shape]` for each of `spec.outputs`."""
 
+    @property
+    def title(self) -> str:
+        """What runs it, for people: library, version, device."""
+
     def close(self) -> None:
         """Release what it holds; closing twice is fine."""
 

@@ -78,10 +78,10 @@ def add_model(parser: argparse.ArgumentParser, made_with: str = "python -m expor
     )
 
 
-def check_suffix(output: Path, suffix: str) -> None:
-    """Raise InputError unless the file that `--output` names ends in `suffix`."""
+def check_suffix(output: Path, suffix: str, option: str = "--output") -> None:
+    """Raise InputError unless the file that an option names ends in `suffix`."""
     if output.suffix != suffix:
-        raise InputError(f"--output {output}: expected a name ending in {suffix}")
+        raise InputError(f"{option} {output}: expected a name ending in {suffix}")
 
 
 def probability(text: str) -> float:

@@ -84,7 +84,7 @@ class Detector:
         step = self._backend.batch_size or len(images)
         found: list[Detections] = []
         for start in range(0, len(images), step):
-            outputs = self._infer(np.stack(inputs[start : start + step]), step)
+            outputs = self._infer(as_batch(inputs[start : start + step]), step)
             for i, geometry in enumerate(geometries[start : start + step]):
                 found.append(self.postprocess([output[i] for output in outputs], geometry))
         return found
@@ -127,6 +127,11 @@ class Detector:
         self, kind: Optional[type[BaseException]], error: Optional[BaseException], trace: Optional[TracebackType]
     ) -> None:
         self.close()
+
+
+def as_batch(inputs: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
+    """Inputs `[3, H, W]` of one or more pictures as `[N, 3, H, W]`; a single one, the most frequent case, is not copied."""
+    return inputs[0][None] if len(inputs) == 1 else np.stack(inputs)
 
 
 def _checked(image: Image) -> Image:

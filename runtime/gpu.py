@@ -40,3 +40,21 @@ def _attribute(cuda: Any, device: ctypes.c_int, number: int) -> int:
     value = ctypes.c_int()
     cuda.cuDeviceGetAttribute(ctypes.byref(value), number, device)
     return value.value
+
+
+def memory_used() -> Optional[int]:
+    """Bytes in use on the first GPU, by all programs and by CUDA itself in this one; None without a GPU or a driver."""
+    if find_gpu() is None:
+        return None
+    cuda, device, context = ctypes.CDLL(DRIVER_LIBRARY), ctypes.c_int(), ctypes.c_void_p()
+    free, total = ctypes.c_size_t(), ctypes.c_size_t()
+    if cuda.cuDeviceGet(ctypes.byref(device), 0) or cuda.cuDevicePrimaryCtxRetain(ctypes.byref(context), device):
+        return None
+    try:
+        if cuda.cuCtxPushCurrent_v2(context):
+            return None
+        failed = cuda.cuMemGetInfo_v2(ctypes.byref(free), ctypes.byref(total))
+        cuda.cuCtxPopCurrent_v2(ctypes.byref(context))
+        return None if failed else total.value - free.value
+    finally:
+        cuda.cuDevicePrimaryCtxRelease_v2(device)

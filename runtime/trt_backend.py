@@ -62,8 +62,21 @@ class TrtBackend:
         smallest, _, largest = self._facts.batch
         return largest if smallest == largest else None
 
+    @property
+    def title(self) -> str:
+        """TensorRT's version and the GPU."""
+        return f"{self._trt.title}, {self._device.gpu.name}"
+
     def infer(self, images: NDArray[Any]) -> list[NDArray[np.float32]]:
         """See `Backend.infer`."""
+        return self._in_parts(images, _Worker.run)
+
+    def copy(self, images: NDArray[Any]) -> None:
+        """See `runtime.stages.CopyingBackend.copy`."""
+        self._in_parts(images, _Worker.copy)
+
+    def _in_parts(self, images: NDArray[Any], work: _Work) -> list[NDArray[np.float32]]:
+        """What `work` gives for the images, split and padded to batches that the engine takes."""
         if self._engine is None:
             raise ModelError("the model was closed; open it again")
         check_images(images, self.spec, self.batch_size)
@@ -74,7 +87,7 @@ class TrtBackend:
         with self._device.active(), self._borrowed() as worker:
             for start in range(0, len(images), rows):
                 part = slice(start, start + rows)
-                for output, result in zip(outputs, worker.run(images[part], rows)):
+                for output, result in zip(outputs, work(worker, images[part], rows)):
                     output[part] = result
         return outputs
 
@@ -187,9 +200,7 @@ class _Worker:
         Raises:
             ModelError: it failed; close the worker.
         """
-        count = len(images)
-        self._input.host[:count] = images
-        self._input.host[count:rows] = 0
+        self._fill(images, rows)
         if rows != self._rows:
             self._reshape(rows)  # and run call by call: at a new shape the library has things to prepare
         elif self._graph is None and self._is_capturable:
@@ -200,7 +211,23 @@ class _Worker:
                 self._enqueue()
             else:
                 self._stream.launch(self._graph)
-        return [buffer.host[:count] for buffer in self._outputs]
+        return [buffer.host[: len(images)] for buffer in self._outputs]
+
+    def copy(self, images: NDArray[Any], rows: int) -> list[NDArray[np.float32]]:
+        """As `run`, but without the engine: the maps are whatever was there.
+
+        Raises:
+            ModelError: it failed; close the worker.
+        """
+        self._fill(images, rows)
+        with self._stream.running():
+            self._stream.upload(self._input, rows)
+            self._download(rows)
+        return [buffer.host[: len(images)] for buffer in self._outputs]
+
+    def _fill(self, images: NDArray[Any], rows: int) -> None:
+        self._input.host[: len(images)] = images
+        self._input.host[len(images) : rows] = 0
 
     def _reshape(self, rows: int) -> None:
         self._drop_graph()
@@ -213,8 +240,11 @@ class _Worker:
     def _enqueue(self) -> None:
         self._stream.upload(self._input, self._rows)
         self._ask(lambda: self._context.execute_async_v3(self._stream.handle))
+        self._download(self._rows)
+
+    def _download(self, rows: int) -> None:
         for buffer in self._outputs:
-            self._stream.download(buffer, self._rows)
+            self._stream.download(buffer, rows)
 
     def _ask(self, call: Callable[[], bool]) -> None:
         """Raise ModelError unless this call succeeds.
@@ -234,6 +264,10 @@ class _Worker:
     def close(self) -> None:
         """Free everything: graph and context first, then what they work on."""
         self._resources.close()
+
+
+_Work = Callable[[_Worker, NDArray[np.float32], int], list[NDArray[np.float32]]]
+"""A batch of at most so many rows, padded to that, to maps that are valid until the next call: `run`, or a part of it."""
 
 
 def _tensor_names(engine: Any) -> list[str]:

@@ -95,6 +95,7 @@ def test_the_public_names_of_the_runtime_exist() -> None:
 @pytest.mark.parametrize(
     "module",
     [
+        "runtime.benchmark",
         "runtime.detect",
         "runtime.evaluate",
         "runtime.visualise",

@@ -43,6 +43,11 @@ class TorchBackend:
         """Any."""
         return None
 
+    @property
+    def title(self) -> str:
+        """PyTorch's version."""
+        return f"PyTorch {torch.__version__}"
+
     def infer(self, images: NDArray[np.float32]) -> list[NDArray[np.float32]]:
         """See `runtime.backend.Backend.infer`."""
         return _arrays(self._run(self._model.maps, images))

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import onnx
 import pytest
@@ -23,9 +24,12 @@ from onnx import TensorProto
 from small_models import CLASSES, noise, settled, tiny
 
 from benchmarks.int8 import make_int8
+from benchmarks.runtime import opencv_preprocess
 from export.tracer import write_onnx
 from runtime import detect
 from runtime.backend import Backend
+from runtime.benchmark import made_up_picture
+from runtime.boxes import xyxy_to_xywh
 from runtime.detector import Detector
 from runtime.errors import InputError, MissingComponentError, ModelError
 from runtime.gpu import Gpu
@@ -33,7 +37,9 @@ from runtime.images import write_image
 from runtime.opening import open_backend
 from runtime.openvino_backend import OpenVinoBackend
 from runtime.ort_backend import OrtBackend
+from runtime.preprocess import preprocess
 from runtime.spec import ModelSpec
+from runtime.timing import milliseconds, take_turns
 from train.backend import TorchBackend
 from train.model import DetectorModel
 from train.spec import model_spec
@@ -124,6 +130,11 @@ def test_the_description_is_the_models(backend: Backend, subject: Subject) -> No
     assert backend.batch_size is None
 
 
+def test_it_says_what_runs_it(backend: Backend, case: Case) -> None:
+    versions = {"onnxruntime": r"ONNX Runtime [\d.]+, CPU", "openvino": r"OpenVINO [\d.]+, CPU", "torch": r"PyTorch [\d.]+"}
+    assert re.match(versions[case.package], backend.title)
+
+
 @pytest.mark.parametrize("batch", [1, 2, 3, 5])
 def test_names_shapes_dtypes_and_values(backend: Backend, subject: Subject, batch: int) -> None:
     images = noise(batch, batch)
@@ -131,6 +142,30 @@ def test_names_shapes_dtypes_and_values(backend: Backend, subject: Subject, batc
     assert [level.shape for level in maps] == [(batch, *subject.spec.map_shape(i)) for i in range(3)]
     assert {level.dtype for level in maps} == {np.dtype(np.float32)}
     assert distance(maps, expected(subject, images)) < 1e-4
+
+
+def test_what_comes_before_and_after_takes_no_longer_than_opencv(case: Case, subject: Subject, tmp_path: Path) -> None:
+    """At 608 pixels, on the maps as this backend hands them out; by the least of some rounds in turns, which is steady."""
+    spec = subject.spec.replace(input_size=(608, 608))
+    if case.opens_files:
+        write_onnx(subject.model, spec, tmp_path / "large.onnx")
+    picture = made_up_picture(np.random.default_rng(0))
+    with case.open(replace(subject, spec=spec, files={"fp32": tmp_path / "large.onnx"})) as backend:
+        detector = Detector(backend, score_threshold=0.5)
+        maps = [level[0] for level in backend.infer(preprocess(picture, spec)[0][None])]
+    boxes = detector.candidates(maps)
+    assert len(boxes.scores) > 500  # worth timing
+    corners, ids = xyxy_to_xywh(boxes.boxes), boxes.class_ids.astype(np.int32)
+    ways = {
+        "ours": lambda: detector.postprocess(maps, preprocess(picture, spec)[1]),
+        "opencv": lambda: (
+            opencv_preprocess(picture, spec),
+            cv2.dnn.NMSBoxesBatched(corners, boxes.scores, ids, 0.5, spec.nms_threshold),
+        ),
+    }
+    timed = {name: lambda _, call=call: milliseconds(call) for name, call in ways.items()}
+    least = {name: min(times) for name, times in take_turns(timed, rounds=12, warm_up=2).items()}
+    assert least["ours"] < least["opencv"]
 
 
 def test_a_batch_is_its_pictures(backend: Backend) -> None:

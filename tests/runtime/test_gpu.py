@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from runtime.gpu import Gpu, find_gpu
+from runtime.gpu import Gpu, find_gpu, memory_used
 
 
 class Driver:
@@ -15,6 +15,8 @@ class Driver:
 
     def __init__(self, failing: str = "") -> None:
         self.failing = failing
+        self.contexts = 0  # retained and not released
+        self.current = 0  # pushed and not popped
 
     def __getattr__(self, name: str) -> Any:
         return lambda *arguments: 1 if name == self.failing else self.answer(name, arguments)
@@ -24,6 +26,19 @@ class Driver:
             arguments[0].value = b"Some GPU"
         elif name == "cuDeviceGetAttribute":
             arguments[0]._obj.value = {75: 8, 76: 6}[arguments[1]]
+        elif name == "cuDevicePrimaryCtxRetain":
+            self.contexts += 1
+        elif name == "cuDevicePrimaryCtxRelease_v2":
+            self.contexts -= 1
+        elif name == "cuCtxPushCurrent_v2":
+            assert self.contexts
+            self.current += 1
+        elif name == "cuCtxPopCurrent_v2":
+            self.current -= 1
+        elif name == "cuMemGetInfo_v2":
+            assert self.current
+            free, total = arguments
+            free._obj.value, total._obj.value = 30 << 30, 40 << 30  # more than 32 bits
         return 0
 
 
@@ -44,3 +59,18 @@ def test_no_driver_is_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(ctypes, "CDLL", missing)
     assert find_gpu() is None
+
+
+def test_memory_in_use_is_what_is_not_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    driver = Driver()
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: driver)
+    assert memory_used() == 10 << 30
+    assert (driver.contexts, driver.current) == (0, 0)
+
+
+@pytest.mark.parametrize("failing", ["cuInit", "cuDevicePrimaryCtxRetain", "cuCtxPushCurrent_v2", "cuMemGetInfo_v2"])
+def test_memory_that_cannot_be_asked_for_is_not_known(failing: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    driver = Driver(failing)
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: driver)
+    assert memory_used() is None
+    assert (driver.contexts, driver.current) == (0, 0)

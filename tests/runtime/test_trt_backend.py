@@ -25,6 +25,7 @@ from runtime.inspection import inspection_shapes
 from runtime.manifest import Source, manifest_path, write_manifest
 from runtime.opening import open_backend
 from runtime.spec import ModelSpec
+from runtime.stages import CopyingBackend
 from runtime.trt_backend import TrtBackend
 
 Command = Callable[..., tuple[int, str, str]]
@@ -163,6 +164,24 @@ def test_padding_is_empty(machine: MakeMachine) -> None:
         backend.infer(pictures(1, first=1))
         memory = next(iter(here.gpu.memory.values())).array((4, 3 * 32 * 32), np.float32)
         assert memory.mean(axis=1).tolist() == [1, 0, 0, 0]
+
+
+@pytest.mark.parametrize("count", [1, 2, 11])
+def test_copying_alone_is_every_copy_of_an_inference_and_no_execution(count: int, machine: MakeMachine) -> None:
+    here = machine()
+    with TrtBackend(here.path) as backend:
+        assert isinstance(backend, CopyingBackend)
+        assert backend.title == "TensorRT 10.12.0, Fake GPU"
+        here.engine.batch = (9, 9)  # no shape is set either: that would cost the next inference its graph
+        start = len(here.gpu.log)
+        backend.copy(pictures(count))
+        alone = [call for call in RUN if call != "execute"]
+        assert here.since(start) == alone * (2 if count > 8 else 1)
+        here.engine.batch = (1, 8)
+        check(backend.infer(pictures(count)), count)
+        with pytest.raises(InputError, match=r"images: expected float32"):
+            backend.copy(pictures(0))
+    assert here.gpu.live == []
 
 
 def test_a_fixed_batch_is_the_only_one(machine: MakeMachine) -> None:

@@ -1,0 +1,177 @@
+"""`python -m runtime.benchmark`: what each step from a picture file to detections takes, of one model or of two in turns."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import logging
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Optional
+
+import cv2
+import numpy as np
+
+from runtime import cli, footprint, machine
+from runtime.backend import Backend
+from runtime.benchmark_plot import plot
+from runtime.benchmark_report import ModelFacts, Protocol, Report, compare, row, table
+from runtime.detector import Detector
+from runtime.errors import InputError
+from runtime.files import check_writable
+from runtime.footprint import Footprint
+from runtime.images import Image, write_image
+from runtime.opening import BACKENDS, open_backend
+from runtime.sources import Source, find_sources, for_each, read_picture
+from runtime.stages import Lap, run
+from runtime.timing import take_turns
+
+log = logging.getLogger(__name__)
+
+_MADE_UP, _WIDTH, _HEIGHT = 8, 640, 480
+_MOST_PICTURES = 64  # of --source; as much as the largest batch anyone asks for, and quickly read
+
+
+def parse(arguments: Optional[list[str]] = None) -> argparse.Namespace:
+    """The command's arguments."""
+    parser = cli.parser(
+        "runtime.benchmark",
+        "Time each stage from a picture file to detections: load (read and decode the file), preprocess, copy (to a device\n"
+        "and back), infer, decode, NMS. Of two models, which take turns, every ratio is of the same rounds.",
+        "python -m runtime.benchmark --engine model.int8.onnx --compare model.onnx --batch 1,8,32 --plot times.png",
+    )
+    cli.add_model(parser)
+    parser.add_argument("--compare", metavar="OTHER", help="a second model to alternate with; may be the same file")
+    parser.add_argument("--compare-backend", choices=BACKENDS, default="auto", help="what runs the second model")
+    parser.add_argument("--batch", type=_batches, default=(1,), metavar="N,N,…", help="batch sizes (default: 1)")
+    parser.add_argument("--source", help="a picture, folder or glob pattern (default: made-up pictures of 640x480)")
+    parser.add_argument("--conf", type=cli.probability, default=0.25, help="lowest score that reaches NMS (default: 0.25)")
+    parser.add_argument("--repeats", type=cli.positive, default=50, help="rounds measured for each batch size (default: 50)")
+    parser.add_argument("--warm-up", type=cli.count, default=5, help="rounds before those (default: 5)")
+    parser.add_argument("--json", action="store_true", help="everything as JSON on stdout instead of a table")
+    parser.add_argument("--plot", type=Path, metavar="FILE.png", help="draw the stages as bars into a picture")
+    return parser.parse_args(arguments)
+
+
+def _batches(text: str) -> tuple[int, ...]:
+    """Batch sizes with commas between them, each once."""
+    try:
+        return tuple(dict.fromkeys(cli.positive(part) for part in text.split(",")))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"expected batch sizes with commas between them, got {text}") from error
+
+
+def main(arguments: Optional[list[str]] = None) -> int:
+    """Run the command; returns its exit code."""
+    options = parse(arguments)
+    if options.plot:
+        cli.check_suffix(options.plot, ".png", option="--plot")
+        check_writable(options.plot)  # now rather than after the work
+    report = measure(options)
+    print(json.dumps(asdict(report), indent=1) if options.json else table(report))
+    if options.plot:
+        write_image(options.plot, plot(report))
+        log.info("the plot is %s", options.plot)
+    return 0
+
+
+@dataclass(frozen=True)
+class _Model:
+    """An opened model, what was asked to run it, and the batch sizes of those asked for that it takes."""
+
+    letter: str
+    file: Path
+    asked: str
+    backend: Backend
+    detector: Detector
+    batches: tuple[int, ...]
+
+
+def measure(options: argparse.Namespace) -> Report:
+    """Everything that the options ask for.
+
+    Raises:
+        InputError: a file that cannot be used; a model takes none of the batch sizes.
+    """
+    here = machine.describe()  # before we are the load
+    with contextlib.ExitStack() as opened:
+        models = [_open(opened, "A", Path(options.engine), options.backend, options)]
+        if options.compare:
+            models.append(_open(opened, "B", Path(options.compare), options.compare_backend, options))
+        files, pictures = opened.enter_context(_pictures(options.source))
+        rows, comparisons = [], []
+        for batch in options.batch:
+            laps = _take_turns([model for model in models if batch in model.batches], batch, files, options)
+            rows += [row(letter, batch, found) for letter, found in laps.items()]
+            if len(laps) == 2:
+                comparisons.append(compare(batch, laps["A"], laps["B"]))
+    # With all models closed: memory that they hold, and a GPU's above all, may be needed again.
+    facts = [_facts(model, footprint.measure(model.file, model.asked, model.batches)) for model in models]
+    protocol = Protocol(options.warm_up, options.repeats, pictures, options.conf)
+    return Report(here, protocol, facts, rows, comparisons)
+
+
+def _open(opened: contextlib.ExitStack, letter: str, file: Path, asked: str, options: argparse.Namespace) -> _Model:
+    backend = opened.enter_context(open_backend(file, asked))
+    only = backend.batch_size
+    taken = tuple(batch for batch in options.batch if only in (None, batch))
+    if not taken:
+        raise InputError(f"{file}: takes batches of {only} alone; measure it with --batch {only}")
+    if taken != options.batch:
+        log.warning("%s takes batches of %d alone; other sizes are left out", file, only)
+    return _Model(letter, file, asked, backend, Detector(backend, score_threshold=options.conf), taken)
+
+
+def _take_turns(
+    models: Sequence[_Model], batch: int, files: Sequence[Path], options: argparse.Namespace
+) -> dict[str, list[Lap]]:
+    """Laps of each model by its letter; in a round all get the same pictures, in the next one those that follow."""
+
+    def lap(model: _Model, turn: int) -> Lap:
+        return run(model.backend, model.detector, [files[(turn * batch + i) % len(files)] for i in range(batch)])
+
+    ways = {model.letter: partial(lap, model) for model in models}
+    return take_turns(ways, options.repeats, options.warm_up, label=f"batch {batch}")
+
+
+def _facts(model: _Model, found: Optional[Footprint]) -> ModelFacts:
+    spec = model.backend.spec
+    return ModelFacts(model.letter, str(model.file), spec.name, spec.precision, spec.input_size, model.backend.title, found)
+
+
+@contextlib.contextmanager
+def _pictures(source: Optional[str]) -> Iterator[tuple[list[Path], str]]:
+    """Files of pictures that can be read, and what they are in words."""
+    if source is None:
+        with tempfile.TemporaryDirectory() as folder:
+            files = [Path(folder) / f"{index}.jpg" for index in range(_MADE_UP)]
+            for index, file in enumerate(files):
+                write_image(file, made_up_picture(np.random.default_rng(index)))
+            yield files, f"{_MADE_UP} made-up JPEG pictures of {_WIDTH}x{_HEIGHT}"
+        return
+    readable: list[Path] = []
+
+    def check(item: Source) -> None:
+        read_picture(item)
+        readable.append(item.path)
+
+    sources = find_sources(source)
+    for_each(sources[:_MOST_PICTURES], check, label="read", strict=False)
+    yield readable, f"{len(readable)} pictures of {source}" if len(readable) > 1 else str(readable[0])
+
+
+def made_up_picture(rng: np.random.Generator) -> Image:
+    """A random uint8 BGR picture `[480, 640, 3]` with coarse and fine structure, about as hard for JPEG as a photograph."""
+    picture = np.zeros((_HEIGHT, _WIDTH, 3), np.float32)
+    for cells, strength in ((3, 60), (10, 40), (40, 25), (240, 20)):
+        coarse = rng.normal(0, strength, (cells, cells * _WIDTH // _HEIGHT, 3)).astype(np.float32)
+        picture += cv2.resize(coarse, (_WIDTH, _HEIGHT), interpolation=cv2.INTER_CUBIC)
+    return np.clip(picture + 120, 0, 255).astype(np.uint8)
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,197 @@
+"""What a benchmark found, as figures and as a table. Every figure of time is a spread, see `runtime.timing.spread`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Optional
+
+from runtime.footprint import Footprint
+from runtime.machine import Machine
+from runtime.stages import STAGES, Lap
+from runtime.timing import ends, spread
+
+TOTAL = "total"
+
+Spread = dict[str, float]
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """A model that was measured.
+
+    Attributes:
+        letter: that it is called by. file, name, precision, input_size: of the model; (height, width) in pixels.
+        runs_in: library, version, device.
+        footprint: what opening and running it took in a process of its own, None where that is not known.
+    """
+
+    letter: str
+    file: str
+    name: str
+    precision: str
+    input_size: tuple[int, int]
+    runs_in: str
+    footprint: Optional[Footprint]
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """How it was measured.
+
+    Attributes:
+        warm_up, repeats: rounds not counted and counted, for each batch size.
+        pictures: which, in words. score_threshold: of what reaches NMS.
+    """
+
+    warm_up: int
+    repeats: int
+    pictures: str
+    score_threshold: float
+
+
+@dataclass(frozen=True)
+class Row:
+    """One model with batches of one size.
+
+    Attributes:
+        letter: of the model. batch: the size.
+        milliseconds: of a whole batch, by stage and `total`; without `copy` where there is none or it is part of `infer`.
+        images_per_second: from files to detections. inferences_per_second: pictures a second of the stage `infer` alone.
+            Both from the median time.
+        candidates, detections: mean number of boxes in a picture before and after NMS.
+    """
+
+    letter: str
+    batch: int
+    milliseconds: dict[str, Spread]
+    images_per_second: float
+    inferences_per_second: float
+    candidates: float
+    detections: float
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The first model against the second with batches of one size.
+
+    Attributes:
+        batch: the size. ratios: time of the first / time of the second in the same round, by stage and `total`.
+    """
+
+    batch: int
+    ratios: dict[str, Spread]
+
+
+@dataclass(frozen=True)
+class Report:
+    """All of it."""
+
+    machine: Machine
+    protocol: Protocol
+    models: list[ModelFacts]
+    rows: list[Row]
+    comparisons: list[Comparison]
+
+
+def times(laps: Sequence[Lap]) -> dict[str, list[float]]:
+    """Milliseconds of each lap, by stage and `total`."""
+    stages = {name: [lap.milliseconds[name] for lap in laps] for name in STAGES if name in laps[0].milliseconds}
+    return {**stages, TOTAL: [lap.total for lap in laps]}
+
+
+def row(letter: str, batch: int, laps: Sequence[Lap]) -> Row:
+    """The figures of one model's laps."""
+    found = {name: spread(values) for name, values in times(laps).items()}
+    pictures = batch * len(laps)
+    return Row(
+        letter,
+        batch,
+        found,
+        images_per_second=batch * 1e3 / found[TOTAL]["median"],
+        inferences_per_second=batch * 1e3 / found["infer"]["median"],
+        candidates=sum(lap.candidates for lap in laps) / pictures,
+        detections=sum(len(boxes) for lap in laps for boxes in lap.found) / pictures,
+    )
+
+
+def compare(batch: int, first: Sequence[Lap], second: Sequence[Lap]) -> Comparison:
+    """Ratios of laps that were run in the same rounds; of the stages that both have."""
+    mine, theirs = times(first), times(second)
+    ratios = {name: [a / b for a, b in zip(mine[name], theirs[name])] for name in mine if name in theirs}
+    return Comparison(batch, {name: spread(values) for name, values in ratios.items()})
+
+
+def table(report: Report) -> str:
+    """All of it for people."""
+    blocks = ["\n".join(_header(report))]
+    blocks += ["\n".join(_block(batch, report)) for batch in dict.fromkeys(found.batch for found in report.rows)]
+    return "\n\n".join(blocks)
+
+
+def _header(report: Report) -> Iterable[str]:
+    here, protocol = report.machine, report.protocol
+    gpu, load = f", {here.gpu}" if here.gpu else "", "" if here.load is None else f", load {here.load:.1f} before"
+    omp = f", OMP_NUM_THREADS {here.omp_threads}" if here.omp_threads else ""
+    yield f"on      {here.cpu}, {here.cores} cores{gpu}{load}; {here.versions} with {here.opencv_threads} threads{omp}"
+    turns = ", models in turns and in reverse order every other round" if len(report.models) > 1 else ""
+    yield (
+        f"how     {protocol.warm_up} + {protocol.repeats} rounds a batch size, the first {protocol.warm_up} not counted{turns};"
+        f" {protocol.pictures}; scores from {protocol.score_threshold:g}"
+    )
+    for model in report.models:
+        height, width = model.input_size
+        yield f"{model.letter}       {model.file}: {model.name}, {model.precision}, {width}x{height}, in {model.runs_in}"
+        if model.footprint:
+            took = model.footprint
+            peaks = ", ".join(f"{peak:.0f} MB at batch {batch}" for batch, peak in took.peaks.items())
+            gpu_memory = "" if not took.gpu else f", {took.gpu:.0f} MB of the GPU"
+            yield (
+                f"        a process of its own opens it in {took.opening:.0f} ms and holds at most {peaks}{gpu_memory}"
+                f" ({took.before:.0f} MB before)"
+            )
+
+
+def _block(batch: int, report: Report) -> list[str]:
+    """The table of one batch size."""
+    rows = [found for found in report.rows if found.batch == batch]
+    ratios = next((found.ratios for found in report.comparisons if found.batch == batch), {})
+    shown = [name for name in rows[0].milliseconds[TOTAL] if name not in ("min", "max")]
+    if len(shown) == 1:  # too few rounds for percentiles
+        shown = ["min", "median", "max"]
+    cells = [[f"batch {batch}, ms", *(f"{found.letter} {name}" for found in rows for name in shown)]]
+    for stage in (*STAGES, TOTAL):
+        figures = [_times(found.milliseconds.get(stage), shown) for found in rows]
+        cells.append([stage, *(cell for part in figures for cell in part)])
+    if ratios:
+        low, high = ends(ratios[TOTAL])
+        cells[0].append(f"A / B ({low} to {high})")
+        for line, stage in zip(cells[1:], (*STAGES, TOTAL)):
+            line.append(_ratio(ratios.get(stage)))
+    lines = _aligned(cells)
+    lines += [
+        f"{found.letter}: {found.images_per_second:.1f} pictures/s, {found.inferences_per_second:.1f} in inference alone;"
+        f" {found.candidates:.1f} boxes a picture before NMS, {found.detections:.1f} after"
+        for found in rows
+    ]
+    return lines
+
+
+def _times(figures: Optional[Mapping[str, float]], shown: Sequence[str]) -> list[str]:
+    return ["-"] * len(shown) if figures is None else [f"{figures[name]:.2f}" for name in shown]
+
+
+def _ratio(figures: Optional[Mapping[str, float]]) -> str:
+    if figures is None:
+        return "-"
+    low, high = ends(figures)
+    return f"{figures['median']:.2f} ({figures[low]:.2f} to {figures[high]:.2f})"
+
+
+def _aligned(cells: Sequence[Sequence[str]]) -> list[str]:
+    """Columns of text: the first to the left, the others to the right."""
+    widths = [max(map(len, column)) for column in zip(*cells)]
+    return [
+        "  ".join([line[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(line[1:], widths[1:]))]).rstrip()
+        for line in cells
+    ]

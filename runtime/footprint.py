@@ -1,0 +1,91 @@
+"""What it takes to open a model, in time and memory, in a process of its own: what two in one process take cannot be told."""
+
+from __future__ import annotations
+
+import json
+import logging
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Optional
+
+import numpy as np
+
+from runtime import cli
+from runtime.detector import Detector
+from runtime.gpu import memory_used
+from runtime.opening import open_backend
+
+log = logging.getLogger(__name__)
+
+_STATUS = Path("/proc/self/status")
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """What one process took; memory in MB (10^6 bytes).
+
+    Attributes:
+        opening: milliseconds until the model was opened, loading its library included.
+        before: in use before the model was opened, by Python and the libraries that every command needs.
+        peaks: the largest amount in use until a batch of such a size was done, smaller ones before it; by batch size.
+        gpu: what it took of the first GPU, None where there is none.
+    """
+
+    opening: float
+    before: float
+    peaks: dict[int, float]
+    gpu: Optional[float]
+
+
+def measure(engine: Path, backend: str, batches: Sequence[int]) -> Optional[Footprint]:
+    """Open a model in a new process, see `open_backend`, and detect in a batch of each size; None where that cannot be done."""
+    command = [sys.executable, "-m", "runtime.footprint", str(engine), backend, *map(str, batches)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        log.warning("%s: its memory is not known (%s)", engine, (done.stderr.splitlines() or ["the process was ended"])[-1])
+        return None
+    found = json.loads(done.stdout)
+    return Footprint(**{**found, "peaks": {int(batch): value for batch, value in found["peaks"].items()}})
+
+
+def take(engine: Path, backend: str, batches: Sequence[int]) -> Footprint:
+    """As `measure`, but in this process."""
+    before, gpu_before = peak(), memory_used()
+    start, peaks = time.perf_counter(), {}
+    with open_backend(engine, backend) as opened:
+        opening = (time.perf_counter() - start) * 1e3
+        detector = Detector(opened)
+        for batch in sorted(batches):
+            detector([np.zeros((480, 640, 3), np.uint8)] * batch)
+            peaks[batch] = peak()
+        gpu = memory_used()
+    return Footprint(opening, before, peaks, None if gpu is None or gpu_before is None else (gpu - gpu_before) / 1e6)
+
+
+def peak() -> float:
+    """The most memory that this process ever had in use, in MB.
+
+    Not `resource.getrusage`: Linux counts in that what the process held that started this one.
+
+    Raises:
+        OSError: the system does not tell; only Linux does.
+    """
+    for line in _STATUS.read_text().splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) * 1024 / 1e6
+    raise OSError(f"{_STATUS} has no VmHWM")
+
+
+def main() -> int:
+    """The new process: the footprint as JSON on stdout."""
+    engine, backend, *batches = sys.argv[1:]
+    print(json.dumps(asdict(take(Path(engine), backend, list(map(int, batches))))))
+    return 0
+
+
+if __name__ == "__main__":
+    cli.run(main)

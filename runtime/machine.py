@@ -1,0 +1,58 @@
+"""What a measurement ran on, for whoever reads its figures elsewhere."""
+
+from __future__ import annotations
+
+import os
+import platform
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Optional
+
+import cv2
+import numpy as np
+
+from runtime.gpu import find_gpu
+
+
+@dataclass(frozen=True)
+class Machine:
+    """This machine, now.
+
+    Attributes:
+        cpu: its name. cores: that this process may use. gpu: the first NVIDIA GPU's name, if there is one.
+        load: mean number of programs that wanted a core in the last minute, ours among them; None where that is not counted.
+        versions: of what runs before and after the model, whose own library each backend names.
+        threads: of OpenCV; and what OMP_NUM_THREADS says, which other libraries may heed, None where it is not set.
+    """
+
+    cpu: str
+    cores: int
+    gpu: Optional[str]
+    load: Optional[float]
+    versions: str
+    opencv_threads: int
+    omp_threads: Optional[str]
+
+
+def describe() -> Machine:
+    """This machine, now."""
+    gpu = find_gpu()
+    return Machine(
+        cpu=_cpu_name(),
+        cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
+        gpu=gpu.name if gpu else None,
+        load=round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
+        versions=f"Python {platform.python_version()}, numpy {np.__version__}, OpenCV {cv2.__version__}",
+        opencv_threads=cv2.getNumThreads(),
+        omp_threads=os.environ.get("OMP_NUM_THREADS"),
+    )
+
+
+def _cpu_name() -> str:
+    """As Linux calls it, or else its architecture."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        lines = []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()

@@ -1,0 +1,88 @@
+"""One batch from picture files to detections, by the very functions that `Detector` calls, with the time that each takes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+from numpy.typing import NDArray
+
+from runtime.backend import Backend
+from runtime.detections import Detections
+from runtime.detector import Detector, as_batch
+from runtime.images import read_image
+from runtime.preprocess import preprocess
+
+STAGES = ("load", "preprocess", "copy", "infer", "decode", "NMS")
+"""In the order in which a picture goes through them."""
+
+
+@runtime_checkable
+class CopyingBackend(Backend, Protocol):
+    """A backend that computes in other memory than the pictures are in, and can tell what the way there and back costs."""
+
+    def copy(self, images: NDArray[Any]) -> None:
+        """Take as long as `infer` takes for all but computing: input to the device, outputs to arrays of the caller."""
+
+
+@dataclass(frozen=True)
+class Lap:
+    """One batch.
+
+    Attributes:
+        milliseconds: of the whole batch, by stage. `copy` is missing where it is none or cannot be told from `infer`.
+        candidates: how many boxes reached the score threshold in all its pictures together.
+        found: what was detected in each picture.
+    """
+
+    milliseconds: dict[str, float]
+    candidates: int
+    found: list[Detections]
+
+    @property
+    def total(self) -> float:
+        """Milliseconds from the files to the detections."""
+        return sum(self.milliseconds.values())
+
+
+def run(backend: Backend, detector: Detector, files: Sequence[Path]) -> Lap:
+    """Detect in picture files as one batch, which the backend must take. `detector` is one of this backend.
+
+    Copying is timed apart, since it cannot be seen within an inference that is one CUDA graph, and taken off that.
+
+    Raises:
+        InputError: a file is not a picture.
+        ModelError: the model failed.
+    """
+    clock = _Clock()
+    images = [read_image(file) for file in files]
+    clock.stop("load")
+    inputs, geometries = zip(*(preprocess(image, backend.spec) for image in images))
+    batch = as_batch(inputs)
+    clock.stop("preprocess")
+    outputs = backend.infer(batch)
+    clock.stop("infer")
+    candidates = [detector.candidates([output[i] for output in outputs]) for i in range(len(files))]
+    clock.stop("decode")
+    found = [detector.select(boxes, geometry)[0] for boxes, geometry in zip(candidates, geometries)]
+    clock.stop("NMS")
+    if isinstance(backend, CopyingBackend):
+        backend.copy(batch)
+        clock.stop("copy")
+        clock.milliseconds["infer"] -= clock.milliseconds["copy"]
+    return Lap(clock.milliseconds, sum(len(boxes.scores) for boxes in candidates), found)
+
+
+class _Clock:
+    def __init__(self) -> None:
+        self.milliseconds: dict[str, float] = {}
+        self._start = time.perf_counter()
+
+    def stop(self, stage: str) -> None:
+        """The stage ends and the next one begins."""
+        now = time.perf_counter()
+        self.milliseconds[stage] = (now - self._start) * 1e3
+        self._start = now

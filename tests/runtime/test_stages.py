@@ -1,0 +1,105 @@
+"""A batch in stages finds what the detector finds, and each stage is charged what it took."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from runtime import stages
+from runtime.detector import Detector
+from runtime.errors import InputError
+from runtime.images import read_image, write_image
+from runtime.opening import open_backend
+from runtime.spec import ModelSpec
+from runtime.stages import STAGES, CopyingBackend, run
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> list[Path]:
+    """White and black pictures of several sizes."""
+    pictures = [
+        np.full((height, width, 3), grey, np.uint8) for width, height, grey in ((64, 64, 255), (90, 40, 0), (33, 80, 255))
+    ]
+    for index, picture in enumerate(pictures):
+        write_image(tmp_path / f"{index}.png", picture)
+    return [tmp_path / f"{index}.png" for index in range(len(pictures))]
+
+
+def test_it_finds_what_the_detector_finds(tiny_onnx: Path, files: list[Path]) -> None:
+    with open_backend(tiny_onnx) as backend:
+        detector = Detector(backend, score_threshold=0.5)
+        expected = detector([read_image(file) for file in files])
+        lap = run(backend, detector, files)
+        assert [len(found) for found in expected] == [1, 0, 1]
+        for ours, theirs in zip(lap.found, expected):
+            assert np.array_equal(ours.boxes, theirs.boxes) and np.array_equal(ours.scores, theirs.scores)
+        assert lap.candidates == 2
+        assert set(lap.milliseconds) == set(STAGES) - {"copy"}
+        assert min(lap.milliseconds.values()) > 0
+
+
+def test_a_file_that_is_no_picture_is_named(tiny_onnx: Path, tmp_path: Path) -> None:
+    (tmp_path / "note.txt").write_text("no picture")
+    with open_backend(tiny_onnx) as backend, pytest.raises(InputError, match=r"note\.txt: not a picture"):
+        run(backend, Detector(backend), [tmp_path / "note.txt"])
+
+
+@pytest.mark.parametrize("copies", [True, False])
+def test_each_stage_is_charged_what_it_took(
+    copies: bool, make_spec: Callable[..., ModelSpec], files: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec, now = make_spec(), [5.0]
+
+    class Backend:
+        batch_size = None
+        title = "made up"
+
+        def __init__(self) -> None:
+            self.spec = spec
+
+        def infer(self, images: np.ndarray) -> list[np.ndarray]:
+            assert images.shape == (3, 3, 64, 64)
+            now[0] += 0.05
+            return [np.full((len(images), *spec.map_shape(level)), -40, np.float32) for level in range(3)]
+
+        def close(self) -> None: ...
+
+        def __enter__(self) -> Any: ...
+
+        def __exit__(self, *error: Any) -> None: ...
+
+    class Copying(Backend):
+        def copy(self, images: np.ndarray) -> None:
+            assert images.shape == (3, 3, 64, 64)
+            now[0] += 0.02
+
+    def taking(seconds: float, call: Callable[..., Any]) -> Callable[..., Any]:
+        def slow(*arguments: Any) -> Any:
+            now[0] += seconds
+            return call(*arguments)
+
+        return slow
+
+    backend: Any = Copying() if copies else Backend()
+    assert isinstance(backend, CopyingBackend) == copies
+    detector: Any = Detector(backend)
+    monkeypatch.setattr(stages.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(stages, "read_image", taking(0.001, stages.read_image))
+    monkeypatch.setattr(stages, "preprocess", taking(0.002, stages.preprocess))
+    monkeypatch.setattr(detector, "candidates", taking(0.003, detector.candidates))
+    monkeypatch.setattr(detector, "select", taking(0.004, detector.select))
+    lap = run(backend, detector, files)
+    expected = {
+        "load": 3,
+        "preprocess": 6,
+        "infer": 30 if copies else 50,
+        "decode": 9,
+        "NMS": 12,
+        **({"copy": 20} if copies else {}),
+    }
+    assert lap.milliseconds == pytest.approx(expected)
+    assert lap.total == pytest.approx(80)  # copying is a part of inference, not one more
