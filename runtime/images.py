@@ -17,6 +17,14 @@ Image = NDArray[np.uint8]
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".jpe", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm"})
 
 
+def check_image(image: Image) -> Image:
+    """The picture itself; raises InputError unless it is uint8 `[H, W, 3]` and not empty."""
+    if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
+        found = f"{image.dtype} {list(image.shape)}" if isinstance(image, np.ndarray) else type(image).__name__
+        raise InputError(f"image: expected uint8 BGR [H, W, 3], got {found}")
+    return image
+
+
 def read_image(path: PathLike, size: Optional[tuple[int, int]] = None) -> Image:
     """Read any common picture (grey, CMYK, alpha, 16 bit) as uint8 BGR `[H, W, 3]`, EXIF orientation applied.
 
