@@ -44,7 +44,7 @@ class Detector:
         ...     found = detector(cv2.imread("street.jpg"))
         >>> for box, score, class_id in zip(found.boxes, found.scores, found.class_ids):
         ...     print(detector.spec.class_names[class_id], round(float(score), 2), box.round().tolist())
-        ring 1.0 [64.0, 4.0, 96.0, 28.0]
+        ring 0.99 [64.0, 4.0, 96.0, 28.0]
     """
 
     def __init__(

@@ -120,11 +120,12 @@ def test_an_error_of_the_work_comes_in_its_place(kind: type[BaseException]) -> N
             raise kind("three")
         return item
 
-    counter, found = Counter(), []
+    counter = Counter()
+    results = ahead(counter.numbers(), work, 2)
+    assert [next(results) for _ in range(3)] == [0, 1, 2]
     with pytest.raises(kind, match="three"):
-        for item in ahead(counter.numbers(), work, 2):
-            found.append(item)
-    assert found == [0, 1, 2] and counter.closed == 1
+        next(results)
+    assert counter.closed == 1
 
 
 def test_closing_early_is_prompt_and_closes_the_source() -> None:
