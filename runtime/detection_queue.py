@@ -43,7 +43,6 @@ class DetectionQueue:
         for answer in self._waiting:
             if not answer.done():
                 answer.set_exception(_closed())
-        self._room.release()  # for who waits for room, to be refused
         self._news.set()
         await asyncio.wait([self._worker])
 
@@ -83,9 +82,7 @@ class DetectionQueue:
             self._news.clear()
             while self._waiting and self._is_open:
                 taken = [(answer, self._take(answer)) for answer in list(self._waiting)[: self._batch]]
-                jobs = {answer: image for answer, image in taken if image is not None and not answer.done()}
-                if jobs:
-                    await self._run(jobs)
+                await self._run({answer: image for answer, image in taken if image is not None})
 
     async def _run(self, jobs: dict[asyncio.Future[Detections], Image]) -> None:
         found: list[Detections] = []

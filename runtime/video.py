@@ -116,8 +116,7 @@ def is_cut(path: PathLike) -> bool:
 def _part_length(head: bytes) -> Optional[int]:
     """Bytes in the part of a file that begins with `head`, if that is a part we know and it says so."""
     if head[:4] == b"RIFF" and len(head) >= 8:
-        length = int.from_bytes(head[4:8], "little")
-        return 8 + length + length % 2
+        return 8 + int.from_bytes(head[4:8], "little")
     if head[4:8] in _MP4_PARTS:
         short, long = int.from_bytes(head[:4], "big"), int.from_bytes(head[8:16], "big")
         length = long if short == 1 else short

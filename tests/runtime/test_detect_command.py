@@ -21,6 +21,7 @@ import onnx
 import pytest
 from onnx import TensorProto
 
+from runtime import detect
 from runtime.detect import main
 from runtime.detector import Detector
 from runtime.errors import InputError, ModelError
@@ -269,7 +270,44 @@ def test_an_error_in_mid_video_leaves_nothing(
     code, out, err = command(main, "--engine", tiny_onnx, "--source", source, "--output", tmp_path / "out", "--json")
     assert (code, one_error(err)) == (2, "error: the model is damaged\n")
     assert len(lines(out)) == 7 and list((tmp_path / "out").iterdir()) == []
-    assert [thread.name for thread in threading.enumerate() if thread.name == "ahead"] == []
+    assert not ahead_threads()
+
+
+def ahead_threads() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name == "ahead"]
+
+
+def test_an_interrupt_ends_the_threads_before_it_is_passed_on(
+    tiny_onnx: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: object) -> None:
+        assert ahead_threads()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(detect, "draw", interrupted)
+    source = write_video(tmp_path / "film.mp4", 50)
+    with pytest.raises(KeyboardInterrupt) as held:  # with its traceback, and all that the frames in it hold
+        main(["--engine", str(tiny_onnx), "--source", str(source), "--output", str(tmp_path / "out")])
+    assert held.value and not ahead_threads() and list((tmp_path / "out").iterdir()) == []
+
+
+def test_a_video_whose_frames_change_their_size(command: Command, tiny_onnx: Path, tmp_path: Path) -> None:
+    parts = []
+    for index, size in enumerate([(128, 64), (64, 64)]):
+        path = tmp_path / f"{index}.mpg"
+        writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"PIM1"), 25, size)
+        for _ in range(6):
+            writer.write(white(*size))
+        writer.release()
+        parts.append(path.read_bytes())
+    (tmp_path / "both.mpg").write_bytes(b"".join(parts))
+    code, out, _ = command(
+        main, "--engine", tiny_onnx, "--source", tmp_path / "both.mpg", "--output", tmp_path / "out", "--json"
+    )
+    records = lines(out)
+    assert code == 0 and len(records) > 8 and {len(record["detections"]) for record in records} == {1}
+    (made,) = (tmp_path / "out").iterdir()
+    assert [frame.shape for frame in read_video(made, strict=True)] == [(64, 128, 3)] * len(records)
 
 
 def test_ctrl_c_in_mid_video(tiny_onnx: Path, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -224,7 +225,7 @@ def test_an_error_of_the_source_comes_in_its_place(at: int) -> None:
 
 
 @pytest.mark.parametrize("how", ["close", "leave", "cancel"])
-def test_ending_early_ends_everything(how: str) -> None:
+def test_ending_early_ends_everything(how: str, caplog: pytest.LogCaptureFixture) -> None:
     closed = []
 
     async def source() -> AsyncIterator[Image]:
@@ -259,6 +260,8 @@ def test_ending_early_ends_everything(how: str) -> None:
 
     model = Model()
     asyncio.run(main())
+    gc.collect()
+    assert not caplog.records  # asyncio's complaints about answers that nobody took
 
 
 # --- with a model

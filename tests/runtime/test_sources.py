@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import pytest
 
 from runtime.errors import InputError
-from runtime.sources import Source, find_sources, read_picture
+from runtime.sources import Source, find_sources, for_each, read_picture
 
 
 @pytest.fixture
@@ -69,3 +70,26 @@ def test_nothing_there(tmp_path: Path, source: str, monkeypatch: pytest.MonkeyPa
 def test_read_picture_refuses_by_name(folder: Path) -> None:
     with pytest.raises(InputError, match=r"notes\.txt: not a picture"):
         read_picture(find_sources(str(folder / "notes.txt"))[0])
+
+
+def test_the_next_source_is_read_while_one_is_worked_on() -> None:
+    sources = [Source(Path(name), Path(name)) for name in "abcd"]
+    read: list[str] = []
+    worked: list[tuple[str, str, int]] = []
+
+    def take(source: Source) -> str:
+        read.append(str(source.path))
+        if source.path == Path("b"):
+            raise InputError("b: bad")
+        return f"content of {source.path}"
+
+    def work(source: Source, content: str) -> None:
+        limit = time.monotonic() + 5
+        while len(read) < min("abcd".index(str(source.path)) + 2, 4) and time.monotonic() < limit:
+            time.sleep(0.001)
+        worked.append((str(source.path), content, len(read)))
+
+    for_each(sources, take, work, label="test", strict=False)
+    assert worked == [("a", "content of a", 2), ("c", "content of c", 4), ("d", "content of d", 4)]
+    with pytest.raises(InputError, match="b: bad"):
+        for_each(sources, take, lambda *_: None, label="test", strict=True)
