@@ -87,7 +87,7 @@ class Detector:
             InputError: a picture of another dtype or shape.
             ModelError: the model was closed, or is damaged.
         """
-        return self._detect([images])[0] if isinstance(images, np.ndarray) else self._detect(images)
+        return self._detect([images])[0] if isinstance(images, np.ndarray) else self._detect(list(images))
 
     def stream(
         self, images: Iterable[Image], *, batch: Optional[int] = None
