@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import logging
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Optional
 
-import cv2
+from tqdm import tqdm
 
 from runtime import cli
 from runtime.detections import Detections
 from runtime.detector import Detector
 from runtime.draw import draw
-from runtime.errors import OutputError
-from runtime.files import output_folder, replacing
+from runtime.files import output_folder
 from runtime.images import Image, write_image
-from runtime.sources import Source, find_sources, for_each, frame_rate, read_picture, read_video, result_path
+from runtime.sources import Source, find_sources, for_each, read_picture, result_path
+from runtime.stream import closing
+from runtime.video import frame_count, frame_rate, read_video, write_video
 
 log = logging.getLogger(__name__)
 
@@ -41,7 +43,7 @@ def parse(arguments: Optional[list[str]] = None) -> argparse.Namespace:
     parser.add_argument("--iou", type=cli.probability, help="NMS threshold (default: the model's own, 0.6 in the paper)")
     parser.add_argument("--max-detections", type=cli.positive, default=100, help="per picture (default: 100)")
     parser.add_argument("--json", action="store_true", help="one JSON line per picture or frame on stdout")
-    parser.add_argument("--strict", action="store_true", help="stop at the first file that cannot be read")
+    parser.add_argument("--strict", action="store_true", help="stop at the first file that cannot be read, or not to its end")
     return parser.parse_args(arguments)
 
 
@@ -59,51 +61,48 @@ def main(arguments: Optional[list[str]] = None) -> int:
     ) as detector:
         folder = output_folder(wanted) if wanted else None
 
-        def work(source: Source) -> None:
-            for record in _process(detector, source, result_path(source, folder) if folder else None):
-                print(json.dumps(record) if options.json else _summary(record), flush=options.json)
+        def work(source: Source, picture: Optional[Image]) -> None:
+            target = result_path(source, folder) if folder else None
+            if picture is None:
+                results = _in_video(detector, source, target, options.strict)
+            else:
+                results = _in_picture(detector, source, target, picture)
+            with closing(results):
+                for record in results:
+                    print(json.dumps(record) if options.json else _summary(record), flush=options.json)
 
-        for_each(sources, work, label="detect", strict=options.strict)
+        for_each(sources, _read, work, label="detect", strict=options.strict)
     if folder:
         log.info("annotated pictures are in %s", folder)
     return 0
 
 
-def _process(detector: Detector, source: Source, target: Optional[Path]) -> Iterator[dict[str, Any]]:
-    """Detect in one file and write its annotated copy; yields one record per picture or frame."""
-    if source.is_video:
-        yield from _process_video(detector, source, target)
-        return
-    image = read_picture(source)
-    found = detector(image)
+def _read(source: Source) -> Optional[Image]:
+    """A picture; None for a video, which is read while its frames are worked on."""
+    return None if source.is_video else read_picture(source)
+
+
+def _in_picture(detector: Detector, source: Source, target: Optional[Path], picture: Image) -> Iterator[dict[str, Any]]:
+    found = detector(picture)
     if target:
-        write_image(target, draw(image, found, detector.spec.class_names))
-    yield _record(source, image, found, detector)
+        write_image(target, draw(picture, found, detector.spec.class_names))
+    yield _record(source, picture, found, detector)
 
 
-def _process_video(detector: Detector, source: Source, target: Optional[Path]) -> Iterator[dict[str, Any]]:
-    if target is None:
-        for number, frame in enumerate(read_video(source.path)):
-            yield {**_record(source, frame, detector(frame), detector), "frame": number}
-        return
-    with replacing(target) as temporary:
-        writer = None
-        try:
-            for number, frame in enumerate(read_video(source.path)):
-                found = detector(frame)
-                writer = writer or _open_writer(temporary, frame, frame_rate(source.path))
-                writer.write(draw(frame, found, detector.spec.class_names))
-                yield {**_record(source, frame, found, detector), "frame": number}
-        finally:
-            if writer is not None:
-                writer.release()
+def _in_video(detector: Detector, source: Source, target: Optional[Path], strict: bool) -> Iterator[dict[str, Any]]:
+    """Detect in the frames of a video and write its annotated copy; yields a record of each frame.
 
-
-def _open_writer(path: Path, frame: Image, rate: float) -> cv2.VideoWriter:
-    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"mp4v"), rate, (frame.shape[1], frame.shape[0]))
-    if not writer.isOpened():
-        raise OutputError(f"cannot write a video to {path.parent}; choose another --output")
-    return writer
+    While a frame is drawn and encoded here, the model runs on the next one, and a third one is decoded, in other threads.
+    """
+    results = detector.stream(read_video(source.path, strict=strict))
+    with contextlib.ExitStack() as stack:
+        write = stack.enter_context(write_video(target, frame_rate(source.path))) if target else None
+        stack.enter_context(closing(results))
+        bar = tqdm(results, source.path.name, frame_count(source.path), unit="frame", disable=None, leave=False)
+        for number, (frame, found) in enumerate(bar):
+            if write:
+                write(draw(frame, found, detector.spec.class_names))
+            yield {**_record(source, frame, found, detector), "frame": number}
 
 
 def _record(source: Source, image: Image, found: Detections, detector: Detector) -> dict[str, Any]:

@@ -23,6 +23,14 @@ MAX_PIXELS = 1 << 28
 _LARGEST_FILE = 8 * MAX_PIXELS  # four channels of 16 bits, not compressed
 
 
+def check_image(image: Image) -> Image:
+    """The picture itself; raises InputError unless it is uint8 `[H, W, 3]` and not empty."""
+    if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
+        found = f"{image.dtype} {list(image.shape)}" if isinstance(image, np.ndarray) else type(image).__name__
+        raise InputError(f"image: expected uint8 BGR [H, W, 3], got {found}")
+    return image
+
+
 def read_image(path: PathLike, size: Optional[tuple[int, int]] = None) -> Image:
     """Read any common picture (grey, CMYK, alpha, 16 bit) as uint8 BGR `[H, W, 3]`, EXIF orientation applied.
 

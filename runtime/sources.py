@@ -1,25 +1,27 @@
-"""What `--source` may name: a picture, a folder, a glob pattern or a video, as a stream of frames."""
+"""What `--source` may name: a picture, a folder, a glob pattern or a video; and work through all of it."""
 
 from __future__ import annotations
 
 import glob
 import logging
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar, Union
 
-import cv2
-import numpy as np
 from tqdm import tqdm
 
 from runtime.errors import InputError, OutputError
 from runtime.images import IMAGE_SUFFIXES, Image, read_image
+from runtime.stream import ahead, closing
+from runtime.video import VIDEO_SUFFIXES
 
 log = logging.getLogger(__name__)
 
 _WRITABLE = IMAGE_SUFFIXES - {".pgm"}  # which holds grey pictures alone
-VIDEO_SUFFIXES = frozenset({".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg"})
+
+Content = TypeVar("Content")
 
 
 @dataclass(frozen=True)
@@ -79,64 +81,54 @@ def result_path(source: Source, folder: Path) -> Path:
     return path
 
 
-def for_each(sources: Sequence[Source], work: Callable[[Source], None], *, label: str, strict: bool) -> None:
-    """Call `work` for each source, with a progress bar called `label`; one of several that cannot be used is skipped.
+def for_each(
+    sources: Sequence[Source],
+    read: Callable[[Source], Content],
+    work: Callable[[Source, Content], None],
+    *,
+    label: str,
+    strict: bool,
+) -> None:
+    """Call `work` for each source and what `read` makes of it; one of several that cannot be used is skipped.
+
+    The next source is read by another thread meanwhile. Of several there is a progress bar called `label`.
 
     Args:
         strict: stop at the first that cannot be used.
 
     Raises:
-        InputError: what `work` raised if strict or for the only source; or none of them could be used.
+        InputError: what `read` or `work` raised if strict or for the only source; or none of them could be used.
         OutputError: always passed on, since the next result could not be written either.
     """
-    skipped, last_error = 0, ""
-    for source in tqdm(sources, desc=label, unit="file", disable=None, leave=False):
+
+    def attempt(source: Source) -> tuple[Source, Union[Content, InputError]]:
         try:
-            work(source)
-        except OutputError:
-            raise
+            return source, read(source)
         except InputError as error:
-            if strict or len(sources) == 1:
+            return source, error
+
+    skipped, last_error = 0, ""
+    contents = ahead(sources, attempt, depth=1)
+    quiet = None if len(sources) > 1 else True  # None: where stderr is no terminal
+    with closing(contents):
+        for source, content in tqdm(contents, desc=label, total=len(sources), unit="file", disable=quiet, leave=False):
+            try:
+                if isinstance(content, InputError):
+                    raise content
+                work(source, content)
+            except OutputError:
                 raise
-            log.warning("skipped: %s", error)
-            skipped, last_error = skipped + 1, str(error)
+            except InputError as error:
+                if strict or len(sources) == 1:
+                    raise
+                log.warning("skipped: %s", error)
+                skipped, last_error = skipped + 1, str(error)
     if skipped == len(sources):
         raise InputError(f"none of the {skipped} files could be used (the last: {last_error})")
     if skipped:
         log.warning("%d of %d files skipped", skipped, len(sources))
 
 
-def read_video(path: Path) -> Iterator[Image]:
-    """Frames of a video, uint8 BGR `[H, W, 3]`, in order.
-
-    Raises:
-        InputError: it cannot be opened or has no frame.
-    """
-    capture = cv2.VideoCapture(str(path))
-    try:
-        count = 0
-        while True:
-            good, frame = capture.read()
-            if not good:
-                break
-            count += 1
-            yield np.asarray(frame, np.uint8)
-        if not count:
-            raise InputError(f"{path}: not a video that can be decoded")
-    finally:
-        capture.release()
-
-
 def read_picture(source: Source) -> Image:
     """The picture of a source, see `read_image`."""
     return read_image(source.path)
-
-
-def frame_rate(path: Path) -> float:
-    """Frames a second of a video; 25 where the file does not say."""
-    capture = cv2.VideoCapture(str(path))
-    try:
-        rate = capture.get(cv2.CAP_PROP_FPS)
-    finally:
-        capture.release()
-    return rate if np.isfinite(rate) and 0 < rate <= 1000 else 25.0

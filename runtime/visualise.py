@@ -10,7 +10,7 @@ from runtime.detector import Detector
 from runtime.errors import InputError
 from runtime.figure import figure
 from runtime.files import output_folder
-from runtime.images import write_image
+from runtime.images import Image, write_image
 from runtime.inspection import InspectableBackend
 from runtime.opening import open_backend
 from runtime.sources import Source, find_sources, for_each, read_picture, result_path
@@ -50,14 +50,17 @@ def show(backend: InspectableBackend, options: argparse.Namespace) -> None:
     sources, folder = find_sources(options.source), output_folder(options.output)
     detector = Detector(backend, score_threshold=options.conf)
 
-    def work(source: Source) -> None:
+    def read(source: Source) -> Image:
         if source.is_video:
             raise InputError(f"{source.path}: expected a picture, got a video; save the frames of interest as pictures")
+        return read_picture(source)
+
+    def work(source: Source, picture: Image) -> None:
         target = result_path(source, folder)
-        write_image(target, figure(look(detector, backend, read_picture(source)), backend.spec))
+        write_image(target, figure(look(detector, backend, picture), backend.spec))
         print(target)
 
-    for_each(sources, work, label="visualise", strict=options.strict)
+    for_each(sources, read, work, label="visualise", strict=options.strict)
 
 
 def main(arguments: Optional[list[str]] = None) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import resource
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
@@ -22,6 +23,7 @@ from train import checkpoint
 from train.checkpoint import Checkpoint
 from train.spec import model_spec
 
+os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # as command lines do; FFmpeg reads it with the first video
 torch.set_num_threads(1)  # the models are so small that threads mostly wait for each other
 
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
 
@@ -10,8 +13,9 @@ import numpy as np
 import pytest
 
 from runtime.backend import Backend, check_images
+from runtime.detections import Detections
 from runtime.detector import Detector
-from runtime.errors import InputError
+from runtime.errors import InputError, ModelError
 from runtime.spec import ModelSpec
 
 MakeSpec = Callable[..., ModelSpec]
@@ -199,6 +203,112 @@ def test_close_and_context(backend: Callable[..., KnownBackend]) -> None:
     with Detector(model) as detector:
         assert detector.spec is model.spec
     assert model.closed == 1
+
+
+def test_a_long_list_is_run_in_parts(backend: Callable[..., KnownBackend]) -> None:
+    model = backend()
+    assert [len(found) for found in Detector(model)([white(8, 8)] * 40)] == [1] * 40
+    assert [len(batch) for batch in model.batches] == [16, 16, 8]
+
+
+# --- threads
+
+
+def mixed() -> list[np.ndarray]:
+    rng = np.random.default_rng(0)
+    return [np.full((*rng.integers(20, 200, 2), 3), shade, np.uint8) for shade in (255, 0, 250, 255, 3, 245, 255)]
+
+
+def same(found: Detections, expected: Detections) -> bool:
+    return all(np.array_equal(getattr(found, name), getattr(expected, name)) for name in ("boxes", "scores", "class_ids"))
+
+
+def test_several_threads_get_what_one_gets(tiny_onnx: Path) -> None:
+    pictures = mixed()
+    with Detector(tiny_onnx) as detector, ThreadPoolExecutor(6) as pool:
+        expected = [detector(picture) for picture in pictures]
+        assert {len(found) for found in expected} == {0, 1}
+        orders = [np.random.default_rng(seed).permutation(len(pictures)) for seed in range(30)]
+
+        def work(number: int) -> bool:
+            order = orders[number]
+            chosen = [pictures[index] for index in order]
+            together = detector(chosen) if number % 2 else [found for _, found in detector.stream(chosen)]
+            return all(same(found, expected[index]) for found, index in zip(together, order, strict=True))
+
+        assert all(pool.map(work, range(30)))
+
+
+def test_closing_while_other_threads_detect(tiny_onnx: Path) -> None:
+    detector = Detector(tiny_onnx)
+    started = threading.Barrier(4)
+
+    def work(_: int) -> str:
+        started.wait()
+        try:
+            while True:
+                assert len(detector(white(64, 64))) == 1
+        except ModelError as error:
+            return str(error)
+
+    with ThreadPoolExecutor(3) as pool:
+        said = pool.map(work, range(3))
+        started.wait()
+        detector.close()
+        detector.close()
+        assert set(said) == {"the model was closed; open it again"}
+
+
+# --- streams
+
+
+@pytest.mark.parametrize(("fixed", "batch", "runs"), [(None, None, 7), (None, 3, 3), (4, None, 2), (2, 3, 5)])
+def test_a_stream_gives_each_picture_and_its_detections(
+    fixed: int | None, batch: int | None, runs: int, backend: Callable[..., KnownBackend]
+) -> None:
+    model, pictures = backend(batch_size=fixed), mixed()
+    detector = Detector(model)
+    streamed = list(detector.stream(iter(pictures), batch=batch))
+    assert len(model.batches) == runs
+    for (picture, found), given_, expected in zip(streamed, pictures, detector(pictures), strict=True):
+        assert picture is given_ and same(found, expected)
+
+
+def test_a_stream_holds_five_batches_at_most(backend: Callable[..., KnownBackend]) -> None:
+    taken = 0
+
+    def source() -> Iterator[np.ndarray]:
+        nonlocal taken
+        for _ in range(100):
+            taken += 1
+            yield white(8, 8)
+
+    for batch in (1, 3):
+        taken = 0
+        for used, _ in enumerate(Detector(backend()).stream(source(), batch=batch), 1):
+            time.sleep(0.001)
+            assert taken - used < 5 * batch
+
+
+def test_a_bad_picture_in_a_stream_comes_after_those_before_it(backend: Callable[..., KnownBackend]) -> None:
+    results = Detector(backend()).stream([white(8, 8)] * 4 + [np.zeros((8, 8, 3))], batch=3)
+    assert [len(next(results)[1]) for _ in range(4)] == [1] * 4
+    with pytest.raises(InputError, match=r"got float64 \[8, 8, 3\]"):
+        next(results)
+
+
+def test_a_stream_of_a_closed_model(tiny_onnx: Path) -> None:
+    detector = Detector(tiny_onnx)
+    results = detector.stream(white(64, 64) for _ in range(1000))
+    assert len(next(results)[1]) == 1
+    detector.close()
+    with pytest.raises(ModelError, match="the model was closed; open it again"):
+        list(results)
+
+
+def test_a_batch_of_none_is_refused_at_once(backend: Callable[..., KnownBackend]) -> None:
+    with pytest.raises(InputError, match="batch: expected at least 1, got 0"):
+        Detector(backend()).stream([], batch=0)
 
 
 def test_a_file_of_format_1_still_detects(

@@ -1,17 +1,14 @@
-"""What a source may name, and frames of a video as they were written."""
+"""What a source may name, and work through several."""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable
+import time
 from pathlib import Path
 
-import cv2
-import numpy as np
 import pytest
 
 from runtime.errors import InputError
-from runtime.sources import Source, find_sources, frame_rate, read_picture, read_video
+from runtime.sources import Source, find_sources, for_each, read_picture
 
 
 @pytest.fixture
@@ -75,53 +72,24 @@ def test_read_picture_refuses_by_name(folder: Path) -> None:
         read_picture(find_sources(str(folder / "notes.txt"))[0])
 
 
-@pytest.fixture
-def write_video(tmp_path: Path) -> Callable[..., Path]:
-    def write(name: str = "a.mp4", count: int = 6, rate: float = 10) -> Path:
-        writer = cv2.VideoWriter(str(tmp_path / name), cv2.VideoWriter.fourcc(*"mp4v"), rate, (64, 48))
-        assert writer.isOpened()
-        for number in range(count):
-            writer.write(np.full((48, 64, 3), 40 * number, np.uint8))
-        writer.release()
-        return tmp_path / name
+def test_the_next_source_is_read_while_one_is_worked_on() -> None:
+    sources = [Source(Path(name), Path(name)) for name in "abcd"]
+    read: list[str] = []
+    worked: list[tuple[str, str, int]] = []
 
-    return write
+    def take(source: Source) -> str:
+        read.append(str(source.path))
+        if source.path == Path("b"):
+            raise InputError("b: bad")
+        return f"content of {source.path}"
 
+    def work(source: Source, content: str) -> None:
+        limit = time.monotonic() + 5
+        while len(read) < min("abcd".index(str(source.path)) + 2, 4) and time.monotonic() < limit:
+            time.sleep(0.001)
+        worked.append((str(source.path), content, len(read)))
 
-def test_frames_come_back_in_order(write_video: Callable[..., Path]) -> None:
-    frames = list(read_video(write_video()))
-    assert [frame.shape for frame in frames] == [(48, 64, 3)] * 6
-    assert [frame.dtype for frame in frames] == [np.uint8] * 6
-    for number, frame in enumerate(frames):
-        assert abs(float(frame.mean()) - 40 * number) < 4  # lossy
-
-
-def test_a_reader_may_stop_early(write_video: Callable[..., Path]) -> None:
-    frames = read_video(write_video())
-    next(frames)
-    frames.close()
-    assert list(frames) == []
-
-
-@pytest.mark.parametrize("rate", [5, 29.97])
-def test_frame_rate(rate: float, write_video: Callable[..., Path]) -> None:
-    assert frame_rate(write_video(rate=rate)) == pytest.approx(rate, rel=1e-4)
-
-
-@pytest.mark.parametrize("content", [b"", b"no video", None])
-def test_not_a_video(tmp_path: Path, content: bytes | None, capfd: pytest.CaptureFixture[str]) -> None:
-    path = tmp_path / "bad.mp4"
-    if content is not None:
-        path.write_bytes(content)
-    with pytest.raises(InputError, match=r"bad\.mp4: not a video that can be decoded"):
-        list(read_video(path))
-    assert frame_rate(path) == 25
-
-
-def test_a_truncated_video_gives_what_it_has_or_is_refused(
-    write_video: Callable[..., Path], capfd: pytest.CaptureFixture[str]
-) -> None:
-    path = write_video()
-    os.truncate(path, path.stat().st_size // 2)  # an .mp4 has its index at the end
-    with pytest.raises(InputError, match=r"a\.mp4"):
-        list(read_video(path))
+    for_each(sources, take, work, label="test", strict=False)
+    assert worked == [("a", "content of a", 2), ("c", "content of c", 4), ("d", "content of d", 4)]
+    with pytest.raises(InputError, match="b: bad"):
+        for_each(sources, take, lambda *_: None, label="test", strict=True)

@@ -1,0 +1,114 @@
+"""`python -m benchmarks.video`: a video decoded, detected in, drawn and encoded, one after the other and overlapped.
+
+The video is made of a dataset's pictures, each zoomed into for a second; yolov3-asff-small at 416 pixels with random weights
+unless --engine names a model. The same is measured with a stand-in for an accelerator, which takes --wait milliseconds a
+frame and leaves the CPU alone meanwhile.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from benchmarks.backends import make_model
+from benchmarks.timing import alternate
+from runtime import cli
+from runtime.backend import Backend
+from runtime.detections import Detections
+from runtime.detector import Detector
+from runtime.draw import draw
+from runtime.images import Image
+from runtime.layouts import open_dataset
+from runtime.opening import open_backend
+from runtime.video import read_video, write_video
+
+_RATE = 25
+_SIZE = (1280, 720)
+_ALONE, _SERIAL, _OVERLAPPED = "decode, draw, encode alone", "one after the other", "overlapped"
+
+
+class _Accelerator:
+    """Answers every batch with what the model says of a grey picture, after a wait."""
+
+    def __init__(self, backend: Backend, seconds: float) -> None:
+        self.spec, self.batch_size = backend.spec, backend.batch_size
+        self._seconds = seconds
+        self._maps = backend.infer(np.zeros((self.batch_size or 1, 3, *self.spec.input_size), np.float32))
+
+    def infer(self, images: NDArray[np.float32]) -> list[NDArray[np.float32]]:
+        time.sleep(self._seconds)
+        return self._maps
+
+    def close(self) -> None:
+        pass
+
+
+def make_video(path: Path, data: str, seconds: int) -> Path:
+    """Write the video, 1280 x 720."""
+    with write_video(path, _RATE) as write:
+        for entry in open_dataset(data, "val").images[:seconds]:
+            picture = cv2.resize(entry.read(), _SIZE)
+            for step in range(_RATE):
+                write(cv2.warpAffine(picture, cv2.getRotationMatrix2D((0, 0), 0, 1 + step / 100), _SIZE))
+    return path
+
+
+def measure(detector: Detector, video: Path, repeats: int) -> dict[str, float]:
+    """Median milliseconds for the whole video of each way, which take turns."""
+
+    def consume(results: Iterable[tuple[Image, Detections]]) -> None:
+        with write_video(video.with_name("annotated.mp4"), _RATE) as write:
+            for frame, found in results:
+                write(draw(frame, found, detector.spec.class_names))
+
+    ways: dict[str, Callable[[], None]] = {
+        _ALONE: lambda: consume((frame, Detections.empty()) for frame in read_video(video)),
+        _SERIAL: lambda: consume((frame, detector(frame)) for frame in read_video(video)),
+        _OVERLAPPED: lambda: consume(detector.stream(read_video(video))),
+    }
+    return alternate(ways, repeats, warm_up=1)
+
+
+def report(options: argparse.Namespace) -> None:
+    """Measure and print."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        video = make_video(folder / "film.mp4", options.data, options.seconds)
+        with open_backend(options.engine or make_model(folder, options.size), options.backend) as backend:
+            detectors = {"model": Detector(backend), "stand-in": Detector(_Accelerator(backend, options.wait / 1e3))}  # type: ignore[arg-type]
+            times = {what: measure(detector, video, options.repeats) for what, detector in detectors.items()}
+    if options.json:
+        print(json.dumps(times, indent=1))
+        return
+    for what, found in times.items():
+        for way, value in found.items():
+            print(f"{what:10}{way:28}{value / options.seconds / _RATE:8.1f} ms/frame{found[_SERIAL] / value:8.2f} x")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the benchmark; returns the exit code."""
+    parser = cli.parser(
+        "benchmarks.video", "What overlapping the stages of a video gains.", "python -m benchmarks.video --data datasets/coco"
+    )
+    parser.add_argument("--data", required=True, help="dataset folder, COCO or VOC layout")
+    parser.add_argument("--engine", type=Path, help="a model (default: yolov3-asff-small, random weights)")
+    parser.add_argument("--backend", default="auto", help="what runs it (default: auto)")
+    parser.add_argument("--size", type=cli.image_side, default=416, help="of the random model (default: 416)")
+    parser.add_argument("--wait", type=cli.positive, default=10, help="milliseconds of the stand-in (default: 10)")
+    parser.add_argument("--seconds", type=cli.positive, default=4, help="of video (default: 4)")
+    parser.add_argument("--repeats", type=cli.positive, default=5, help="default: 5")
+    parser.add_argument("--json", action="store_true", help="figures as JSON on stdout")
+    report(parser.parse_args(arguments))
+    return 0
+
+
+if __name__ == "__main__":
+    cli.run(main)

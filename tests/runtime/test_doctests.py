@@ -1,0 +1,36 @@
+"""The examples in docstrings do what they say: a model, two pictures and a video lie where they look for them."""
+
+from __future__ import annotations
+
+import doctest
+import importlib
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import runtime
+from runtime.images import write_image
+from runtime.video import write_video
+
+ROOT = Path(runtime.__file__).parent
+MODULES = sorted(file.stem for file in ROOT.glob("*.py") if ">>> " in file.read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_examples(name: str, tiny_onnx: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    black, white = np.zeros((64, 128, 3), np.uint8), np.full((64, 128, 3), 255, np.uint8)
+    shutil.copy(tiny_onnx, tmp_path / "model.onnx")
+    write_image(tmp_path / "street.jpg", white)
+    write_image(tmp_path / "night.jpg", black)
+    with write_video(tmp_path / "film.mp4", 25) as write:
+        write(black)
+        write(white)
+    monkeypatch.chdir(tmp_path)
+    result = doctest.testmod(importlib.import_module(f"runtime.{name}"))
+    assert result.attempted and not result.failed
+
+
+def test_the_detector_is_shown() -> None:
+    assert {"detector", "detections", "video"} <= set(MODULES)
