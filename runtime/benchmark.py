@@ -155,12 +155,10 @@ def _pictures(source: Optional[str]) -> Iterator[tuple[list[Path], str]]:
         return
     readable: list[Path] = []
 
-    def check(item: Source) -> None:
-        read_picture(item)
+    def keep(item: Source, _: Image) -> None:
         readable.append(item.path)
 
-    sources = find_sources(source)
-    for_each(sources[:_MOST_PICTURES], check, label="read", strict=False)
+    for_each(find_sources(source)[:_MOST_PICTURES], read_picture, keep, label="read", strict=False)
     yield readable, f"{len(readable)} pictures of {source}" if len(readable) > 1 else str(readable[0])
 
 

@@ -18,6 +18,7 @@ from runtime import cli
 from runtime.detector import Detector
 from runtime.gpu import memory_used
 from runtime.opening import open_backend
+from runtime.preprocess import preprocess
 
 log = logging.getLogger(__name__)
 
@@ -59,8 +60,11 @@ def take(engine: Path, backend: str, batches: Sequence[int]) -> Footprint:
     with open_backend(engine, backend) as opened:
         opening = (time.perf_counter() - start) * 1e3
         detector = Detector(opened)
+        prepared, geometry = preprocess(np.zeros((480, 640, 3), np.uint8), opened.spec)
         for batch in sorted(batches):
-            detector([np.zeros((480, 640, 3), np.uint8)] * batch)
+            outputs = opened.infer(np.stack([prepared] * batch))
+            for index in range(batch):
+                detector.postprocess([output[index] for output in outputs], geometry)
             peaks[batch] = peak()
         gpu = memory_used()
     return Footprint(opening, before, peaks, None if gpu is None or gpu_before is None else (gpu - gpu_before) / 1e6)

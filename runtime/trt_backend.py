@@ -232,6 +232,10 @@ class _Worker:
     def _reshape(self, rows: int) -> None:
         self._drop_graph()
         self._ask(lambda: self._context.set_input_shape(INPUT_NAME, (rows, *self._input.host.shape[1:])))
+        for name, buffer in self._buffers.items():
+            needed = tuple(self._context.get_tensor_shape(name))
+            if needed != (rows, *buffer.host.shape[1:]):  # the engine would write past its end
+                raise ModelError(f"for {rows} pictures the engine makes {name} {list(needed)}, not one row each; it is damaged")
         self._rows = rows
 
     def _set_addresses(self) -> bool:

@@ -277,6 +277,10 @@ class FakeContext:
         self.shape = shape
         return smallest <= shape[0] <= largest
 
+    def get_tensor_shape(self, name: str) -> tuple[int, ...]:
+        rows = self.shape[0] * (1 if name == "images" else self.engine.rows_per_picture)
+        return (rows, *self.engine.shapes[name][1:])
+
     def execute_async_v3(self, stream: int) -> bool:
         assert set(self.addresses) == set(self.engine.shapes)
         assert self.in_use.acquire(blocking=False), "two threads in one context"
@@ -312,6 +316,7 @@ class FakeEngine:
         self.types = {**dict.fromkeys(self.shapes, "FLOAT"), "images": "UINT8" if spec.input_type == "uint8" else "FLOAT"}
         self.num_io_tensors, self.is_loadable = len(self.shapes), True
         self.offset = 0.0  # of every value
+        self.rows_per_picture = 1  # of every output
         self.complain: Callable[[str], None] = lambda line: None
         self.configs: list[Any] = []
 

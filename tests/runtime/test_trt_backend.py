@@ -558,6 +558,16 @@ def test_an_engine_of_other_batch_sizes_is_refused(profile: tuple[int, int], mac
     assert here.gpu.log == []
 
 
+def test_an_engine_that_makes_more_rows_than_pictures_is_refused(machine: MakeMachine) -> None:
+    here = machine()
+    here.engine.rows_per_picture = 2
+    with pytest.raises(ModelError, match=r"for 2 pictures the engine makes p5 \[4, 6, 1, 1\], not one row each; it is damaged"):
+        TrtBackend(here.path)
+    assert "execute" not in here.gpu.log
+    del here.engine
+    assert here.gpu.live == []
+
+
 def test_an_engine_of_other_types_is_refused(machine: MakeMachine) -> None:
     here = machine()
     here.engine.types["p4"] = "HALF"
