@@ -18,7 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runtime import cli
-from runtime.benchmark import made_up_picture
+from runtime.benchmark.pictures import made_up_picture
+from runtime.benchmark.timing import ends, milliseconds, spread, take_turns
 from runtime.boxes import area, xyxy_to_xywh
 from runtime.decode import decode
 from runtime.detections import Detections
@@ -26,7 +27,6 @@ from runtime.detector import Detector
 from runtime.images import Image
 from runtime.preprocess import fit, preprocess
 from runtime.spec import ModelSpec
-from runtime.timing import ends, milliseconds, spread, take_turns
 from train.assign import AnchorSet
 from train.config import DARKNET_ANCHORS
 

@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from runtime.timing import milliseconds, take_turns
+from runtime.benchmark.timing import milliseconds, take_turns
 
 
 def alternate(ways: Mapping[str, Callable[[], Any]], repeats: int, warm_up: int = 2) -> dict[str, float]:

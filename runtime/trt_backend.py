@@ -72,7 +72,7 @@ class TrtBackend:
         return self._in_parts(images, _Worker.run)
 
     def copy(self, images: NDArray[Any]) -> None:
-        """See `runtime.stages.CopyingBackend.copy`."""
+        """See `runtime.benchmark.stages.CopyingBackend.copy`."""
         self._in_parts(images, _Worker.copy)
 
     def _in_parts(self, images: NDArray[Any], work: _Work) -> list[NDArray[np.float32]]:

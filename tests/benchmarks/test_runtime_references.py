@@ -14,11 +14,11 @@ import pytest
 import torch
 
 from benchmarks import runtime as benchmark
-from runtime.benchmark import made_up_picture
+from runtime.benchmark.pictures import made_up_picture
+from runtime.benchmark.timing import milliseconds, take_turns
 from runtime.decode import decode
 from runtime.images import Image
 from runtime.preprocess import preprocess
-from runtime.timing import milliseconds, take_turns
 
 
 @pytest.fixture(scope="module")

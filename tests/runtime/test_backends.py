@@ -28,7 +28,8 @@ from benchmarks.runtime import opencv_preprocess
 from export.tracer import write_onnx
 from runtime import detect
 from runtime.backend import Backend
-from runtime.benchmark import made_up_picture
+from runtime.benchmark.pictures import made_up_picture
+from runtime.benchmark.timing import milliseconds, take_turns
 from runtime.boxes import xyxy_to_xywh
 from runtime.detector import Detector
 from runtime.errors import InputError, MissingComponentError, ModelError
@@ -39,7 +40,6 @@ from runtime.openvino_backend import OpenVinoBackend
 from runtime.ort_backend import OrtBackend
 from runtime.preprocess import preprocess
 from runtime.spec import ModelSpec
-from runtime.timing import milliseconds, take_turns
 from train.backend import TorchBackend
 from train.model import DetectorModel
 from train.spec import model_spec

@@ -20,12 +20,12 @@ import pytest
 from cuda_fakes import FakeEngine, FakeGpu, install
 
 from runtime import cuda, detect, evaluate
+from runtime.benchmark.stages import CopyingBackend
 from runtime.errors import InputError, MissingComponentError, ModelError
 from runtime.inspection import inspection_shapes
 from runtime.manifest import Source, manifest_path, write_manifest
 from runtime.opening import open_backend
 from runtime.spec import ModelSpec
-from runtime.stages import CopyingBackend
 from runtime.trt_backend import TrtBackend
 
 Command = Callable[..., tuple[int, str, str]]

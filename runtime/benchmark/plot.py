@@ -9,12 +9,12 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from runtime.benchmark_report import TOTAL, Report, Row
+from runtime.benchmark.report import TOTAL, Report, Row
+from runtime.benchmark.stages import STAGES
+from runtime.benchmark.timing import ends
 from runtime.canvas import FAINT, GAP, INK, beside, pad, paper, stack, text_width, write
 from runtime.draw import Color
 from runtime.images import Image
-from runtime.stages import STAGES
-from runtime.timing import ends
 
 STAGE_COLORS: dict[str, Color] = {
     "load": (150, 140, 130),

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from runtime import timing
-from runtime.timing import ends, milliseconds, spread, take_turns
+from runtime.benchmark import timing
+from runtime.benchmark.timing import ends, milliseconds, spread, take_turns
 
 
 def test_every_way_comes_once_a_round_and_first_every_other_time() -> None:

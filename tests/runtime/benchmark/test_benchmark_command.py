@@ -11,11 +11,13 @@ import cv2
 import numpy as np
 import pytest
 
-from runtime import benchmark, footprint
-from runtime.benchmark import made_up_picture, main
-from runtime.footprint import Footprint
+from runtime.benchmark import __main__ as benchmark
+from runtime.benchmark import footprint
+from runtime.benchmark.__main__ import main
+from runtime.benchmark.footprint import Footprint
+from runtime.benchmark.pictures import made_up_picture
+from runtime.benchmark.stages import STAGES, Lap
 from runtime.images import read_image, write_image
-from runtime.stages import STAGES, Lap
 
 Command = Callable[..., tuple[int, str, str]]
 QUICK = ("--repeats", "3", "--warm-up", "1")

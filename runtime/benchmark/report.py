@@ -1,4 +1,4 @@
-"""What a benchmark found, as figures and as a table. Every figure of time is a spread, see `runtime.timing.spread`."""
+"""What a benchmark found, as figures and as a table. Every time is a spread, see `runtime.benchmark.timing.spread`."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Optional
 
-from runtime.footprint import Footprint
-from runtime.machine import Machine
-from runtime.stages import STAGES, Lap
-from runtime.timing import ends, spread
+from runtime.benchmark.footprint import Footprint
+from runtime.benchmark.machine import Machine
+from runtime.benchmark.stages import STAGES, Lap
+from runtime.benchmark.timing import ends, spread
 
 TOTAL = "total"
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from runtime import footprint
-from runtime.footprint import Footprint, measure, peak, take
+from runtime.benchmark import footprint
+from runtime.benchmark.footprint import Footprint, measure, peak, take
 
 
 def test_a_new_process_knows_nothing_of_this_ones_memory(tiny_onnx: Path) -> None:

@@ -6,34 +6,28 @@ import argparse
 import contextlib
 import json
 import logging
-import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Optional
 
-import cv2
-import numpy as np
-
-from runtime import cli, footprint, machine
+from runtime import cli
 from runtime.backend import Backend
-from runtime.benchmark_plot import plot
-from runtime.benchmark_report import ModelFacts, Protocol, Report, compare, row, table
+from runtime.benchmark import footprint, machine
+from runtime.benchmark.footprint import Footprint
+from runtime.benchmark.pictures import open_pictures
+from runtime.benchmark.plot import plot
+from runtime.benchmark.report import ModelFacts, Protocol, Report, compare, row, table
+from runtime.benchmark.stages import Lap, run
+from runtime.benchmark.timing import take_turns
 from runtime.detector import Detector
 from runtime.errors import InputError
 from runtime.files import check_writable
-from runtime.footprint import Footprint
-from runtime.images import Image, write_image
+from runtime.images import write_image
 from runtime.opening import BACKENDS, open_backend
-from runtime.sources import Source, find_sources, for_each, read_picture
-from runtime.stages import Lap, run
-from runtime.timing import take_turns
 
 log = logging.getLogger(__name__)
-
-_MADE_UP, _WIDTH, _HEIGHT = 8, 640, 480
-_MOST_PICTURES = 64  # of --source; as much as the largest batch anyone asks for, and quickly read
 
 
 def parse(arguments: Optional[list[str]] = None) -> argparse.Namespace:
@@ -102,7 +96,7 @@ def measure(options: argparse.Namespace) -> Report:
         models = [_open(opened, "A", Path(options.engine), options.backend, options)]
         if options.compare:
             models.append(_open(opened, "B", Path(options.compare), options.compare_backend, options))
-        files, pictures = opened.enter_context(_pictures(options.source))
+        files, pictures = opened.enter_context(open_pictures(options.source))
         rows, comparisons = [], []
         for batch in options.batch:
             laps = _take_turns([model for model in models if batch in model.batches], batch, files, options)
@@ -141,34 +135,6 @@ def _take_turns(
 def _facts(model: _Model, found: Optional[Footprint]) -> ModelFacts:
     spec = model.backend.spec
     return ModelFacts(model.letter, str(model.file), spec.name, spec.precision, spec.input_size, model.backend.title, found)
-
-
-@contextlib.contextmanager
-def _pictures(source: Optional[str]) -> Iterator[tuple[list[Path], str]]:
-    """Files of pictures that can be read, and what they are in words."""
-    if source is None:
-        with tempfile.TemporaryDirectory() as folder:
-            files = [Path(folder) / f"{index}.jpg" for index in range(_MADE_UP)]
-            for index, file in enumerate(files):
-                write_image(file, made_up_picture(np.random.default_rng(index)))
-            yield files, f"{_MADE_UP} made-up JPEG pictures of {_WIDTH}x{_HEIGHT}"
-        return
-    readable: list[Path] = []
-
-    def keep(item: Source, _: Image) -> None:
-        readable.append(item.path)
-
-    for_each(find_sources(source)[:_MOST_PICTURES], read_picture, keep, label="read", strict=False)
-    yield readable, f"{len(readable)} pictures of {source}" if len(readable) > 1 else str(readable[0])
-
-
-def made_up_picture(rng: np.random.Generator) -> Image:
-    """A random uint8 BGR picture `[480, 640, 3]` with coarse and fine structure, about as hard for JPEG as a photograph."""
-    picture = np.zeros((_HEIGHT, _WIDTH, 3), np.float32)
-    for cells, strength in ((3, 60), (10, 40), (40, 25), (240, 20)):
-        coarse = rng.normal(0, strength, (cells, cells * _WIDTH // _HEIGHT, 3)).astype(np.float32)
-        picture += cv2.resize(coarse, (_WIDTH, _HEIGHT), interpolation=cv2.INTER_CUBIC)
-    return np.clip(picture + 120, 0, 255).astype(np.uint8)
 
 
 if __name__ == "__main__":

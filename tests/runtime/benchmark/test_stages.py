@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from runtime import stages
+from runtime.benchmark import stages
+from runtime.benchmark.stages import STAGES, CopyingBackend, run
 from runtime.detector import Detector
 from runtime.errors import InputError
 from runtime.images import read_image, write_image
 from runtime.opening import open_backend
 from runtime.spec import ModelSpec
-from runtime.stages import STAGES, CopyingBackend, run
 
 
 @pytest.fixture

@@ -7,13 +7,13 @@ import dataclasses
 import numpy as np
 import pytest
 
-from runtime.benchmark_plot import STAGE_COLORS, plot
-from runtime.benchmark_report import ModelFacts, Protocol, Report, compare, row, table
+from runtime.benchmark.footprint import Footprint
+from runtime.benchmark.machine import Machine
+from runtime.benchmark.plot import STAGE_COLORS, plot
+from runtime.benchmark.report import ModelFacts, Protocol, Report, compare, row, table
+from runtime.benchmark.stages import STAGES, Lap
 from runtime.canvas import PAPER
 from runtime.detections import Detections
-from runtime.footprint import Footprint
-from runtime.machine import Machine
-from runtime.stages import STAGES, Lap
 
 HERE = Machine("Some CPU", 4, "Some GPU", 1.25, "Python 3.9", 2, "1")
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from runtime import machine
+from runtime.benchmark import machine
 from runtime.gpu import Gpu
 
 

@@ -44,7 +44,7 @@ class Footprint:
 
 def measure(engine: Path, backend: str, batches: Sequence[int]) -> Optional[Footprint]:
     """Open a model in a new process, see `open_backend`, and detect in a batch of each size; None where that cannot be done."""
-    command = [sys.executable, "-m", "runtime.footprint", str(engine), backend, *map(str, batches)]
+    command = [sys.executable, "-m", "runtime.benchmark.footprint", str(engine), backend, *map(str, batches)]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         log.warning("%s: its memory is not known (%s)", engine, (done.stderr.splitlines() or ["the process was ended"])[-1])
