@@ -193,12 +193,14 @@ class _Work:
         return result
 
     def rank(self, ranges: dict[str, Range]) -> list[LayerSensitivity]:
-        """Every layer by what quantising it alone does to the raw outputs; taken up where an interrupted run stopped."""
+        """Every layer by what quantising it alone does to the raw maps; taken up where an interrupted run stopped."""
         spans = json.dumps(sorted((name, span.low, span.high) for name, span in ranges.items()))
         key = hashlib.sha256(f"{self.key}{self.request.target}{spans}".encode()).hexdigest()
         path = self.request.output.with_name(f"{self.request.output.name}.sensitivity.json")
         with OrtBackend(self.request.model) as original:
             inputs = [image.load(self.spec, original.batch_size) for image in self.images[:_JUDGED]]
+
+        whole = _giving_maps(self.model, self.spec)
 
         def run(model: onnx.ModelProto) -> list[Outputs]:
             with tempfile.TemporaryDirectory() as folder:
@@ -210,7 +212,7 @@ class _Work:
         def save(found: dict[str, float]) -> None:
             write_json(path, {"key": key, "snr_db": found})
 
-        return rank_layers(self.model, ranges, self.request.target, self.layers, run, _known(path, key), save)
+        return rank_layers(whole, ranges, self.request.target, self.layers, run, _known(path, key), save)
 
     def write(self, ranges: dict[str, Range], result: Result) -> None:
         """The INT8 file, then its manifest."""
@@ -250,6 +252,21 @@ class _Work:
             "half_layers": sorted(half),
             "sensitivity": [asdict(item) for item in result.ranking],
         }
+
+
+def _giving_maps(model: onnx.ModelProto, spec: ModelSpec) -> onnx.ModelProto:
+    """The model, or one with `top_k` cut where its raw maps are: which boxes are the best is no measure of error."""
+    if not spec.top_k:
+        return model
+    cut = onnx.ModelProto()
+    cut.CopyFrom(model)
+    batch = model.graph.output[0].type.tensor_type.shape.dim[0]
+    del cut.graph.output[:], cut.metadata_props[:]
+    for level, name in enumerate(spec.map_names):
+        shape = [batch.dim_param or batch.dim_value, *spec.map_shape(level)]
+        cut.graph.output.append(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, shape))
+    onnx.helper.set_model_props(cut, spec.replace(top_k=0).to_metadata())
+    return cut
 
 
 def _summary(histogram: Histogram, span: Range) -> dict[str, Any]:

@@ -26,7 +26,10 @@ OPSET = 17
 
 
 class _Contract(nn.Module):
-    """The model as its description has it: images in, float32 outputs out, and to inspect it how its levels were fused."""
+    """The model as its description has it: images in, float32 outputs out, and to inspect it how its levels were fused.
+
+    Where the outputs are not the maps, those come last, so that they can be named.
+    """
 
     def __init__(self, model: DetectorModel, spec: ModelSpec, inspect: bool) -> None:
         super().__init__()
@@ -36,7 +39,7 @@ class _Contract(nn.Module):
         if self.spec.input_type == "uint8":
             images = _normalised(images, self.spec)
         maps, fused = _run(self.model, images, self.inspect)
-        return *([_best(self.model, maps, self.spec)] if self.spec.top_k else maps), *fused
+        return (_best(self.model, maps, self.spec), *fused, *maps) if self.spec.top_k else (*maps, *fused)
 
 
 def _run(model: DetectorModel, images: Tensor, inspect: bool) -> tuple[list[Tensor], list[Tensor]]:
@@ -146,7 +149,7 @@ def write_onnx(
         folded = halve(folded)
     images = torch.zeros(batch or 2, *spec.input_shape, dtype=getattr(torch, spec.input_type))
     shapes = output_shapes(spec, inspect)
-    names = list(shapes)
+    names = [*shapes, *(spec.map_names if spec.top_k else ())]
     axes = {} if batch else {name: {0: "N"} for name in (INPUT_NAME, *names)}
     with warnings.catch_warnings(), torch.no_grad():
         # The tracer warns that sizes become constants, which is the contract, and that it is the older of two exporters:
@@ -163,6 +166,7 @@ def write_onnx(
             dynamic_axes=axes,
         )
     proto = onnx.load(str(path))
+    del proto.graph.output[len(shapes) :]  # maps inside keep their names: what looks into a file finds them
     _declare_shapes(proto, shapes, batch)
     for key, value in sorted(spec.to_metadata().items()):
         proto.metadata_props.add(key=key, value=value)

@@ -16,6 +16,7 @@ from engine_models import write_int8
 from small_models import CLASSES, settled, tiny
 
 from calibration.graph import Graph
+from calibration.pipeline import Request, calibrate
 from calibration.placement import place
 from export import engine, gate, parity, tracer
 from export import onnx as exporter
@@ -135,9 +136,9 @@ def test_the_command_proves_both_files(
     lines = capsys.readouterr().err.splitlines()
     assert [line[: line.rindex(",")] for line in lines[1:]] == [
         "64x64, batch 2",
-        "64x64, --uint8-input --topk 40",
+        "64x64, --uint8-input --topk 40 against none",
         "128x128, batch 2",
-        "128x128, --uint8-input --topk 40",
+        "128x128, --uint8-input --topk 40 against none",
     ]
     graph = onnx.load(str(output)).graph
     assert [item.name for item in graph.output] == [CANDIDATES_NAME, "w5", "w4", "w3", "f5", "f4", "f3"]
@@ -246,13 +247,32 @@ def test_quantisation_goes_where_it_goes_without_options(tmp_path: Path) -> None
         assert "images" in before.tensors and "images" not in after.tensors  # bytes are not quantised, what is made of them is
 
 
+def test_layers_are_ranked_as_without_options(make_checkpoint: Callable[..., Path], coco_set: Path, tmp_path: Path) -> None:
+    weights, rankings = make_checkpoint(), []
+    for name, uint8, top_k in (("plain", False, 0), ("optioned", True, 100)):
+        for _ in export_onnx(Export(weights=weights, output=tmp_path / f"{name}.onnx", uint8_input=uint8, top_k=top_k)):
+            pass
+        request = Request(
+            model=tmp_path / f"{name}.onnx",
+            data=coco_set,
+            output=tmp_path / f"{name}.int8.onnx",
+            method="minmax",
+            max_ap_drop=None,
+            sensitivity=True,
+        )
+        rankings.append(calibrate(request).ranking)
+    assert [item.layer for item in rankings[0]] == [item.layer for item in rankings[1]]
+    np.testing.assert_allclose([item.snr_db for item in rankings[0]], [item.snr_db for item in rankings[1]], atol=1e-3)
+
+
 def test_a_plain_file_and_one_with_options_are_bisected(tmp_path: Path) -> None:
     config = tiny()
     model, spec = settled(config), model_spec(config, CLASSES)
     tracer.write_onnx(model, spec, tmp_path / "plain.onnx")
-    tracer.write_onnx(model, spec.replace(input_type="uint8"), tmp_path / "m.onnx")
+    tracer.write_onnx(model, spec.replace(input_type="uint8", top_k=50), tmp_path / "m.onnx")
     layers = compare_layers(tmp_path / "plain.onnx", tmp_path / "m.onnx", PICTURE)
     assert len(layers) > 10 and max(layer.difference for layer in layers) < 1e-6
+    assert {"p5", "p4", "p3"} <= {layer.tensor for layer in layers}
 
 
 @pytest.mark.skipif(not importlib.util.find_spec("tensorrt_rtx"), reason="tensorrt-rtx is not installed")
