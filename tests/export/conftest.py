@@ -14,18 +14,18 @@ import pytest
 import torch
 from onnx import numpy_helper
 from small_models import CLASSES, settled, tiny
+from small_sets import PICTURES, write_labels
 
 from export.onnx import Export, export_onnx
 from runtime.detector import Detector
 from runtime.evaluation import to_coco_results
-from runtime.files import write_json
 from runtime.images import write_image
 from train import checkpoint
 from train.backend import TorchBackend
 from train.checkpoint import Checkpoint
 from train.spec import model_spec
 
-_PICTURES, _OBJECTS = 6, 20
+_OBJECTS = 20
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Exported:
     rng = np.random.default_rng(0)
     detector = Detector(TorchBackend(model, spec), score_threshold=0.01)
     found = []
-    for index in range(_PICTURES):
+    for index in range(PICTURES):
         picture = np.kron(rng.integers(0, 256, (6, 10, 3)), np.ones((12, 12, 1))).astype(np.uint8)
         write_image(data / "val2017" / f"{index}.png", picture)
         found += to_coco_results(index, detector(picture), range(len(CLASSES)))
@@ -65,19 +65,6 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Exported:
     for _ in export_onnx(Export(weights=weights, output=path)):
         pass
     return Exported(weights, path, data)
-
-
-def write_labels(data: Path, objects: list[dict[str, Any]]) -> None:
-    """COCO annotations of the set's pictures: `bbox`, `category_id` and `image_id` of each object."""
-    content = {
-        "images": [{"id": i, "file_name": f"{i}.png", "width": 120, "height": 72} for i in range(_PICTURES)],
-        "categories": [{"id": i, "name": name} for i, name in enumerate(CLASSES)],
-        "annotations": [
-            {**item, "id": number, "area": item["bbox"][2] * item["bbox"][3], "iscrowd": 0}
-            for number, item in enumerate(objects)
-        ],
-    }
-    write_json(data / "annotations" / "instances_val2017.json", content)
 
 
 @pytest.fixture

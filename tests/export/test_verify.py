@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import write_labels
 from small_models import CLASSES
+from small_sets import write_labels
 
 from export import gate, verify
 from export.gate import judge, parse_budgets
