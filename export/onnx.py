@@ -173,7 +173,7 @@ def _write_proven(
         with OrtBackend(path) as optioned:
             difference = check_parity(exported, optioned, pictures, inspect=job.inspect)
     options = " ".join(_options(spec))
-    yield f"{size}, {options} against none", difference
+    yield f"{size}, {options} / plain", difference
     if not difference.relative <= parity.OPTIONS_LIMIT:
         raise CheckFailed(
             f"{job.output} was not written: at {size} with {options} its {difference.output} differ by"
@@ -282,9 +282,9 @@ def main(arguments: list[str] | None = None) -> int:
         inspect=options.inspect,
         classes=read_names(options.classes) if options.classes else None,
     )
-    print(f"{'compared with PyTorch':50}max absolute  max relative  rms relative", file=sys.stderr)
+    print(f"{'compared with PyTorch':54}max absolute  max relative  rms relative", file=sys.stderr)
     for what, difference in export_onnx(job):
-        print(f"{what:50} {difference.absolute:12.2e}  {difference.relative:12.2e}  {difference.rms:12.2e}", file=sys.stderr)
+        print(f"{what:54} {difference.absolute:12.2e}  {difference.relative:12.2e}  {difference.rms:12.2e}", file=sys.stderr)
     print(options.output)
     return 0
 

@@ -136,9 +136,9 @@ def test_the_command_proves_both_files(
     lines = capsys.readouterr().err.splitlines()
     assert [line[: line.rindex(",")] for line in lines[1:]] == [
         "64x64, batch 2",
-        "64x64, --uint8-input --topk 40 against none",
+        "64x64, --uint8-input --topk 40 / plain",
         "128x128, batch 2",
-        "128x128, --uint8-input --topk 40 against none",
+        "128x128, --uint8-input --topk 40 / plain",
     ]
     graph = onnx.load(str(output)).graph
     assert [item.name for item in graph.output] == [CANDIDATES_NAME, "w5", "w4", "w3", "f5", "f4", "f3"]

@@ -35,9 +35,10 @@ from runtime.detector import Detector
 from runtime.errors import InputError, MissingComponentError, ModelError
 from runtime.gpu import Gpu
 from runtime.images import write_image
+from runtime.onnx_backend import Port
 from runtime.opening import open_backend
 from runtime.openvino_backend import OpenVinoBackend
-from runtime.ort_backend import OrtBackend
+from runtime.ort_backend import BoundRuns, OrtBackend
 from runtime.preprocess import preprocess
 from runtime.spec import ModelSpec
 from train.backend import TorchBackend
@@ -437,6 +438,24 @@ def test_bfloat16_only_if_asked_for(subject: Subject) -> None:
     images = noise(0, 2)
     with OpenVinoBackend(subject.files["fp32"], "bfloat16") as backend:
         assert 1e-3 < distance(backend.infer(images), expected(subject, images)) < 0.1
+
+
+def test_bound_runs_give_what_plain_runs_do(subject: Subject) -> None:
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(str(subject.files["fp32"]), providers=["CPUExecutionProvider"])
+    names = [item.name for item in session.get_outputs()]
+    ports = [Port(item.name, "float32", tuple(item.shape)) for item in session.get_outputs()]
+    runs = BoundRuns(onnxruntime, session, ports, "cpu")
+    earlier = []
+    for seed, count in enumerate((2, 2, 1, 3, 2)):  # an input of the same size is used again, one of another is not
+        images = noise(seed, 2 * count)[::2]
+        before = images.copy()
+        earlier.append((runs.run(names, images), session.run(names, {"images": images})))
+        assert np.array_equal(images, before)
+    for found, wanted in earlier:  # and later runs leave earlier results alone
+        assert all(np.array_equal(a, b) for a, b in zip(found, wanted, strict=True))
+    assert [level.shape[0] for level in runs.run(names[:1], noise(0, 4))] == [4]
 
 
 # --- which one a file is opened with
