@@ -27,18 +27,11 @@ with atheris.instrument_imports(include=["json", "runtime.spec", "runtime.manife
     from runtime.manifest import Source, manifest_path, read_manifest, write_manifest
     from runtime.spec import ModelSpec
 
+from engine_manifests import FACTS
+
 from runtime.errors import InputError
 
 SPEC = ModelSpec("m", ("cat", "dog"), (64, 96), (((1.0, 2.0),),) * 3, made_with=("torch 2.6",))
-FACTS = {
-    "flavour": "tensorrt",
-    "version": "10.12.0",
-    "gpu": "NVIDIA H200",
-    "compute_capability": "9.0",
-    "batch": {"min": 1, "opt": 2, "max": 8},
-    "version_compatible": False,
-    "hardware_compatible": True,
-}
 VALUES: tuple[Any, ...] = (
     *(None, True, False, 0, 1, -1, 2, 3, 31, 32, 64, 10**9, 2**60, 2**63, 2**2000, -(10**400)),
     *(0.5, -0.0, 1e-320, 1e308, float("inf"), float("nan"), "", "0", "1", "retinanet", "../../etc/passwd", "\0", "\ud800"),

@@ -246,6 +246,7 @@ def test_closing_twice_is_fine(case: Case, subject: Subject) -> None:
     backend.infer(noise(0, 1))
     backend.close()
     backend.close()
+    assert backend.spec == subject.spec
 
 
 def test_a_closed_file_is_not_used_again_and_can_be_opened_again(case: Case, subject: Subject) -> None:

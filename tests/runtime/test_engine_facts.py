@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from engine_manifests import FACTS
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -16,15 +17,6 @@ from runtime.manifest import Source, manifest_path, write_manifest
 from runtime.spec import ModelSpec
 
 SPEC = ModelSpec("m", ("cat", "dog"), (64, 96), (((1.0, 2.0),),) * 3)
-FACTS: dict[str, Any] = {
-    "flavour": "tensorrt",
-    "version": "10.12.0",
-    "gpu": "NVIDIA H200",
-    "compute_capability": "9.0",
-    "batch": {"min": 1, "opt": 2, "max": 8},
-    "version_compatible": False,
-    "hardware_compatible": True,
-}
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(st.characters(), max_size=5) | st.just("x" * 10_000),
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.sampled_from(["min", "opt", "max"]), inner),

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import cv2
+import engine_manifests
 import numpy as np
 import pytest
 from cuda_fakes import FakeEngine, FakeGpu, install
@@ -30,15 +31,7 @@ from runtime.trt_backend import TrtBackend
 
 Command = Callable[..., tuple[int, str, str]]
 SPEC = ModelSpec("tiny", ("dot",), (32, 32), (((8.0, 8.0),), ((4.0, 4.0),)), strides=(32, 16))
-FACTS = {
-    "flavour": "tensorrt",
-    "version": "10.12.0",
-    "gpu": "Fake GPU",
-    "compute_capability": "8.6",
-    "batch": {"min": 1, "opt": 2, "max": 8},
-    "version_compatible": False,
-    "hardware_compatible": False,
-}
+FACTS = {**engine_manifests.FACTS, "gpu": "Fake GPU", "compute_capability": "8.6", "hardware_compatible": False}
 RTX = {"flavour": "rtx", "version": "1.7.1", "gpu": None, "compute_capability": None}
 RUN = ["upload", "execute", "download", "download", "synchronise"]
 CAPTURE = ["begin capture", *RUN[:-1], "end capture", "instantiate"]
