@@ -17,7 +17,7 @@ import onnxruntime
 import torch
 from numpy.typing import NDArray
 
-from benchmarks.models import settle
+from benchmarks.models import noise, settle
 from benchmarks.timing import alternate
 from export.tracer import write_onnx
 from runtime import cli
@@ -54,7 +54,7 @@ def measure(engine: Path, batch: int, repeats: int) -> dict[str, float]:
     """Median milliseconds a batch of each way, which take turns."""
     ways: dict[str, Callable[[], Any]] = {}
     with open_backend(engine, "onnxruntime") as backend:
-        images = np.random.default_rng(0).normal(size=(batch, 3, *backend.spec.input_size)).astype(np.float32)
+        images = noise(backend.spec, batch)
     for name in _BACKENDS:
         try:
             ways[name] = _bound(open_backend(engine, name).infer, images)

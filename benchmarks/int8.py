@@ -19,6 +19,7 @@ import onnx
 from numpy.typing import NDArray
 
 from benchmarks.detector import make_model
+from benchmarks.models import noise
 from benchmarks.timing import alternate
 from calibration.activations import ActivationRunner
 from calibration.graph import Graph
@@ -41,7 +42,7 @@ def make_int8(source: Path, output: Path, target: str, images: NDArray[np.float3
 def measure(source: Path, target: str, repeats: int) -> dict[str, float]:
     """Median milliseconds a picture of each way, which take turns."""
     with tempfile.TemporaryDirectory() as folder, OrtBackend(source) as before:
-        images = np.random.default_rng(0).normal(size=(1, 3, *before.spec.input_size)).astype(np.float32)
+        images = noise(before.spec)
         small = Path(folder) / "int8.onnx"
         make_int8(source, small, target, images)
         with OrtBackend(small) as after:

@@ -41,11 +41,11 @@ class _Accelerator:
     def __init__(self, backend: Backend, seconds: float) -> None:
         self.spec, self.batch_size = backend.spec, backend.batch_size
         self._seconds = seconds
-        self._maps = backend.infer(np.zeros((self.batch_size or 1, 3, *self.spec.input_size), np.float32))
+        self._outputs = backend.infer(np.zeros((self.batch_size or 1, *self.spec.input_shape), self.spec.input_type))
 
     def infer(self, images: NDArray[np.float32]) -> list[NDArray[np.float32]]:
         time.sleep(self._seconds)
-        return self._maps
+        return self._outputs
 
     def close(self) -> None:
         pass

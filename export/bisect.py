@@ -26,7 +26,7 @@ class Layer:
 
     Attributes:
         tensor: the output's name. node, operator: what makes it in the first file.
-        difference: max |a - b| / max |a|, a being the first file's; infinite where shapes differ or a value is no number.
+        difference: max |a - b| / max |a|, a being the first file's; infinite where a value is no number.
     """
 
     tensor: str
@@ -36,7 +36,7 @@ class Layer:
 
 
 def compare_layers(first: Path, second: Path, picture: Image) -> list[Layer]:
-    """Every float tensor that both files have, in the first one's graph order.
+    """Every float tensor up to the maps that both files have, in the first one's graph order.
 
     Args:
         picture: uint8 BGR `[H, W, 3]`, prepared as each file describes.
@@ -55,12 +55,16 @@ def compare_layers(first: Path, second: Path, picture: Image) -> list[Layer]:
         )
     with ActivationRunner(first) as reference, ActivationRunner(second) as changed:
         names = [name for name in reference.names if name in changed.names]
-        if not set(names) - set(spec.outputs):
+        maps = [index for index, name in enumerate(names) if name in spec.map_names]
+        names = names[: max(maps, default=-1) + 1]  # what selects the best boxes jumps where nothing went wrong
+        if not set(names) - set(spec.map_names):
             raise InputError(
                 f"{first} and {second} share no tensor between input and outputs; bisect files made from one another"
             )
         producers = reference.producers
         expected, found = reference.run(images), changed.run(theirs)
+    # A name may count its node, and mean another one where nodes were added; the shapes tell.
+    names = [name for name in names if expected[name].shape == found[name].shape]
     differences = parity.compare(names, [expected[name] for name in names], [found[name] for name in names])
     return [Layer(item.output, *producers[item.output], item.relative) for item in differences]
 

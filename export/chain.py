@@ -14,6 +14,7 @@ from typing import Any
 
 from calibration.images import choose_images, digest
 from export.engine import engine_name
+from export.onnx import top_k
 from export.report.content import dataset_sha256
 from runtime import cli
 from runtime.files import output_folder, sha256, write_json
@@ -144,7 +145,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--split", default="val", help="split to score on (default: the one that plays `val`)")
     parser.add_argument("--max-ap-drop", type=float, metavar="POINTS", help="budget of that precision (default: its own)")
     parser.add_argument("--uint8-input", action="store_true", help="see export.onnx")
-    parser.add_argument("--topk", type=cli.positive, metavar="K", help="see export.onnx")
+    parser.add_argument("--topk", type=top_k, metavar="K", help="see export.onnx")
     parser.add_argument("--flavour", default="auto", help="of TensorRT, see export.engine (default: auto)")
     return parser.parse_args(arguments)
 

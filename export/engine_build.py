@@ -124,24 +124,33 @@ def _bind_types(api: Any, config: Any, network: Any, precision: NetworkPrecision
     pinned = [getattr(api.LayerType, kind) for kind in _COMPUTING]
     for layer in network_layers(network):
         tensors = [tensor for tensor in (*layer_inputs(layer)[:1], *layer_outputs(layer)) if tensor is not None]
-        if layer.type in pinned and layer.name not in precision.int8 and all(t.dtype == api.float32 for t in tensors):
+        floats = {tensor.dtype for tensor in tensors} - {api.int32, api.bool}  # those of shapes, places, conditions
+        if layer.type in pinned and layer.name not in precision.int8 and floats == {api.float32}:
             layer.precision = api.float32
-            for index in range(layer.num_outputs):
-                layer.set_output_type(index, api.float32)
+            for index, tensor in enumerate(layer_outputs(layer)):
+                if tensor.dtype == api.float32:
+                    layer.set_output_type(index, api.float32)
 
 
-# Layers that do arithmetic; constants, shapes, casts, Q/DQ and mere movement of data carry no precision of their own.
+# Layers that do arithmetic, and those that move what half precision does not hold (candidates with their places); constants,
+# shapes, casts and Q/DQ carry no precision of their own.
 _COMPUTING = (
     "ACTIVATION",
+    "CONCATENATION",
     "CONVOLUTION",
     "ELEMENTWISE",
+    "GATHER",
     "GRID_SAMPLE",
     "MATRIX_MULTIPLY",
     "POOLING",
     "REDUCE",
     "RESIZE",
     "SCALE",
+    "SELECT",
+    "SHUFFLE",
+    "SLICE",
     "SOFTMAX",
+    "TOPK",
     "UNARY",
 )
 

@@ -241,7 +241,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--uint8-input", action="store_true", help="take pixels as bytes, and normalise them in the graph")
     parser.add_argument(
         "--topk",
-        type=_top_k,
+        type=top_k,
         default=0,
         metavar="K",
         help=f"decode in the graph, give out the K <= {MOST_CANDIDATES} best boxes",
@@ -254,7 +254,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def _top_k(text: str) -> int:
+def top_k(text: str) -> int:
     value = cli.positive(text)
     if value > MOST_CANDIDATES:
         raise argparse.ArgumentTypeError(f"expected at most {MOST_CANDIDATES}, which is what TensorRT selects, got {value}")
@@ -282,7 +282,8 @@ def main(arguments: list[str] | None = None) -> int:
         inspect=options.inspect,
         classes=read_names(options.classes) if options.classes else None,
     )
-    print(f"{'compared with PyTorch':54}max absolute  max relative  rms relative", file=sys.stderr)
+    heading = "compared with PyTorch (/ plain: with the plain file)"
+    print(f"{heading:54}max absolute  max relative  rms relative", file=sys.stderr)
     for what, difference in export_onnx(job):
         print(f"{what:54} {difference.absolute:12.2e}  {difference.relative:12.2e}  {difference.rms:12.2e}", file=sys.stderr)
     print(options.output)

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from runtime import boxes as box_ops
 from runtime.decode import decode
+from runtime.errors import ModelError
 from runtime.spec import ModelSpec
 
 LIMITS = {"fp32": 1e-4, "fp16": 1e-2}
@@ -76,10 +77,14 @@ def compare_outputs(
 def _compare_candidates(
     spec: ModelSpec, maps: Sequence[NDArray[np.floating]], other_spec: ModelSpec, rows: NDArray[np.floating]
 ) -> list[Difference]:
-    every, chosen = decode(maps, spec, 0), decode([rows], other_spec, 0)  # both in the order of places
+    useless = [Difference("selection", float("inf"), float("inf"), float("inf"))]
+    try:
+        every, chosen = decode(maps, spec, 0), decode([rows], other_spec, 0)  # both in the order of places
+    except ModelError:  # values that are not numbers, or places that there are not
+        return useless
     places = np.unique(rows[:, 6].astype(np.int64))
     if len(places) != len(rows):
-        return [Difference("selection", float("inf"), float("inf"), float("inf"))]
+        return useless
     height, width = spec.input_size
     logits = _class_logits(maps, spec)[places]
     return compare(

@@ -34,8 +34,9 @@ class Step:
     Attributes:
         name: what to call it. evaluation: its accuracy.
         size: of its file in bytes. milliseconds: median of one picture, preprocessing to NMS, batch 1.
-        difference: largest |a - b| / max |a| of its raw outputs to the reference's, on a few pictures, each side preparing
-            them as its own description says; None where there was nothing to compare with.
+        difference: largest |a - b| / max |a| of its outputs to the reference's, on a few pictures, each side preparing them
+            as its own description says; of raw maps, or of candidates as `parity.compare_outputs` does; None where there was
+            nothing to compare with.
     """
 
     name: str

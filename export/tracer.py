@@ -76,7 +76,10 @@ def _best(model: DetectorModel, maps: Sequence[Tensor], spec: ModelSpec) -> Tens
     scores = boxes[..., 4] * boxes[..., 5]
     rows = torch.cat([boxes[..., :4], torch.stack([scores, torch.cat(classes, dim=1)], dim=2)], dim=2)
     places = scores.topk(spec.top_k, dim=1).indices[..., None]
-    return torch.cat([rows.gather(1, places.expand(-1, -1, rows.shape[2])), places.float()], dim=2)
+    best = torch.cat([rows.gather(1, places.expand(-1, -1, rows.shape[2])), places.float()], dim=2)
+    # Maxima and selections pass over what is not a number: a picture whose maps hold such says so in every row.
+    broken = torch.stack([torch.isnan(raw).flatten(1).float().amax(dim=1) for raw in maps]).amax(dim=0)
+    return torch.where(broken[:, None, None] > 0, torch.tensor(float("nan")), best)
 
 
 def fold_batch_norm(model: DetectorModel) -> DetectorModel:

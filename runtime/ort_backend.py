@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Sequence
 from typing import Any
 
@@ -84,32 +84,32 @@ class BoundRuns:
     def __init__(self, onnxruntime: Any, session: Any, outputs: Sequence[Port], device: str) -> None:
         self._onnxruntime, self._session, self._device = onnxruntime, session, device
         self._shapes: dict[str, Any] = {item.name: item.shape[1:] for item in outputs}  # all known, or the file is refused
-        self._idle: deque[Any] = deque()
+        self._idle: dict[tuple[int, ...], deque[Any]] = defaultdict(deque)  # by shape
 
     def run(self, names: Sequence[str], images: NDArray[Any]) -> list[NDArray[np.float32]]:
         """The values of these outputs for a batch."""
         images = np.ascontiguousarray(images)
-        bound = self._input(images)
+        idle = self._idle[images.shape]
+        bound = self._input(idle, images)
         found = [np.empty((len(images), *self._shapes[name]), np.float32) for name in names]
         binding = self._session.io_binding()
         binding.bind_ortvalue_input(INPUT_NAME, bound)
         for name, array in zip(names, found):
             binding.bind_output(name, "cpu", 0, np.float32, array.shape, array.ctypes.data)
+        binding.synchronize_inputs()  # the session's stream does not wait for copies on another one
         self._session.run_with_iobinding(binding)
-        self._idle.append(bound)
+        idle.append(bound)  # not one whose run failed
         return found
 
-    def _input(self, images: NDArray[Any]) -> Any:
+    def _input(self, idle: deque[Any], images: NDArray[Any]) -> Any:
         """The pictures on the device: where earlier ones of the same number were, or in new memory."""
         try:
-            bound = self._idle.pop()
+            bound = idle.pop()
         except IndexError:
-            bound = None
-        if bound is not None and tuple(bound.shape()) == images.shape:
-            bound.update_inplace(images)
-            return bound
-        # A copy, since on a CPU the value would lie in the caller's array.
-        return self._onnxruntime.OrtValue.ortvalue_from_numpy(images.copy(), self._device, 0)
+            own = images.copy() if self._device == "cpu" else images  # there the value would lie in the caller's array
+            return self._onnxruntime.OrtValue.ortvalue_from_numpy(own, self._device, 0)
+        bound.update_inplace(images)
+        return bound
 
 
 def _import() -> Any:

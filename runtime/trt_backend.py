@@ -214,7 +214,7 @@ class _Worker:
         return [buffer.host[: len(images)] for buffer in self._outputs]
 
     def copy(self, images: NDArray[Any], rows: int) -> list[NDArray[np.float32]]:
-        """As `run`, but without the engine: the maps are whatever was there.
+        """As `run`, but without the engine: the outputs are whatever was there.
 
         Raises:
             ModelError: it failed; close the worker.
@@ -270,8 +270,8 @@ class _Worker:
         self._resources.close()
 
 
-_Work = Callable[[_Worker, NDArray[np.float32], int], list[NDArray[np.float32]]]
-"""A batch of at most so many rows, padded to that, to maps that are valid until the next call: `run`, or a part of it."""
+_Work = Callable[[_Worker, NDArray[Any], int], list[NDArray[np.float32]]]
+"""A batch of at most so many rows, padded to that, to outputs that are valid until the next call: `run`, or a part of it."""
 
 
 def _tensor_names(engine: Any) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,15 @@ from small_models import CLASSES
 from runtime.files import write_json
 
 PICTURES = 6
+
+
+@dataclass(frozen=True)
+class Exported:
+    """Weights, the file exported from them, and a set that both find perfectly."""
+
+    weights: Path
+    model: Path
+    data: Path
 
 
 def write_labels(data: Path, objects: list[dict[str, Any]]) -> None:

@@ -83,9 +83,12 @@ def library(version: str) -> Any:
         LayerInformationFormat=SimpleNamespace(JSON="JSON"),
         float32="FLOAT",
         uint8="UINT8",
+        int32="INT32",
+        bool="BOOL",
     )
     names = (
-        "ACTIVATION CONVOLUTION ELEMENTWISE GRID_SAMPLE MATRIX_MULTIPLY POOLING REDUCE RESIZE SCALE SOFTMAX UNARY SHUFFLE CAST"
+        "ACTIVATION CONCATENATION CONVOLUTION ELEMENTWISE GATHER GRID_SAMPLE MATRIX_MULTIPLY POOLING REDUCE RESIZE SCALE SELECT"
+        " SHUFFLE SLICE SOFTMAX TOPK UNARY CAST"
     )
     module.LayerType = SimpleNamespace(**{name: name for name in names.split()})
     if not old:

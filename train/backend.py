@@ -93,5 +93,5 @@ def open_torch_backend(weights: PathLike, size: tuple[int, int] | None = None) -
         size: (height, width) in pixels to run at, multiples of 32; None for the file's own.
     """
     loaded = open_weights(weights)
-    spec = loaded.spec.replace(input_size=size or loaded.spec.input_size, source_sha256=sha256(weights))
+    spec = loaded.spec.plain().replace(input_size=size or loaded.spec.input_size, source_sha256=sha256(weights))
     return TorchBackend(checkpoint.restore(weights, loaded), spec)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ import pytest
 import torch
 from onnx import numpy_helper
 from small_models import CLASSES, settled, tiny
-from small_sets import PICTURES, write_labels
+from small_sets import PICTURES, Exported, write_labels
 
 from export.onnx import Export, export_onnx
 from runtime.detector import Detector
@@ -26,15 +25,6 @@ from train.checkpoint import Checkpoint
 from train.spec import model_spec
 
 _OBJECTS = 20
-
-
-@dataclass(frozen=True)
-class Exported:
-    """Weights, the file exported from them, and a set that both find perfectly."""
-
-    weights: Path
-    model: Path
-    data: Path
 
 
 @pytest.fixture(scope="session")

@@ -84,14 +84,16 @@ def test_tensorrt_8_keeps_the_float_islands_of_a_half_network() -> None:
     layers = [
         Layer("a", "CONVOLUTION", "HALF", "HALF"),
         Layer("sample", "GRID_SAMPLE", "FLOAT", "FLOAT"),
-        Layer("move", "SHUFFLE", "FLOAT", "FLOAT"),
+        Layer("move", "SHUFFLE", "FLOAT", "FLOAT"),  # of what half precision may not hold, such as the places of candidates
+        Layer("best", "TOPK", "FLOAT", "INT32"),
+        Layer("shape", "SHUFFLE", "INT32", "INT32"),
         Layer("cast", "CAST", "FLOAT", "HALF"),
         Layer("q", "CONVOLUTION", "FLOAT", "FLOAT"),  # a quantised one: its dequantised inputs are float
     ]
     configured("8.6.1", "int8 and fp16", layers=layers)
-    assert [layer.name for layer in layers if layer.precision] == ["sample"]
-    assert layers[1].precision == "FLOAT"
-    assert layers[1].output_types == {0: "FLOAT"}
+    assert [layer.name for layer in layers if layer.precision] == ["sample", "move", "best"]
+    assert {layer.precision for layer in layers[1:4]} == {"FLOAT"}
+    assert [layer.output_types for layer in layers[1:4]] == [{0: "FLOAT"}, {0: "FLOAT"}, {}]
     configured("10.12.0", "int8 and fp16", layers=layers[:1])
     assert not layers[0].precision
 
