@@ -13,8 +13,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import onnx
-
 from export.engine_build import (
     BuildOptions,
     batch_profile,
@@ -27,8 +25,8 @@ from export.engine_build import (
 from export.engine_proof import check_inspected, check_network, inspected_types, network_precision
 from runtime import cli
 from runtime.backend import check_outputs
-from runtime.errors import InputError, ModelError, OutputError
-from runtime.files import check_writable
+from runtime.errors import InputError, MissingComponentError, ModelError, OutputError
+from runtime.files import check_writable, sha256
 from runtime.gpu import find_gpu
 from runtime.manifest import Source, manifest_path, read_manifest, source, write_manifest
 from runtime.onnx_backend import INPUT_NAME
@@ -41,14 +39,20 @@ _MAX_WORKSPACE = 1024  # GiB, beyond any GPU
 
 
 def read_spec(path: Path) -> ModelSpec:
-    """The description in an ONNX file's metadata.
+    """The description in an ONNX file's metadata; without the onnx package, as on a machine that builds and no more, the one
+    in the manifest beside it.
 
     Raises:
         InputError: no such file.
-        ModelError: not an ONNX file, or one without our metadata.
+        ModelError: not an ONNX file, or one without our metadata; or the manifest is of another file.
+        MissingComponentError: neither onnx nor a manifest.
     """
     if not path.is_file():
         raise InputError(f"{path}: no such ONNX file; make one with `python -m export.onnx`")
+    try:
+        import onnx
+    except ImportError as error:
+        return _spec_beside(path, error)
     try:
         model = onnx.load(str(path), load_external_data=False)
     except Exception as error:  # protobuf's error type differs between its versions
@@ -57,6 +61,18 @@ def read_spec(path: Path) -> ModelSpec:
         return ModelSpec.from_metadata({item.key: item.value for item in model.metadata_props})
     except ModelError as error:
         raise ModelError(f"{path}: {error}") from error
+
+
+def _spec_beside(path: Path, error: ImportError) -> ModelSpec:
+    beside = manifest_path(path)
+    if not beside.is_file():
+        raise MissingComponentError(
+            f"onnx is not installed; run `pip install onnx`, or put {beside.name} beside {path}"
+        ) from error
+    manifest = read_manifest(beside)
+    if manifest.sha256 != sha256(path):
+        raise ModelError(f"{path}: is not the file that {beside.name} describes; copy both again") from error
+    return manifest.spec
 
 
 def engine_name(spec: ModelSpec) -> str:

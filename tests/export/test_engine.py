@@ -20,7 +20,7 @@ from export.tracer import write_onnx
 from runtime import gpu, tensorrt_adapter
 from runtime.errors import CheckFailed, InputError, MissingComponentError, ModelError, OutputError
 from runtime.files import sha256
-from runtime.manifest import find_changes, manifest_path, read_manifest
+from runtime.manifest import find_changes, manifest_path, read_manifest, write_manifest
 from train.recipes import recipe
 from train.spec import model_spec
 
@@ -284,3 +284,16 @@ def test_engine_names() -> None:
     assert engine.engine_name(spec.replace(input_size=(320, 608))) == "yolov3-asff-320x608-fp16.engine"
     assert engine.engine_name(spec.replace(name="../my model/7")) == "my-model-7-608-fp16.engine"
     assert engine.engine_name(spec.replace(name="..")) == "model-608-fp16.engine"
+
+
+def test_without_onnx_the_manifest_describes_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = mini(tmp_path / "m.onnx")
+    monkeypatch.setitem(sys.modules, "onnx", None)
+    with pytest.raises(MissingComponentError, match=r"onnx is not installed; .* or put m.onnx.json beside"):
+        engine.read_spec(model)
+    described = MINI_SPEC.replace(precision="fp32")
+    write_manifest(model, described, [], {})
+    assert engine.read_spec(model) == described
+    model.write_bytes(model.read_bytes() + b" ")
+    with pytest.raises(ModelError, match=r"is not the file that m.onnx.json describes"):
+        engine.read_spec(model)
