@@ -17,8 +17,9 @@ import onnxruntime
 import torch
 from numpy.typing import NDArray
 
-from benchmarks.models import noise, settle
+from benchmarks.models import settle
 from benchmarks.timing import alternate
+from export.onnx import parity_pictures, prepare
 from export.tracer import write_onnx
 from runtime import cli
 from runtime.errors import MissingComponentError
@@ -54,7 +55,7 @@ def measure(engine: Path, batch: int, repeats: int) -> dict[str, float]:
     """Median milliseconds a batch of each way, which take turns."""
     ways: dict[str, Callable[[], Any]] = {}
     with open_backend(engine, "onnxruntime") as backend:
-        images = noise(backend.spec, batch)
+        images = prepare(parity_pictures(backend.spec, None, batch), backend.spec)
     for name in _BACKENDS:
         try:
             ways[name] = _bound(open_backend(engine, name).infer, images)

@@ -19,13 +19,13 @@ import onnx
 from numpy.typing import NDArray
 
 from benchmarks.detector import make_model
-from benchmarks.models import noise
 from benchmarks.timing import alternate
 from calibration.activations import ActivationRunner
 from calibration.graph import Graph
 from calibration.placement import TARGETS, place
 from calibration.quantize import quantize
 from calibration.ranges import Range
+from export.onnx import parity_pictures, prepare
 from runtime import cli
 from runtime.ort_backend import OrtBackend
 
@@ -42,7 +42,7 @@ def make_int8(source: Path, output: Path, target: str, images: NDArray[np.float3
 def measure(source: Path, target: str, repeats: int) -> dict[str, float]:
     """Median milliseconds a picture of each way, which take turns."""
     with tempfile.TemporaryDirectory() as folder, OrtBackend(source) as before:
-        images = noise(before.spec)
+        images = prepare(parity_pictures(before.spec, None, 1), before.spec)
         small = Path(folder) / "int8.onnx"
         make_int8(source, small, target, images)
         with OrtBackend(small) as after:

@@ -2,21 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
-from runtime.preprocess import as_input
-from runtime.spec import ModelSpec
 from train.model import DetectorModel, RetinaNet, YOLOv3
-
-
-def noise(spec: ModelSpec, count: int = 1) -> NDArray[Any]:
-    """A batch of random pictures as a model of this description takes it."""
-    pictures = np.random.default_rng(0).integers(0, 256, (count, *spec.input_size, 3), dtype=np.uint8)
-    return np.stack([as_input(picture, spec) for picture in pictures])
 
 
 @torch.no_grad()

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from runtime import cli
 from runtime.benchmark.pictures import made_up_picture
 from runtime.benchmark.timing import ends, milliseconds, spread, take_turns
-from runtime.boxes import area, xyxy_to_xywh
+from runtime.boxes import area, xyxy_to_cxcywh, xyxy_to_xywh
 from runtime.decode import decode
 from runtime.detections import Detections
 from runtime.detector import Detector
@@ -63,7 +63,7 @@ class ReadyBackend:
 def make_maps(spec: ModelSpec, count: int, rng: np.random.Generator) -> list[Floats]:
     """Raw maps of one picture in which exactly `count` random anchors score above the threshold."""
     shapes = [spec.map_shape(level) for level in range(3)]
-    cells = [len(spec.anchors[level]) * shape[1] * shape[2] for level, shape in enumerate(shapes)]
+    cells = spec.boxes_per_level()
     flags = np.zeros(sum(cells), bool)
     flags[rng.choice(sum(cells), count, replace=False)] = True
     maps = []
@@ -187,9 +187,8 @@ class Ultralytics:
 
         self._torch, self._ops, self._nms = torch, ops, non_max_suppression
         self._letterbox = LetterBox((SIDE, SIDE), auto=False)
-        self.is_quick = (
-            sys.modules.get("torchvision") is not None
-        )  # its own NMS takes seconds for 5,000 boxes, and gives up on some
+        # Its own NMS takes seconds for 5,000 boxes, and gives up on some.
+        self.is_quick = sys.modules.get("torchvision") is not None
         self.title = f"Ultralytics {ultralytics.__version__} ({'torchvision' if self.is_quick else 'its own'} NMS)"
 
     def preprocess(self, image: Image) -> Any:
@@ -200,8 +199,8 @@ class Ultralytics:
     def predictions(self, maps: Sequence[Floats], spec: ModelSpec) -> Any:
         """What its models give: the decoded boxes and scores of every anchor, `[1, 4 + classes, N]`."""
         boxes, scores = naive_decode(maps, spec)
-        boxes = np.concatenate([(boxes[:, :2] + boxes[:, 2:]) / 2, boxes[:, 2:] - boxes[:, :2]], axis=1)
-        return self._torch.from_numpy(np.ascontiguousarray(np.concatenate([boxes, scores], axis=1).T[None]))
+        rows = np.concatenate([xyxy_to_cxcywh(boxes), scores], axis=1)
+        return self._torch.from_numpy(np.ascontiguousarray(rows.T[None]))
 
     def postprocess(self, predictions: Any, image: Image) -> Detections:
         """Filter, NMS, and back to the picture's own pixels."""

@@ -77,14 +77,13 @@ def compare_outputs(
 def _compare_candidates(
     spec: ModelSpec, maps: Sequence[NDArray[np.floating]], other_spec: ModelSpec, rows: NDArray[np.floating]
 ) -> list[Difference]:
-    useless = [Difference("selection", float("inf"), float("inf"), float("inf"))]
     try:
         every, chosen = decode(maps, spec, 0), decode([rows], other_spec, 0)  # both in the order of places
     except ModelError:  # values that are not numbers, or places that there are not
-        return useless
+        return [_beyond_measure("selection")]
     places = np.unique(rows[:, 6].astype(np.int64))
     if len(places) != len(rows):
-        return useless
+        return [_beyond_measure("selection")]
     height, width = spec.input_size
     logits = _class_logits(maps, spec)[places]
     return compare(
@@ -115,11 +114,15 @@ def _class_logits(maps: Sequence[NDArray[np.floating]], spec: ModelSpec) -> NDAr
 
 def _difference(name: str, reference: NDArray[np.floating], other: NDArray[np.floating]) -> Difference:
     if reference.shape != other.shape or not (np.isfinite(reference).all() and np.isfinite(other).all()):
-        return Difference(name, float("inf"), float("inf"), float("inf"))
+        return _beyond_measure(name)
     error = reference.astype(np.float64) - other
     absolute, scale = float(np.abs(error).max()), float(np.abs(reference).max())
     power, noise = float(np.square(reference, dtype=np.float64).mean()), float(np.square(error).mean())
     return Difference(name, absolute, absolute / (scale or 1), (noise / (power or 1)) ** 0.5)
+
+
+def _beyond_measure(name: str) -> Difference:
+    return Difference(name, float("inf"), float("inf"), float("inf"))
 
 
 def worst(differences: Sequence[Difference]) -> Difference:
