@@ -29,7 +29,7 @@ ARGS      ?=
 need = $(if $(strip $($(1))),,$(error $(1) is not set; try: make $@ $(1)=$(2)))
 SHOW = @printf '+ %s\n' '$(1)' && $(1)
 
-.PHONY: help setup demo train onnx engine eval detect visualise bench test check lint types clean
+.PHONY: help setup demo train onnx engine eval detect visualize visualise bench test check lint types clean
 
 help: ## this list
 	@echo 'usage: make TARGET [VARIABLE=value ...]'
@@ -71,9 +71,11 @@ detect: setup ## detect with MODEL in SOURCE: a picture, folder, glob pattern or
 	$(call need,SOURCE,photos/)
 	$(call SHOW,$(RUN) runtime.detect --engine "$(MODEL)" --source "$(SOURCE)" $(ARGS))
 
-visualise: setup ## draw how WEIGHTS (or MODEL=, exported with --inspect) fuses its levels for the pictures of SOURCE
+visualise: visualize # the spelling of earlier versions
+
+visualize: setup ## draw how WEIGHTS (or MODEL=, exported with --inspect) fuses its levels for the pictures of SOURCE
 	$(call need,SOURCE,photos/)
-	$(call SHOW,$(RUN) $(if $(filter command environment,$(origin MODEL)),runtime.visualise --engine "$(MODEL)",train.visualise --weights "$(WEIGHTS)") --source "$(SOURCE)" $(ARGS))
+	$(call SHOW,$(RUN) $(if $(filter command environment,$(origin MODEL)),runtime.visualize --engine "$(MODEL)",train.visualize --weights "$(WEIGHTS)") --source "$(SOURCE)" $(ARGS))
 
 bench: setup ## time MODEL= stage by stage; without it all of ours against named references (DATA= adds those that need pictures)
 	$(call SHOW,$(RUN) $(if $(filter command environment,$(origin MODEL)),runtime.benchmark --engine "$(MODEL)" $(if $(SOURCE),--source "$(SOURCE)"),benchmarks $(if $(DATA),--data "$(DATA)")) $(ARGS))

@@ -20,11 +20,11 @@ from numpy.typing import NDArray
 from benchmarks.models import settle
 from benchmarks.timing import alternate
 from export.onnx import parity_pictures, prepare
-from export.tracer import write_onnx
+from export.onnx_export.tracer import write_onnx
 from runtime import cli
+from runtime.backends.onnx_base import INPUT_NAME
+from runtime.backends.open import open_backend
 from runtime.errors import MissingComponentError
-from runtime.onnx_backend import INPUT_NAME
-from runtime.opening import open_backend
 from train.model import build_model
 from train.recipes import recipe
 from train.spec import model_spec

@@ -21,8 +21,8 @@ import torch
 from numpy.typing import NDArray
 
 from runtime import cli
-from runtime.dataset import Dataset, LabelledImage
-from runtime.layouts import open_dataset
+from runtime.datasets.dataset import Dataset, LabelledImage
+from runtime.datasets.open import open_dataset
 from runtime.spec import ModelSpec
 from train.data import AugmentConfig, TrainingSet, training_batches
 

@@ -12,12 +12,12 @@ from pathlib import Path
 import torch
 
 from benchmarks.timing import alternate
-from export.tracer import write_onnx
+from export.onnx_export.tracer import write_onnx
 from runtime import cli
+from runtime.backends.ort import OrtBackend
+from runtime.datasets.open import open_dataset
 from runtime.detector import Detector
-from runtime.layouts import open_dataset
-from runtime.ort_backend import OrtBackend
-from runtime.preprocess import preprocess
+from runtime.ops.preprocess import preprocess
 from train.model import build_model
 from train.recipes import recipe
 from train.spec import model_spec

@@ -27,7 +27,7 @@ from calibration.quantize import quantize
 from calibration.ranges import Range
 from export.onnx import parity_pictures, prepare
 from runtime import cli
-from runtime.ort_backend import OrtBackend
+from runtime.backends.ort import OrtBackend
 
 
 def make_int8(source: Path, output: Path, target: str, images: NDArray[np.float32]) -> None:

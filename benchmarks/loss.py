@@ -12,11 +12,11 @@ from torch import Tensor
 
 from benchmarks.timing import alternate
 from runtime import cli
-from train.assign import AnchorSet, box_iou, match
 from train.config import DARKNET_ANCHORS, LossConfig
-from train.loss import detection_loss
+from train.losses.head_output import HeadOutput
+from train.losses.yolo_loss import detection_loss
+from train.losses.yolo_targets import AnchorSet, box_iou, match
 from train.model.yolo import decode_maps
-from train.outputs import HeadOutput
 
 SIDE, BATCH, LABELS, CLASSES, STRIDES = 608, 8, 20, 80, (32, 16, 8)
 

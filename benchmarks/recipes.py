@@ -18,16 +18,16 @@ import torch
 
 from benchmarks.models import settle
 from benchmarks.timing import alternate
-from export import parity
 from export.onnx import check_parity, parity_pictures, prepare
-from export.tracer import exact_outputs, write_onnx
+from export.onnx_export import parity
+from export.onnx_export.tracer import exact_outputs, write_onnx
 from runtime import cli
-from runtime.ort_backend import OrtBackend
-from train.backend import TorchBackend
-from train.complexity import complexity
+from runtime.backends.ort import OrtBackend
 from train.model import build_model
+from train.model.complexity import complexity
 from train.recipes import RECIPES, recipe
 from train.spec import model_spec
+from train.torch_backend import TorchBackend
 
 _CLASSES = 80
 

@@ -18,17 +18,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runtime import cli
-from runtime.benchmark.pictures import made_up_picture
+from runtime.benchmark.images import made_up_picture
 from runtime.benchmark.timing import ends, milliseconds, spread, take_turns
-from runtime.boxes import area, xyxy_to_cxcywh, xyxy_to_xywh
-from runtime.decode import decode
 from runtime.detections import Detections
 from runtime.detector import Detector
-from runtime.images import Image
-from runtime.preprocess import fit, preprocess
+from runtime.media.image import Image
+from runtime.ops.boxes import area, xyxy_to_cxcywh, xyxy_to_xywh
+from runtime.ops.decode import decode
+from runtime.ops.preprocess import fit, preprocess
 from runtime.spec import ModelSpec
-from train.assign import AnchorSet
 from train.config import DARKNET_ANCHORS
+from train.losses.yolo_targets import AnchorSet
 
 Floats = NDArray[np.float32]
 Ways = dict[str, Callable[[], Any]]

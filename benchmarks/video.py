@@ -21,14 +21,14 @@ from numpy.typing import NDArray
 from benchmarks.backends import make_model
 from benchmarks.timing import alternate
 from runtime import cli
-from runtime.backend import Backend
+from runtime.backends.base import Backend
+from runtime.backends.open import open_backend
+from runtime.datasets.open import open_dataset
 from runtime.detections import Detections
 from runtime.detector import Detector
-from runtime.draw import draw
-from runtime.images import Image
-from runtime.layouts import open_dataset
-from runtime.opening import open_backend
-from runtime.video import read_video, write_video
+from runtime.media.image import Image
+from runtime.media.video import read_video, write_video
+from runtime.viz.annotate import draw
 
 _RATE = 25
 _SIZE = (1280, 720)

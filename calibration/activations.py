@@ -9,9 +9,9 @@ from typing import Any
 import onnx
 from numpy.typing import NDArray
 
+from runtime.backends.onnx_base import INPUT_NAME
 from runtime.errors import InputError, MissingComponentError, ModelError
 from runtime.files import PathLike
-from runtime.onnx_backend import INPUT_NAME
 
 _FLOATS = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16)
 

@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime.dataset import Dataset, LabelledImage
+from runtime.datasets.dataset import Dataset, LabelledImage
 from runtime.errors import InputError
 from runtime.files import sha256
-from runtime.preprocess import preprocess
+from runtime.ops.preprocess import preprocess
 from runtime.spec import ModelSpec
 
 log = logging.getLogger(__name__)

@@ -20,14 +20,14 @@ from calibration.placement import place
 from calibration.quantize import quantize
 from calibration.ranges import METHODS, Histogram, Range, find_range
 from calibration.sensitivity import LayerSensitivity, Outputs, rank_layers, smallest_set
-from runtime.dataset import Dataset
+from runtime.backends.ort import OrtBackend
+from runtime.datasets.dataset import Dataset
+from runtime.datasets.open import open_dataset
 from runtime.detector import Detector
 from runtime.errors import CheckFailed, InputError, ModelError, OutputError
-from runtime.evaluation import Evaluation, evaluate, match_classes
+from runtime.evaluation.coco import Evaluation, evaluate, match_classes
 from runtime.files import replacing, write_json
-from runtime.layouts import open_dataset
 from runtime.manifest import Source, source, write_manifest
-from runtime.ort_backend import OrtBackend
 from runtime.spec import ModelSpec
 
 log = logging.getLogger(__name__)

@@ -17,8 +17,8 @@ from export.engine import engine_name
 from export.onnx import top_k
 from export.report.content import dataset_sha256
 from runtime import cli
+from runtime.datasets.open import open_dataset
 from runtime.files import output_folder, sha256, write_json
-from runtime.layouts import open_dataset
 from runtime.spec import PRECISIONS, ModelSpec
 from train.weights import WEIGHTS_HELP, open_weights
 

@@ -8,26 +8,26 @@ import time
 from pathlib import Path
 
 from calibration.pipeline import Request, calibrate
+from export.accuracy.gate import BUDGETS, Verification, verify
 from export.engine import build_engine, read_spec
-from export.engine_build import BuildOptions
-from export.gate import BUDGETS, Verification, verify
 from export.onnx import Export, export_onnx
 from export.report import write_report
+from export.trt.builder import BuildOptions
 from export.verify import summary
 from runtime import cli
-from runtime.dataset import Dataset
+from runtime.backends.ort import OrtBackend
+from runtime.backends.tensorrt.library import open_tensorrt
+from runtime.datasets.dataset import Dataset
+from runtime.datasets.open import open_dataset
 from runtime.detector import Detector
-from runtime.draw import draw
 from runtime.errors import CheckFailed, MissingComponentError
 from runtime.files import output_folder
-from runtime.images import Image, write_image
-from runtime.layouts import open_dataset
-from runtime.ort_backend import OrtBackend
-from runtime.tensorrt_adapter import open_tensorrt
+from runtime.media.image import Image, write_image
+from runtime.viz.annotate import draw
 from train.data.synthetic import make_synthetic
-from train.journal import tile
 from train.loop import RunOptions, train
 from train.recipes import recipe
+from train.run_log import tile
 
 log = logging.getLogger("demo")
 

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from export.engine_build import (
+from export.trt.builder import (
     BuildOptions,
     batch_profile,
     build_plan,
@@ -22,16 +22,16 @@ from export.engine_build import (
     save_timing_cache,
     usable_options,
 )
-from export.engine_proof import check_inspected, check_network, inspected_types, network_precision
+from export.trt.precision_check import check_inspected, check_network, inspected_types, network_precision
 from runtime import cli
-from runtime.backend import check_outputs
+from runtime.backends.base import check_outputs
+from runtime.backends.gpu import find_gpu
+from runtime.backends.onnx_base import INPUT_NAME
+from runtime.backends.tensorrt.library import FLAVOURS, TensorRT, open_tensorrt
 from runtime.errors import InputError, MissingComponentError, ModelError, OutputError
 from runtime.files import check_writable, sha256
-from runtime.gpu import find_gpu
 from runtime.manifest import Source, manifest_path, read_manifest, source, write_manifest
-from runtime.onnx_backend import INPUT_NAME
 from runtime.spec import ModelSpec
-from runtime.tensorrt_adapter import FLAVOURS, TensorRT, open_tensorrt
 
 log = logging.getLogger("engine")
 

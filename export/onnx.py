@@ -15,24 +15,24 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from export import parity
-from export.half import HALF_MAX, check_range
-from export.parity import Difference
-from export.tracer import OPSET, TOOLS, exact_outputs, output_shapes, write_onnx
+from export.onnx_export import parity
+from export.onnx_export.fp16_range import HALF_MAX, check_range
+from export.onnx_export.parity import Difference
+from export.onnx_export.tracer import OPSET, TOOLS, exact_outputs, output_shapes, write_onnx
 from runtime import cli
-from runtime.backend import Backend
+from runtime.backends.base import Backend
+from runtime.backends.inspection import InspectableBackend, Inspection, inspection_shapes
+from runtime.backends.ort import OrtBackend
 from runtime.errors import CheckFailed
 from runtime.files import replacing, sha256
-from runtime.images import Image
-from runtime.inspection import InspectableBackend, Inspection, inspection_shapes
 from runtime.manifest import manifest_path, source, write_manifest
-from runtime.ort_backend import OrtBackend
-from runtime.preprocess import preprocess
-from runtime.sources import find_sources, read_picture
+from runtime.media.image import Image
+from runtime.media.sources import find_sources, read_picture
+from runtime.ops.preprocess import preprocess
 from runtime.spec import MOST_CANDIDATES, ModelSpec
 from train import checkpoint
-from train.backend import TorchBackend
 from train.model import DetectorModel
+from train.torch_backend import TorchBackend
 from train.weights import WEIGHTS_HELP, open_weights
 from train.weights.names import read_names
 
@@ -246,7 +246,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         metavar="K",
         help=f"decode in the graph, give out the K <= {MOST_CANDIDATES} best boxes",
     )
-    parser.add_argument("--inspect", action="store_true", help="add outputs that show how ASFF fuses (for runtime.visualise)")
+    parser.add_argument("--inspect", action="store_true", help="add outputs that show how ASFF fuses (for runtime.visualize)")
     parser.add_argument(
         "--classes", type=Path, metavar="FILE", help="class names, one per line (default: those of the weights)"
     )

@@ -6,16 +6,16 @@ import argparse
 import logging
 from pathlib import Path
 
-from export import bisect
-from export.gate import BUDGETS, FAILED, NOT_RUN, PASSED, Verification, parse_budgets, verify
+from export.accuracy import layer_diff as bisect
+from export.accuracy.gate import BUDGETS, FAILED, NOT_RUN, PASSED, Verification, parse_budgets, verify
+from export.accuracy.measure import table
 from export.report import write_report
-from export.steps import table
 from runtime import cli
+from runtime.datasets.open import open_dataset
 from runtime.errors import InputError
 from runtime.files import output_folder
-from runtime.images import read_image
-from runtime.layouts import open_dataset
 from runtime.manifest import find_changes
+from runtime.media.image import read_image
 
 log = logging.getLogger("verify")
 

@@ -1,13 +1,13 @@
 """Deployment side of the detector: preprocess, run, decode, suppress, measure. Needs neither torch nor a GPU."""
 
-from runtime.backend import Backend
-from runtime.detection_queue import DetectionQueue
+from runtime.backends.base import Backend
+from runtime.backends.open import open_backend
 from runtime.detections import Detections
 from runtime.detector import Detector
 from runtime.errors import CheckFailed, DetectorError, InputError, MissingComponentError, ModelError
-from runtime.opening import open_backend
+from runtime.media.video import read_video
 from runtime.spec import ModelSpec
-from runtime.video import read_video
+from runtime.streaming.detection_queue import DetectionQueue
 
 __all__ = [
     "Backend",

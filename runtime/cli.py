@@ -13,8 +13,8 @@ from typing import NoReturn
 
 import cv2
 
+from runtime.backends.open import BACKENDS
 from runtime.errors import DetectorError, InputError
-from runtime.opening import BACKENDS
 
 INTERRUPTED = 130  # what shells report for a program ended by Ctrl-C
 _BREAKS = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")  # what would break a line, or command a terminal

@@ -15,12 +15,12 @@ from tqdm import tqdm
 from runtime import cli
 from runtime.detections import Detections
 from runtime.detector import Detector
-from runtime.draw import draw
 from runtime.files import output_folder
-from runtime.images import Image, write_image
-from runtime.sources import Source, find_sources, for_each, read_picture, result_path
-from runtime.stream import closing
-from runtime.video import frame_count, frame_rate, read_video, write_video
+from runtime.media.image import Image, write_image
+from runtime.media.sources import Source, find_sources, for_each, read_picture, result_path
+from runtime.media.video import frame_count, frame_rate, read_video, write_video
+from runtime.streaming.prefetch import closing
+from runtime.viz.annotate import draw
 
 log = logging.getLogger(__name__)
 

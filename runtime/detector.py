@@ -9,19 +9,19 @@ from typing import Any, Optional, Union, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime import boxes as box_ops
-from runtime.backend import Backend
-from runtime.decode import Candidates, decode
-from runtime.detection_queue import DetectionQueue, detect_async
+from runtime.backends.base import Backend
+from runtime.backends.open import open_backend
 from runtime.detections import Detections
 from runtime.errors import InputError
 from runtime.files import PathLike
-from runtime.images import Image, check_image
-from runtime.nms import nms
-from runtime.opening import open_backend
-from runtime.preprocess import Geometry, preprocess
+from runtime.media.image import Image, check_image
+from runtime.ops import boxes as box_ops
+from runtime.ops.decode import Candidates, decode
+from runtime.ops.nms import nms
+from runtime.ops.preprocess import Geometry, preprocess
 from runtime.spec import ModelSpec
-from runtime.stream import ahead, batches, flat
+from runtime.streaming.detection_queue import DetectionQueue, detect_async
+from runtime.streaming.prefetch import ahead, batches, flat
 
 # On a CPU more at a time only costs memory: the full YOLOv3+ASFF at 416 takes 0.9 GB for one picture, 2.7 for 16, 5.3 for 32.
 _LARGEST_BATCH = 16

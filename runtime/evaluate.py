@@ -7,12 +7,12 @@ import json
 from typing import Optional
 
 from runtime import cli
-from runtime.backend import Backend
+from runtime.backends.base import Backend
+from runtime.backends.open import open_backend
+from runtime.datasets.open import open_dataset
 from runtime.detector import Detector
-from runtime.evaluation import FIGURES, Evaluation, evaluate
+from runtime.evaluation.coco import FIGURES, Evaluation, evaluate
 from runtime.files import check_writable, write_json
-from runtime.layouts import open_dataset
-from runtime.opening import open_backend
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -14,11 +14,11 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from small_models import CLASSES, settled, tiny
 
 from runtime import cli
 from runtime.files import write_json
-from runtime.images import write_image
+from runtime.media.image import write_image
+from tests.support.small_models import CLASSES, settled, tiny
 from train import checkpoint
 from train.checkpoint import Checkpoint
 from train.spec import model_spec
@@ -99,7 +99,7 @@ def command(capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture)
         with caplog.at_level(logging.INFO), pytest.raises(SystemExit) as exit_:
             cli.run(lambda: main([str(item) for item in arguments]))
         out, err = capfd.readouterr()
-        said = [record.getMessage() for record in caplog.records if record.name != "runtime.opening"]
+        said = [record.getMessage() for record in caplog.records if record.name != "runtime.backends.open"]
         return int(exit_.value.code or 0), out, err + "".join(f"{line}\n" for line in said)
 
     return call

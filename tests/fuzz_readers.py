@@ -20,16 +20,15 @@ except ImportError:
     print("error: atheris is not installed; run `pip install atheris`", file=sys.stderr)
     sys.exit(3)
 
-with atheris.instrument_imports(include=["json", "runtime.spec", "runtime.manifest", "runtime.engine_facts"]):
+with atheris.instrument_imports(include=["json", "runtime.spec", "runtime.manifest", "runtime.backends.tensorrt.engine_info"]):
     import json
 
-    from runtime.engine_facts import read_facts
+    from runtime.backends.tensorrt.engine_info import read_facts
     from runtime.manifest import Source, manifest_path, read_manifest, write_manifest
     from runtime.spec import ModelSpec
 
-from engine_manifests import FACTS
-
 from runtime.errors import InputError
+from tests.support.engine_manifests import FACTS
 
 SPEC = ModelSpec("m", ("cat", "dog"), (64, 96), (((1.0, 2.0),),) * 3, made_with=("torch 2.6",))
 VALUES: tuple[Any, ...] = (

@@ -11,9 +11,9 @@ from runtime import cli
 from runtime.errors import InputError
 from runtime.spec import RESIZE_MODES
 from train import checkpoint
-from train.complexity import complexity
 from train.config import TrainConfig
 from train.loop import RunOptions, train
+from train.model.complexity import complexity
 from train.recipes import PAPER_AP, RECIPES, recipe
 
 log = logging.getLogger("train")

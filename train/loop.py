@@ -15,25 +15,25 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from runtime.dataset import Dataset
+from runtime.datasets.dataset import Dataset
+from runtime.datasets.open import open_dataset
 from runtime.detector import Detector
-from runtime.draw import draw
 from runtime.errors import CheckFailed, InputError, MissingComponentError, ModelError
-from runtime.evaluation import Evaluation, evaluate
+from runtime.evaluation.coco import Evaluation, evaluate
 from runtime.files import output_folder
-from runtime.images import Image
-from runtime.layouts import open_dataset
+from runtime.media.image import Image
 from runtime.spec import ModelSpec
+from runtime.viz.annotate import draw
 from train import checkpoint
-from train.backend import TorchBackend
 from train.checkpoint import Checkpoint
 from train.config import TrainConfig
 from train.data.loader import Batch, TrainingSet, training_batches
-from train.journal import Journal, show_batch, tile
 from train.model import DetectorModel, build_model
 from train.model.blocks import DropBlock
 from train.optim import build_optimizer, learning_rate
+from train.run_log import Journal, show_batch, tile
 from train.spec import model_spec
+from train.torch_backend import TorchBackend
 from train.weights.initial import start_from
 
 log = logging.getLogger(__name__)

@@ -6,7 +6,7 @@ import argparse
 
 from runtime import cli
 from runtime.evaluate import add_arguments, measure, report
-from train.backend import open_torch_backend
+from train.torch_backend import open_torch_backend
 from train.weights import WEIGHTS_HELP
 
 

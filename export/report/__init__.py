@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from export.gate import Verification
+from export.accuracy.gate import Verification
 from export.report.content import content
+from export.report.images import choose_pictures
 from export.report.page import page
-from export.report.pictures import choose_pictures
 from runtime.files import write_json, write_text
 
 

@@ -11,10 +11,10 @@ from collections.abc import Mapping
 from importlib import metadata
 from typing import Any
 
-from export.changes import KINDS, by_image, find_changes
-from export.gate import Outcome, Verification
-from export.steps import Step, worst_class
-from runtime.dataset import Dataset
+from export.accuracy.box_changes import KINDS, by_image, find_changes
+from export.accuracy.gate import Outcome, Verification
+from export.accuracy.measure import Step, worst_class
+from runtime.datasets.dataset import Dataset
 from runtime.errors import InputError
 from runtime.files import sha256
 from runtime.manifest import manifest_path, read_manifest

@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 from importlib import resources
 from typing import Any
 
-from export.gate import FAILED, NOT_RUN, PASSED
+from export.accuracy.gate import FAILED, NOT_RUN, PASSED
 from export.report import sections
+from export.report.images import Shown
 from export.report.markup import table, tag, text
-from export.report.pictures import Shown
 from export.report.side_by_side import side_by_side
 
 Figures = Mapping[str, Any]

@@ -6,9 +6,9 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from export.changes import APPEARED, KEPT, MIN_IOU, MIN_SCORE_CHANGE, RESCORED, SHOWN_SCORE, VANISHED, Box
+from export.accuracy.box_changes import APPEARED, KEPT, MIN_IOU, MIN_SCORE_CHANGE, RESCORED, SHOWN_SCORE, VANISHED, Box
+from export.report.images import Shown
 from export.report.markup import tag, text
-from export.report.pictures import Shown
 
 _LEGEND = {
     KEPT: "unchanged",

@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Optional
 
 from runtime import cli
-from runtime.backend import Backend
+from runtime.backends.base import Backend
+from runtime.backends.open import BACKENDS, open_backend
 from runtime.benchmark import footprint, machine
 from runtime.benchmark.footprint import Footprint
-from runtime.benchmark.pictures import open_pictures
+from runtime.benchmark.images import open_pictures
 from runtime.benchmark.plot import plot
 from runtime.benchmark.report import ModelFacts, Protocol, Report, compare, row, table
 from runtime.benchmark.stages import Lap, run
@@ -24,8 +25,7 @@ from runtime.benchmark.timing import take_turns
 from runtime.detector import Detector
 from runtime.errors import InputError
 from runtime.files import check_writable
-from runtime.images import write_image
-from runtime.opening import BACKENDS, open_backend
+from runtime.media.image import write_image
 
 log = logging.getLogger(__name__)
 

@@ -15,10 +15,10 @@ from typing import Optional
 import numpy as np
 
 from runtime import cli
+from runtime.backends.gpu import memory_used
+from runtime.backends.open import open_backend
 from runtime.detector import Detector
-from runtime.gpu import memory_used
-from runtime.opening import open_backend
-from runtime.preprocess import preprocess
+from runtime.ops.preprocess import preprocess
 
 log = logging.getLogger(__name__)
 

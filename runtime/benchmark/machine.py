@@ -11,7 +11,7 @@ from typing import Optional
 import cv2
 import numpy as np
 
-from runtime.gpu import find_gpu
+from runtime.backends.gpu import find_gpu
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,9 @@ import numpy as np
 from runtime.benchmark.report import TOTAL, Report, Row
 from runtime.benchmark.stages import STAGES
 from runtime.benchmark.timing import ends
-from runtime.canvas import FAINT, GAP, INK, beside, pad, paper, stack, text_width, write
-from runtime.draw import Color
-from runtime.images import Image
+from runtime.media.image import Image
+from runtime.viz.annotate import Color
+from runtime.viz.canvas import FAINT, GAP, INK, beside, pad, paper, stack, text_width, write
 
 STAGE_COLORS: dict[str, Color] = {
     "load": (150, 140, 130),

@@ -10,11 +10,11 @@ from typing import Any, Protocol, runtime_checkable
 
 from numpy.typing import NDArray
 
-from runtime.backend import Backend
+from runtime.backends.base import Backend
 from runtime.detections import Detections
 from runtime.detector import Detector, as_batch
-from runtime.images import read_image
-from runtime.preprocess import preprocess
+from runtime.media.image import read_image
+from runtime.ops.preprocess import preprocess
 
 STAGES = ("load", "preprocess", "copy", "infer", "decode", "NMS")
 """In the order in which a picture goes through them."""

@@ -14,11 +14,11 @@ import pytest
 import torch
 
 from benchmarks import runtime as benchmark
-from runtime.benchmark.pictures import made_up_picture
+from runtime.benchmark.images import made_up_picture
 from runtime.benchmark.timing import milliseconds, take_turns
-from runtime.decode import decode
-from runtime.images import Image
-from runtime.preprocess import preprocess
+from runtime.media.image import Image
+from runtime.ops.decode import decode
+from runtime.ops.preprocess import preprocess
 
 
 @pytest.fixture(scope="module")

@@ -9,16 +9,16 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from small_models import CLASSES, noise, settled, tiny
 
 from calibration.activations import ActivationRunner
 from calibration.graph import Graph
 from calibration.placement import place
 from calibration.ranges import Range
-from export.tracer import write_onnx
+from export.onnx_export.tracer import write_onnx
 from runtime.detector import Detector
 from runtime.files import write_json
-from runtime.images import write_image
+from runtime.media.image import write_image
+from tests.support.small_models import CLASSES, noise, settled, tiny
 from train.spec import model_spec
 
 SIDE = 64  # of pictures, as of the model's input

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from small_models import noise
 
 from calibration.activations import ActivationRunner
+from runtime.backends.ort import OrtBackend
 from runtime.errors import InputError, ModelError
-from runtime.ort_backend import OrtBackend
+from tests.support.small_models import noise
 
 
 def test_outputs_among_the_activations_are_the_models(tiny_model: Path) -> None:

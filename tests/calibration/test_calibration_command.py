@@ -19,11 +19,11 @@ from calibration.__main__ import main
 from calibration.graph import Graph
 from calibration.placement import place
 from calibration.ranges import METHODS, Range
+from runtime.backends.ort import OrtBackend
 from runtime.detector import Detector
 from runtime.files import sha256
-from runtime.images import read_image, write_image
 from runtime.manifest import find_changes, read_manifest
-from runtime.ort_backend import OrtBackend
+from runtime.media.image import read_image, write_image
 
 Command = Callable[..., tuple[int, str, str]]
 

@@ -17,9 +17,9 @@ from calibration.activations import ActivationRunner
 from calibration.collect import cache_key, collect
 from calibration.images import CalibrationImage, choose_images
 from calibration.ranges import Histogram
+from runtime.backends.ort import OrtBackend
+from runtime.datasets.open import open_dataset
 from runtime.errors import InputError
-from runtime.layouts import open_dataset
-from runtime.ort_backend import OrtBackend
 from runtime.spec import ModelSpec
 
 TENSORS = ("images", "/backbone/stem/conv/Conv_output_0", "p4")

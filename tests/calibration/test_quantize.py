@@ -15,7 +15,6 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
-from small_models import noise
 
 from calibration.activations import ActivationRunner
 from calibration.graph import Graph
@@ -23,7 +22,8 @@ from calibration.placement import TARGETS, place
 from calibration.quantize import quantise_weight, quantize
 from calibration.ranges import Range
 from calibration.sensitivity import signal_to_noise
-from runtime.ort_backend import OrtBackend
+from runtime.backends.ort import OrtBackend
+from tests.support.small_models import noise
 
 FindRanges = Callable[[Path, str], dict[str, Range]]
 

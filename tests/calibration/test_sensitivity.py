@@ -13,12 +13,12 @@ import onnxruntime
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from small_models import noise
 
 from calibration.graph import Graph
 from calibration.placement import place
 from calibration.ranges import Range
 from calibration.sensitivity import Outputs, rank_layers, signal_to_noise, smallest_set
+from tests.support.small_models import noise
 
 
 def test_signal_to_noise_by_hand() -> None:

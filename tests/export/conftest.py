@@ -12,17 +12,17 @@ import onnx
 import pytest
 import torch
 from onnx import numpy_helper
-from small_models import CLASSES, settled, tiny
-from small_sets import PICTURES, Exported, write_labels
 
 from export.onnx import Export, export_onnx
 from runtime.detector import Detector
-from runtime.evaluation import to_coco_results
-from runtime.images import write_image
+from runtime.evaluation.coco import to_coco_results
+from runtime.media.image import write_image
+from tests.support.small_models import CLASSES, settled, tiny
+from tests.support.small_sets import PICTURES, Exported, write_labels
 from train import checkpoint
-from train.backend import TorchBackend
 from train.checkpoint import Checkpoint
 from train.spec import model_spec
+from train.torch_backend import TorchBackend
 
 _OBJECTS = 20
 

@@ -11,14 +11,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from small_models import CLASSES
 
 from export import chain
-from export.gate import BUDGETS
+from export.accuracy.gate import BUDGETS
 from runtime.errors import CheckFailed
 from runtime.files import write_json
-from runtime.images import write_image
 from runtime.manifest import find_changes
+from runtime.media.image import write_image
+from tests.support.small_models import CLASSES
 
 pytestmark = pytest.mark.skipif(
     not importlib.util.find_spec("tensorrt_rtx"), reason="tensorrt-rtx is not installed (pip install tensorrt-rtx)"

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 from runtime.detector import Detector
-from runtime.images import read_image
+from runtime.media.image import read_image
 
 ROOT = Path(__file__).parents[2]
 

@@ -11,16 +11,17 @@ from typing import Any
 
 import numpy as np
 import pytest
-from small_models import CLASSES
-from small_sets import write_labels
 
-from export import gate, verify
-from export.gate import judge, parse_budgets
+from export import verify
+from export.accuracy import gate
+from export.accuracy.gate import judge, parse_budgets
+from export.accuracy.measure import Step, table, worst_class
 from export.onnx import Export, export_onnx
-from export.steps import Step, table, worst_class
 from runtime.errors import CheckFailed, InputError, MissingComponentError, ModelError, OutputError
-from runtime.evaluation import FIGURES, Evaluation
+from runtime.evaluation.coco import FIGURES, Evaluation
 from runtime.manifest import manifest_path, read_manifest
+from tests.support.small_models import CLASSES
+from tests.support.small_sets import write_labels
 
 ROOT = Path(__file__).parents[2]
 LAYER = "/neck/p4/p4.1/conv/Conv"
@@ -331,7 +332,7 @@ def test_bisection_names_the_layer_that_was_altered(
 
 
 def test_bisection_sees_values_that_are_not_numbers(exported: Exported, altered: Alter) -> None:
-    from export.bisect import compare_layers, first_departure
+    from export.accuracy.layer_diff import compare_layers, first_departure
 
     broken = altered(layer=LAYER, factor=float("nan"))
     layers = compare_layers(exported.model, broken, np.zeros((40, 60, 3), np.uint8))
@@ -341,7 +342,7 @@ def test_bisection_sees_values_that_are_not_numbers(exported: Exported, altered:
 
 
 def test_files_of_a_fixed_batch_size_are_bisected(exported: Exported, tmp_path: Path) -> None:
-    from export.bisect import compare_layers
+    from export.accuracy.layer_diff import compare_layers
 
     fixed = tmp_path / "fixed.onnx"
     for _ in export_onnx(Export(weights=exported.weights, output=fixed, batch=3)):

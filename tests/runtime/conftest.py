@@ -13,7 +13,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from runtime.inspection import inspection_shapes
+from runtime.backends.inspection import inspection_shapes
 from runtime.spec import ModelSpec
 
 ANCHORS = (

@@ -22,13 +22,13 @@ import pytest
 from onnx import TensorProto
 
 from runtime import detect
+from runtime.backends.open import open_backend
 from runtime.detect import main
 from runtime.detector import Detector
 from runtime.errors import InputError, ModelError
-from runtime.images import read_image, write_image
-from runtime.opening import open_backend
+from runtime.media.image import read_image, write_image
+from runtime.media.video import read_video
 from runtime.spec import FORMAT_VERSION, ModelSpec
-from runtime.video import read_video
 
 Command = Callable[..., tuple[int, str, str]]
 # What the tiny model finds in a white picture of 128 x 64.

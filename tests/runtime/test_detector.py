@@ -12,7 +12,7 @@ from types import TracebackType
 import numpy as np
 import pytest
 
-from runtime.backend import Backend, check_images
+from runtime.backends.base import Backend, check_images
 from runtime.detections import Detections
 from runtime.detector import Detector
 from runtime.errors import InputError, ModelError

@@ -11,11 +11,15 @@ import numpy as np
 import pytest
 
 import runtime
-from runtime.images import write_image
-from runtime.video import write_video
+from runtime.media.image import write_image
+from runtime.media.video import write_video
 
 ROOT = Path(runtime.__file__).parent
-MODULES = sorted(file.stem for file in ROOT.glob("*.py") if ">>> " in file.read_text(encoding="utf-8"))
+MODULES = sorted(
+    ".".join(file.relative_to(ROOT.parent).with_suffix("").parts)
+    for file in ROOT.rglob("*.py")
+    if ">>> " in file.read_text(encoding="utf-8")
+)
 
 
 @pytest.mark.parametrize("name", MODULES)
@@ -28,9 +32,9 @@ def test_examples(name: str, tiny_onnx: Path, tmp_path: Path, monkeypatch: pytes
         write(black)
         write(white)
     monkeypatch.chdir(tmp_path)
-    result = doctest.testmod(importlib.import_module(f"runtime.{name}"))
+    result = doctest.testmod(importlib.import_module(name))
     assert result.attempted and not result.failed
 
 
 def test_the_detector_is_shown() -> None:
-    assert {"detector", "detections", "video"} <= set(MODULES)
+    assert {"runtime.detector", "runtime.detections", "runtime.media.video"} <= set(MODULES)

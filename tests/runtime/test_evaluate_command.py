@@ -16,7 +16,7 @@ import onnx
 import pytest
 
 from runtime.evaluate import main
-from runtime.evaluation import FIGURES
+from runtime.evaluation.coco import FIGURES
 from runtime.spec import ModelSpec
 
 Command = Callable[..., tuple[int, str, str]]

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from small_models import CLASSES, Trap, settled, tiny
 
 from runtime.errors import InputError, ModelError, OutputError
+from tests.support.small_models import CLASSES, Trap, settled, tiny
 from train import checkpoint, load_model
 from train.checkpoint import Checkpoint
 from train.spec import model_spec

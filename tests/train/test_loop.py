@@ -15,9 +15,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from small_models import CLASSES, tiny
 
 from runtime.errors import CheckFailed, InputError, MissingComponentError, ModelError
+from tests.support.small_models import CLASSES, tiny
 from train import checkpoint
 from train import loop as training
 from train.__main__ import configure, parse

@@ -2,7 +2,7 @@
 
 Zoom-out, crop, flip, affine and the resize to the network's input are composed into one matrix and cost one
 `cv2.warpAffine`; the photometric jitter works in uint8 by look-up tables, on no more pixels than are still visible.
-Coordinates are continuous pixel edges, as in `runtime.preprocess`: a picture of width w covers [0, w].
+Coordinates are continuous pixel edges, as in `runtime.ops.preprocess`: a picture of width w covers [0, w].
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime import boxes as box_ops
-from runtime import preprocess
 from runtime.errors import InputError
-from runtime.images import Image
+from runtime.media.image import Image
+from runtime.ops import boxes as box_ops
+from runtime.ops import preprocess
 from runtime.spec import ModelSpec
 from train.data.photometric import Tables, draw_tables, jitter
 
@@ -114,7 +114,7 @@ class InputFrame:
 
     Attributes:
         size: (height, width) in pixels.
-        resize: `letterbox` or `stretch`, see `runtime.preprocess.fit`.
+        resize: `letterbox` or `stretch`, see `runtime.ops.preprocess.fit`.
         pad_value: grey level of the letterbox border, 0-255.
         fill: (blue, green, red), 0-255, of what lies outside the picture: the mean colour of the training set.
     """

@@ -23,11 +23,11 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
-from runtime import boxes as box_ops
-from runtime.dataset import Dataset
+from runtime.datasets.dataset import Dataset
 from runtime.errors import DetectorError, InputError
-from runtime.images import Image
-from runtime.preprocess import normalise
+from runtime.media.image import Image
+from runtime.ops import boxes as box_ops
+from runtime.ops.preprocess import normalise
 from runtime.spec import ModelSpec
 from train.data.augment import AugmentConfig, InputFrame, Sample, augment
 from train.data.epoch import RESIZE_EVERY, Draw, Purpose, epoch_batches, generator

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from runtime import cli
 from runtime.errors import InputError
 from runtime.files import PathLike, output_folder, write_json
-from runtime.images import write_image
+from runtime.media.image import write_image
 
 Polygon = NDArray[np.float64]
 Mask = NDArray[np.bool_]

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from train.outputs import widened
+from train.losses.head_output import widened
 
 LEAKY, RELU6, RELU = "leaky", "relu6", "relu"
 

@@ -5,17 +5,17 @@ from __future__ import annotations
 from torch import nn
 
 from runtime.spec import Anchors
-from train.assign import AnchorSet
 from train.config import LossConfig, ModelConfig
+from train.losses.yolo_targets import AnchorSet
+from train.model.backbones.darknet import DarkNet53
+from train.model.backbones.mobilenet import MobileNetV2
+from train.model.backbones.resnet import RESNET50, RESNET101, ResNet
 from train.model.blocks import ConvBlock, scaled
-from train.model.darknet import DarkNet53
 from train.model.detector import DetectorModel
 from train.model.fpn import FPN, CoarseLevels
 from train.model.fusion import LevelFusion
 from train.model.head import Head
-from train.model.mobilenet import MobileNetV2
 from train.model.neck import Neck
-from train.model.resnet import RESNET50, RESNET101, ResNet
 from train.model.retinanet import RetinaHead, RetinaNet
 from train.model.yolo import YOLOv3
 

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from runtime.errors import InputError
 from runtime.spec import Anchors
+from train.losses.head_output import widened
 from train.model.fusion import LevelFusion, watched
-from train.outputs import widened
 
 
 class DetectorModel(nn.Module, ABC):

@@ -9,13 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from runtime.spec import Anchors
+from train.losses.head_output import widened
+from train.losses.retinanet_loss import COMPONENTS, retina_loss
+from train.losses.retinanet_targets import anchor_boxes, decode_boxes
+from train.model.backbones.resnet import ResNet
 from train.model.detector import DetectorModel
 from train.model.fpn import FPN, CoarseLevels
 from train.model.fusion import LevelFusion
-from train.model.resnet import ResNet
-from train.outputs import widened
-from train.retina_assign import anchor_boxes, decode_boxes
-from train.retina_loss import COMPONENTS, retina_loss
 
 _TOWER = 4  # convolutions before each of the head's two predictions
 _PRIOR = 0.01  # initial probability of every class: nearly every anchor is background

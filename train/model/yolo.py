@@ -8,14 +8,14 @@ import torch
 from torch import Tensor, nn
 
 from runtime.spec import Anchors
-from train.assign import AnchorSet
 from train.config import LossConfig
-from train.loss import COMPONENTS, detection_loss
+from train.losses.head_output import HeadOutput, widened
+from train.losses.yolo_loss import COMPONENTS, detection_loss
+from train.losses.yolo_targets import AnchorSet
 from train.model.detector import DetectorModel
 from train.model.fusion import LevelFusion
 from train.model.head import Head
 from train.model.neck import Neck
-from train.outputs import HeadOutput, widened
 
 
 class YOLOv3(DetectorModel):

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from runtime.errors import ModelError
 from runtime.files import PathLike
 from train import checkpoint
-from train.model.darknet import DarkNet53
-from train.model.mobilenet import MobileNetV2
-from train.model.resnet import RESNET50, RESNET101, ResNet
+from train.model.backbones.darknet import DarkNet53
+from train.model.backbones.mobilenet import MobileNetV2
+from train.model.backbones.resnet import RESNET50, RESNET101, ResNet
 
 KIND = "yolov3-asff-backbone"
 _VERSION = 1

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from torch import Tensor
 
 from runtime.files import PathLike
-from train.model.resnet import RESNET50, RESNET101
+from train.model.backbones.resnet import RESNET50, RESNET101
 from train.weights.backbone import Backbone, empty_backbone
 from train.weights.mapping import Pairs, convert
 

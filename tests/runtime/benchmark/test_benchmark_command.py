@@ -15,9 +15,9 @@ from runtime.benchmark import __main__ as benchmark
 from runtime.benchmark import footprint
 from runtime.benchmark.__main__ import main
 from runtime.benchmark.footprint import Footprint
-from runtime.benchmark.pictures import made_up_picture
+from runtime.benchmark.images import made_up_picture
 from runtime.benchmark.stages import STAGES, Lap
-from runtime.images import read_image, write_image
+from runtime.media.image import read_image, write_image
 
 Command = Callable[..., tuple[int, str, str]]
 QUICK = ("--repeats", "3", "--warm-up", "1")

@@ -12,8 +12,8 @@ from runtime.benchmark.machine import Machine
 from runtime.benchmark.plot import STAGE_COLORS, plot
 from runtime.benchmark.report import ModelFacts, Protocol, Report, compare, row, table
 from runtime.benchmark.stages import STAGES, Lap
-from runtime.canvas import PAPER
 from runtime.detections import Detections
+from runtime.viz.canvas import PAPER
 
 HERE = Machine("Some CPU", 4, "Some GPU", 1.25, "Python 3.9", 2, "1")
 

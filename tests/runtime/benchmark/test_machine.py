@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from runtime.backends.gpu import Gpu
 from runtime.benchmark import machine
-from runtime.gpu import Gpu
 
 
 def test_what_there_is_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from runtime.backends.open import open_backend
 from runtime.benchmark import stages
 from runtime.benchmark.stages import STAGES, CopyingBackend, run
 from runtime.detector import Detector
 from runtime.errors import InputError
-from runtime.images import read_image, write_image
-from runtime.opening import open_backend
+from runtime.media.image import read_image, write_image
 from runtime.spec import ModelSpec
 
 

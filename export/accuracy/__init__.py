@@ -1,0 +1,1 @@
+"""Measures accuracy after each conversion step and holds it against a budget."""

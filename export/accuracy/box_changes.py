@@ -1,0 +1,86 @@
+"""Which detections a conversion changed: matched box by box with those of the model it was made from."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from runtime.ops import boxes as box_ops
+
+SHOWN_SCORE = 0.25
+"""Detections below it are for evaluation, not for looking at; the default of `runtime.detect`."""
+MIN_IOU = 0.5
+MIN_SCORE_CHANGE = 0.05
+
+KEPT, RESCORED, APPEARED, VANISHED = "kept", "rescored", "appeared", "vanished"
+KINDS = (KEPT, RESCORED, APPEARED, VANISHED)
+
+Record = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Box:
+    """One detection and what became of it.
+
+    Attributes:
+        box: (left, top, width, height) in pixels of the picture. category_id: as in the dataset.
+        score: after the change; before it for one that vanished. before: score before the change, None for one that appeared.
+        kind: `kept`, `rescored` (by more than 0.05), `appeared` or `vanished`.
+    """
+
+    box: tuple[float, float, float, float]
+    category_id: int
+    score: float
+    before: float | None
+    kind: str
+
+
+def by_image(results: Iterable[Record]) -> dict[int, list[Record]]:
+    """COCO result records worth looking at, by image id, best first."""
+    found: dict[int, list[Record]] = defaultdict(list)
+    for record in results:
+        if record["score"] >= SHOWN_SCORE:
+            found[record["image_id"]].append(record)
+    return {image_id: sorted(records, key=lambda record: -record["score"]) for image_id, records in found.items()}
+
+
+def find_changes(reference: Sequence[Record], other: Sequence[Record]) -> list[Box]:
+    """Match one picture's detections, best reference first, each with the free one of its class that overlaps it most.
+
+    Args:
+        reference, other: COCO result records of one picture, best first.
+    """
+    free = list(other)
+    found = []
+    for record in reference:
+        match = _best_match(record, free)
+        if match is None:
+            found.append(_box(record, record["score"], VANISHED))
+            continue
+        free.remove(match)
+        moved = abs(match["score"] - record["score"]) > MIN_SCORE_CHANGE
+        found.append(_box(match, record["score"], RESCORED if moved else KEPT))
+    return found + [_box(record, None, APPEARED) for record in free]
+
+
+def _best_match(record: Record, free: Sequence[Record]) -> Record | None:
+    alike = [other for other in free if other["category_id"] == record["category_id"]]
+    if not alike:
+        return None
+    overlaps = box_ops.iou(_corners([record]), _corners(alike))[0]
+    best = int(overlaps.argmax())
+    return alike[best] if overlaps[best] >= MIN_IOU else None
+
+
+def _corners(records: Sequence[Record]) -> box_ops.Floats:
+    boxes = np.array([record["bbox"] for record in records], np.float64)
+    return np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], axis=1)
+
+
+def _box(record: Record, before: float | None, kind: str) -> Box:
+    left, top, width, height = record["bbox"]
+    return Box((left, top, width, height), record["category_id"], record["score"], before, kind)

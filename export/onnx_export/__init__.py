@@ -1,0 +1,1 @@
+"""Exports checkpoints to ONNX and proves the files against PyTorch."""

@@ -1,0 +1,79 @@
+"""The pictures that show best what each file changed: embedded once, the boxes drawn over them for every step."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import cv2
+
+from export.accuracy.box_changes import KEPT, Box, by_image, find_changes
+from export.accuracy.gate import Verification
+from runtime.datasets.dataset import LabelledImage
+from runtime.errors import InputError
+from runtime.media.image import Image
+
+_COUNT = 6
+_LONGEST_SIDE = 560
+_QUALITIES = (82, 60, 40, 20)
+_MAX_BYTES = 200_000
+"""Of one JPEG: six of them leave a page far below 5 MB, whatever the pictures."""
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A picture and what each step found in it.
+
+    Attributes:
+        name: its file name. width, height: in pixels of the original, which the boxes are in. uri: a JPEG `data:` address.
+        boxes: by step name, the reference first. class_names: by category id.
+    """
+
+    name: str
+    width: int
+    height: int
+    uri: str
+    boxes: Mapping[str, list[Box]]
+    class_names: Mapping[int, str]
+
+
+def choose_pictures(found: Verification) -> list[Shown]:
+    """The readable pictures with most changed detections in any file, then those with most detections."""
+    steps = [outcome.step for outcome in found.outcomes if outcome.step]
+    reference = by_image(found.reference.evaluation.results)
+    results = {step.name: by_image(step.evaluation.results) for step in steps}
+
+    def boxes(image_id: int) -> dict[str, list[Box]]:
+        before = reference.get(image_id, [])
+        changes = {name: find_changes(before, of.get(image_id, [])) for name, of in results.items()}
+        return {found.reference.name: find_changes(before, before), **changes}
+
+    def interest(entry: LabelledImage) -> tuple[int, int]:
+        every = [box for items in boxes(entry.image_id).values() for box in items]
+        return sum(box.kind != KEPT for box in every), len(every)
+
+    shown: list[Shown] = []
+    class_names = dict(zip(found.dataset.category_ids, found.dataset.class_names))
+    for entry in sorted(found.dataset.images, key=interest, reverse=True):
+        if len(shown) == _COUNT:
+            break
+        try:
+            uri = jpeg_uri(entry.read())
+        except InputError:  # already named by the evaluation
+            continue
+        shown.append(Shown(entry.path.name, entry.width, entry.height, uri, boxes(entry.image_id), class_names))
+    return shown
+
+
+def jpeg_uri(picture: Image) -> str:
+    """A uint8 BGR picture as a JPEG `data:` address, reduced to at most 560 pixels a side and 200 kB."""
+    scale = _LONGEST_SIDE / max(picture.shape[:2])
+    if scale < 1:
+        size = (max(round(picture.shape[1] * scale), 1), max(round(picture.shape[0] * scale), 1))
+        picture = cv2.resize(picture, size, interpolation=cv2.INTER_AREA).astype(picture.dtype)
+    for quality in _QUALITIES:
+        _, data = cv2.imencode(".jpg", picture, [cv2.IMWRITE_JPEG_QUALITY, quality])
+        if data.size <= _MAX_BYTES:
+            break
+    return "data:image/jpeg;base64," + base64.b64encode(data.tobytes()).decode()

@@ -1,0 +1,1 @@
+"""Builds TensorRT engines and proves their precision."""

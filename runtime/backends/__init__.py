@@ -1,0 +1,1 @@
+"""Runs exported models: one file an inference library, behind one interface."""

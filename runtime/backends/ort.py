@@ -1,0 +1,135 @@
+"""ONNX Runtime."""
+
+from __future__ import annotations
+
+from collections import defaultdict, deque
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from runtime.backends.onnx_base import INPUT_NAME, OnnxBackend, Port, telling_line
+from runtime.errors import InputError, MissingComponentError, ModelError
+from runtime.files import PathLike
+
+_CPU, _CUDA, _TENSORRT = "CPUExecutionProvider", "CUDAExecutionProvider", "TensorrtExecutionProvider"
+# A float32 file is computed in float32: by default CUDA rounds the inputs of convolutions to TF32's 10 bits.
+_CUDA_OPTIONS = (_CUDA, {"use_tf32": "0"})
+PROVIDERS: dict[str, list[Any]] = {
+    "cpu": [_CPU],
+    "cuda": [_CUDA_OPTIONS, _CPU],
+    "tensorrt": [_TENSORRT, _CUDA_OPTIONS, _CPU],
+}
+"""What `provider` may be, and ONNX Runtime's providers for it: each gets the operators that those before it do not have."""
+_TYPES = {"tensor(float)": "float32", "tensor(float16)": "float16", "tensor(uint8)": "uint8"}
+
+
+class OrtBackend(OnnxBackend):
+    """Runs an exported ONNX file in ONNX Runtime. May be used by several threads at once.
+
+    Session options are the library's own: see docs/benchmarks.md for what the others were measured to do.
+
+    Args:
+        path: the file.
+        provider: `cpu`, `cuda` or `tensorrt`. Nothing slower takes its place if it cannot be had.
+
+    Raises:
+        InputError: no such provider.
+        MissingComponentError: onnxruntime is not installed, it lacks the provider, or the provider does not start here.
+        ModelError: not an ONNX file, damaged, without our metadata, or not of the shapes its metadata promises.
+    """
+
+    def __init__(self, path: PathLike, provider: str = "cpu") -> None:
+        if provider not in PROVIDERS:
+            raise InputError(f"provider: expected one of {', '.join(PROVIDERS)}, got {provider!r}")
+        onnxruntime = _import()
+        wanted = PROVIDERS[provider]
+        first = wanted[0] if isinstance(wanted[0], str) else wanted[0][0]
+        available = onnxruntime.get_available_providers()
+        if first not in available:
+            raise MissingComponentError(
+                f"this onnxruntime has no {first} (it has {', '.join(available)}); run `pip install onnxruntime-gpu`,"
+                " or use the CPU with --backend onnxruntime"
+            )
+        session = _open(onnxruntime, path, wanted)
+        started = session.get_providers()
+        if started[0] != first:
+            raise MissingComponentError(
+                f"{first} does not start on this machine (onnxruntime fell back to {started[0]}); look at the GPU, its driver"
+                " and CUDA's libraries, or use the CPU with --backend onnxruntime"
+            )
+
+        def run(names: Sequence[str], images: NDArray[Any]) -> list[NDArray[np.float32]]:
+            found: list[NDArray[np.float32]] = session.run(list(names), {INPUT_NAME: images})
+            return found
+
+        try:
+            metadata = session.get_modelmeta().custom_metadata_map
+            inputs, outputs = ([_port(item) for item in items] for items in (session.get_inputs(), session.get_outputs()))
+        except UnicodeDecodeError as error:
+            raise ModelError(f"{path}: not a usable ONNX model (a text in it is not UTF-8)") from error
+        compute = run if provider == "cpu" else BoundRuns(onnxruntime, session, outputs, "cuda").run
+        super().__init__(path, f"ONNX Runtime {onnxruntime.__version__}, {first}", metadata, inputs, outputs, compute)
+
+
+class BoundRuns:
+    """Runs a session with its input in memory of a device that is kept from run to run, and its outputs copied straight into
+    arrays of the caller; threads that run at once have an input each.
+
+    Args:
+        outputs: of the session. device: `cuda`, or `cpu`, where it gains nothing.
+    """
+
+    def __init__(self, onnxruntime: Any, session: Any, outputs: Sequence[Port], device: str) -> None:
+        self._onnxruntime, self._session, self._device = onnxruntime, session, device
+        self._shapes: dict[str, Any] = {item.name: item.shape[1:] for item in outputs}  # all known, or the file is refused
+        self._idle: dict[tuple[int, ...], deque[Any]] = defaultdict(deque)  # by shape
+
+    def run(self, names: Sequence[str], images: NDArray[Any]) -> list[NDArray[np.float32]]:
+        """The values of these outputs for a batch."""
+        images = np.ascontiguousarray(images)
+        idle = self._idle[images.shape]
+        bound = self._input(idle, images)
+        found = [np.empty((len(images), *self._shapes[name]), np.float32) for name in names]
+        binding = self._session.io_binding()
+        binding.bind_ortvalue_input(INPUT_NAME, bound)
+        for name, array in zip(names, found):
+            binding.bind_output(name, "cpu", 0, np.float32, array.shape, array.ctypes.data)
+        binding.synchronize_inputs()  # the session's stream does not wait for copies on another one
+        self._session.run_with_iobinding(binding)
+        idle.append(bound)  # not one whose run failed
+        return found
+
+    def _input(self, idle: deque[Any], images: NDArray[Any]) -> Any:
+        """The pictures on the device: where earlier ones of the same number were, or in new memory."""
+        try:
+            bound = idle.pop()
+        except IndexError:
+            own = images.copy() if self._device == "cpu" else images  # there the value would lie in the caller's array
+            return self._onnxruntime.OrtValue.ortvalue_from_numpy(own, self._device, 0)
+        bound.update_inplace(images)
+        return bound
+
+
+def _import() -> Any:
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise MissingComponentError("onnxruntime is not installed; run `pip install onnxruntime`") from error
+    return onnxruntime
+
+
+def _open(onnxruntime: Any, path: PathLike, providers: Sequence[Any]) -> Any:
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    try:
+        session = onnxruntime.InferenceSession(str(path), options, providers=list(providers))
+    except Exception as error:  # onnxruntime raises a different type for every way a file can be wrong
+        raise ModelError(f"{path}: not a usable ONNX model ({telling_line(error)})") from error
+    session.disable_fallback()  # otherwise a run that fails on the GPU is tried again on the CPU, and stays there
+    return session
+
+
+def _port(item: Any) -> Port:
+    return Port(item.name, _TYPES.get(item.type, item.type), tuple(s if isinstance(s, int) else None for s in item.shape))

@@ -1,0 +1,306 @@
+"""TensorRT engines on the GPU."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Callable, Optional
+
+import numpy as np
+from numpy.typing import NDArray
+
+from runtime.backends.base import check_images, check_outputs
+from runtime.backends.onnx_base import INPUT_NAME
+from runtime.backends.tensorrt.cuda import Buffer, Device, Graph, open_device
+from runtime.backends.tensorrt.engine_info import EngineFacts, check_gpu, check_library, read_facts
+from runtime.backends.tensorrt.library import TensorRT, load_tensorrt
+from runtime.errors import InputError, ModelError
+from runtime.files import PathLike, replacing
+from runtime.spec import ModelSpec
+
+log = logging.getLogger(__name__)
+
+
+class TrtBackend:
+    """Runs an engine built by `python -m export.engine`, which is loaded only if its manifest says that it fits this machine.
+
+    Any thread may call `infer`; threads that do so at once get an execution context, stream and buffers each.
+
+    Raises:
+        ModelError: without its manifest, changed since, built for another TensorRT or GPU, or not of the shapes promised.
+        MissingComponentError: no TensorRT, pycuda, driver, GPU, or memory on it; with the remedy.
+    """
+
+    def __init__(self, path: PathLike) -> None:
+        self._path = Path(path)
+        self._facts = read_facts(self._path)
+        self._trt = load_tensorrt(self._facts.flavour)
+        check_library(self._facts, self._trt)
+        self._device = open_device()
+        check_gpu(self._facts, self._device.gpu)
+        self._lock = threading.Lock()
+        self._turns = contextlib.nullcontext() if self._trt.shares_profiles else threading.Lock()
+        self._idle: list[_Worker] = []
+        with self._device.active():
+            self._engine: Any = self._load()
+            self._compiled = self._cached_kernels()
+            self._config = self._trt.create_runtime_config(self._engine, self._compiled)
+            self._idle.append(self._create_worker(self._engine))  # now, so that the first picture is as quick as the next
+
+    @property
+    def spec(self) -> ModelSpec:
+        """The description in the manifest."""
+        return self._facts.spec
+
+    @property
+    def batch_size(self) -> Optional[int]:
+        """The engine's only batch size, or None where it takes several; then any number is split and padded to fit."""
+        smallest, _, largest = self._facts.batch
+        return largest if smallest == largest else None
+
+    @property
+    def title(self) -> str:
+        """TensorRT's version and the GPU."""
+        return f"{self._trt.title}, {self._device.gpu.name}"
+
+    def infer(self, images: NDArray[Any]) -> list[NDArray[np.float32]]:
+        """See `Backend.infer`."""
+        return self._in_parts(images, _Worker.run)
+
+    def copy(self, images: NDArray[Any]) -> None:
+        """See `runtime.benchmark.stages.CopyingBackend.copy`."""
+        self._in_parts(images, _Worker.copy)
+
+    def _in_parts(self, images: NDArray[Any], work: _Work) -> list[NDArray[np.float32]]:
+        """What `work` gives for the images, split and padded to batches that the engine takes."""
+        if self._engine is None:
+            raise ModelError("the model was closed; open it again")
+        check_images(images, self.spec, self.batch_size)
+        smallest, _, largest = self._facts.batch
+        # A last part is padded to the size of those before it, since another shape would cost a new graph.
+        rows = min(max(len(images), smallest), largest)
+        outputs = [np.empty((len(images), *shape), np.float32) for shape in self.spec.outputs.values()]
+        with self._device.active(), self._borrowed() as worker:
+            for start in range(0, len(images), rows):
+                part = slice(start, start + rows)
+                for output, result in zip(outputs, work(worker, images[part], rows)):
+                    output[part] = result
+        return outputs
+
+    def close(self) -> None:
+        """Free the engine and all that no thread is using just now; the rest as soon as it is done."""
+        with self._lock:
+            engine, self._engine = self._engine, None
+            idle, self._idle = self._idle, []
+        if engine is None:
+            return
+        with self._device.active():
+            for worker in idle:
+                worker.close()
+            if self._config is not None:
+                self._keep_kernels()
+            self._config = None
+            del engine  # while the device is active
+
+    def __enter__(self) -> TrtBackend:
+        return self
+
+    def __exit__(
+        self, kind: Optional[type[BaseException]], error: Optional[BaseException], trace: Optional[TracebackType]
+    ) -> None:
+        self.close()
+
+    def _load(self) -> Any:
+        try:
+            engine = self._trt.deserialise(self._path.read_bytes(), version_compatible=self._facts.version_compatible)
+        except ModelError as error:
+            raise ModelError(f"{self._path}: {error}; {self._facts.remedy}") from error
+        _check_signature(self._facts, self._trt, engine)
+        return engine
+
+    @contextlib.contextmanager
+    def _borrowed(self) -> Iterator[_Worker]:
+        """A worker that no other thread is using. One that failed is not used again."""
+        with self._turns:
+            with self._lock:
+                engine = self._engine
+                worker = self._idle.pop() if self._idle else None
+            if engine is None:
+                raise ModelError("the model was closed; open it again")
+            worker = worker or self._create_worker(engine)
+            try:
+                yield worker
+            except BaseException:
+                worker.close()
+                raise
+            with self._lock:
+                is_open = self._engine is not None
+                if is_open:
+                    self._idle.append(worker)
+            if not is_open:
+                worker.close()
+
+    def _create_worker(self, engine: Any) -> _Worker:
+        return _Worker(self._trt, self._device, engine, self._config, self._facts)
+
+    @property
+    def _cache(self) -> Path:
+        return Path(f"{self._path}.cache")
+
+    def _cached_kernels(self) -> Optional[bytes]:
+        try:
+            return self._cache.read_bytes()
+        except OSError:
+            return None
+
+    def _keep_kernels(self) -> None:
+        """Save what TensorRT-RTX compiled for this GPU, where it can be saved."""
+        try:
+            compiled = self._trt.compiled_kernels(self._config)
+            if compiled != self._compiled:
+                with replacing(self._cache) as temporary:
+                    temporary.write_bytes(compiled)
+        except InputError as error:
+            log.debug("compiled kernels are not kept: %s", error)
+
+
+class _Worker:
+    """An execution context with its stream, buffers and CUDA graph: one thread at a time, with the device active."""
+
+    def __init__(self, trt: TensorRT, device: Device, engine: Any, config: Any, facts: EngineFacts) -> None:
+        self._trt = trt
+        self._rows = 0
+        self._graph: Optional[Graph] = None
+        self._is_capturable = config is None  # else the library captures by itself
+        _, usual, largest = facts.batch
+        with contextlib.ExitStack() as resources:
+            self._stream = device.create_stream()
+            resources.callback(self._stream.close)
+            self._buffers: dict[str, Buffer] = {}
+            for name in _tensor_names(engine):
+                dtype = facts.spec.input_type if name == INPUT_NAME else "float32"
+                self._buffers[name] = device.allocate((largest, *tuple(engine.get_tensor_shape(name))[1:]), dtype)
+                resources.callback(self._buffers[name].close)
+            self._context: Any = trt.create_context(engine, config)
+            resources.callback(self._drop_context)
+            resources.callback(self._drop_graph)
+            self._ask(self._set_addresses)
+            self._input = self._buffers[INPUT_NAME]
+            self._outputs = [self._buffers[name] for name in facts.spec.outputs]
+            self.run(np.zeros((usual, *facts.spec.input_shape), facts.spec.input_type), usual)
+            self._resources = resources.pop_all()
+
+    def run(self, images: NDArray[Any], rows: int) -> list[NDArray[np.float32]]:
+        """Infer a batch of at most `rows`, padded to that; the outputs are valid until the next call.
+
+        Raises:
+            ModelError: it failed; close the worker.
+        """
+        self._fill(images, rows)
+        if rows != self._rows:
+            self._reshape(rows)  # and run call by call: at a new shape the library has things to prepare
+        elif self._graph is None and self._is_capturable:
+            self._graph = self._stream.capture(self._enqueue)
+            self._is_capturable = self._graph is not None
+        with self._stream.running():
+            if self._graph is None:
+                self._enqueue()
+            else:
+                self._stream.launch(self._graph)
+        return [buffer.host[: len(images)] for buffer in self._outputs]
+
+    def copy(self, images: NDArray[Any], rows: int) -> list[NDArray[np.float32]]:
+        """As `run`, but without the engine: the outputs are whatever was there.
+
+        Raises:
+            ModelError: it failed; close the worker.
+        """
+        self._fill(images, rows)
+        with self._stream.running():
+            self._stream.upload(self._input, rows)
+            self._download(rows)
+        return [buffer.host[: len(images)] for buffer in self._outputs]
+
+    def _fill(self, images: NDArray[Any], rows: int) -> None:
+        self._input.host[: len(images)] = images
+        self._input.host[len(images) : rows] = 0
+
+    def _reshape(self, rows: int) -> None:
+        self._drop_graph()
+        self._ask(lambda: self._context.set_input_shape(INPUT_NAME, (rows, *self._input.host.shape[1:])))
+        for name, buffer in self._buffers.items():
+            needed = tuple(self._context.get_tensor_shape(name))
+            if needed != (rows, *buffer.host.shape[1:]):  # the engine would write past its end
+                raise ModelError(f"for {rows} pictures the engine makes {name} {list(needed)}, not one row each; it is damaged")
+        self._rows = rows
+
+    def _set_addresses(self) -> bool:
+        return all(self._context.set_tensor_address(name, buffer.address) for name, buffer in self._buffers.items())
+
+    def _enqueue(self) -> None:
+        self._stream.upload(self._input, self._rows)
+        self._ask(lambda: self._context.execute_async_v3(self._stream.handle))
+        self._download(self._rows)
+
+    def _download(self, rows: int) -> None:
+        for buffer in self._outputs:
+            self._stream.download(buffer, rows)
+
+    def _ask(self, call: Callable[[], bool]) -> None:
+        """Raise ModelError unless this call succeeds.
+
+        It must not be a method of the context itself: a traceback would keep that alive after `close`.
+        """
+        self._trt.checked(f"{self._trt.title} cannot run the engine", lambda: call() or None)
+
+    def _drop_graph(self) -> None:
+        graph, self._graph = self._graph, None
+        if graph is not None:
+            graph.close()
+
+    def _drop_context(self) -> None:
+        self._context = None
+
+    def close(self) -> None:
+        """Free everything: graph and context first, then what they work on."""
+        self._resources.close()
+
+
+_Work = Callable[[_Worker, NDArray[Any], int], list[NDArray[np.float32]]]
+"""A batch of at most so many rows, padded to that, to outputs that are valid until the next call: `run`, or a part of it."""
+
+
+def _tensor_names(engine: Any) -> list[str]:
+    return [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
+
+
+def _check_signature(facts: EngineFacts, trt: TensorRT, engine: Any) -> None:
+    """Raise ModelError unless the engine's inputs and outputs are what its manifest promises."""
+    path, spec = facts.path, facts.spec
+    inputs: list[str] = []
+    outputs: list[str] = []
+    for name in _tensor_names(engine):
+        is_input = engine.get_tensor_mode(name) == trt.api.TensorIOMode.INPUT
+        (inputs if is_input else outputs).append(name)
+        expected = spec.input_type if is_input else "float32"
+        if engine.get_tensor_dtype(name) != getattr(trt.api, expected):
+            raise ModelError(f"{path}: {name} is {engine.get_tensor_dtype(name)}, expected {expected}; {facts.remedy}")
+    shapes = {name: tuple(engine.get_tensor_shape(name)) for name in (*inputs, *outputs)}
+    smallest, _, largest = facts.batch
+    batch = smallest if smallest == largest else -1
+    if inputs != [INPUT_NAME] or shapes[INPUT_NAME][0] not in (batch, -1) or shapes[INPUT_NAME][1:] != spec.input_shape:
+        found = ", ".join(f"{name} {list(shapes[name])}" for name in inputs)
+        raise ModelError(
+            f"{path}: expected one input {INPUT_NAME!r} {[batch, *spec.input_shape]}, found {found}; {facts.remedy}"
+        )
+    if shapes[INPUT_NAME][0] == -1:
+        first, *_, last = (shape[0] for shape in engine.get_tensor_profile_shape(INPUT_NAME, 0))
+        if (first, last) != (smallest, largest):
+            raise ModelError(
+                f"{path}: takes {first} to {last} pictures, its manifest says {smallest} to {largest}; {facts.remedy}"
+            )
+    check_outputs(path, spec, outputs, [shapes[name] for name in outputs])

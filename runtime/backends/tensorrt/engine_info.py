@@ -1,0 +1,148 @@
+"""What a TensorRT engine's manifest says of it, and whether it can run here: asked before the engine is loaded."""
+
+from __future__ import annotations
+
+import logging
+import re
+import reprlib
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Optional
+
+from runtime.backends.gpu import Gpu
+from runtime.backends.tensorrt.library import FLAVOURS, TensorRT
+from runtime.errors import InputError, ModelError
+from runtime.files import sha256
+from runtime.manifest import Manifest, manifest_path, read_manifest
+from runtime.spec import ModelSpec
+
+log = logging.getLogger(__name__)
+
+_LARGEST_BATCH = 1 << 16  # beyond what any GPU has memory for
+_AMPERE = (8, 0)
+_RTX_GPUS, _RTX_FROM = ((8, 0), (8, 6), (8, 9)), (12, 0)  # by NVIDIA's documentation
+
+
+@dataclass(frozen=True)
+class EngineFacts:
+    """An engine as its manifest describes it.
+
+    Attributes:
+        path: of the engine. spec: the model's description.
+        flavour, version: of the library that built it. gpu: of the machine that built it, None where it had none.
+        batch: the smallest, most frequent and largest batch size.
+        version_compatible: later versions of the library may load it. hardware_compatible: so may every GPU from Ampere on.
+        onnx: the file it was built from.
+    """
+
+    path: Path
+    spec: ModelSpec
+    flavour: str
+    version: str
+    gpu: Optional[Gpu]
+    batch: tuple[int, int, int]
+    version_compatible: bool
+    hardware_compatible: bool
+    onnx: str
+
+    @property
+    def remedy(self) -> str:
+        """How to build the engine again, for this machine."""
+        flags = "".join(
+            f" --{name}-compatible"
+            for name, given in (("version", self.version_compatible), ("hardware", self.hardware_compatible))
+            if given
+        )
+        batch = ",".join(map(str, self.batch))
+        return (
+            f"build it again here with `python -m export.engine --onnx {shlex.quote(self.onnx)}"
+            f" --output {shlex.quote(str(self.path))}"
+            f" --flavour {self.flavour} --batch {batch}{flags}`"
+        )
+
+
+def read_facts(path: Path) -> EngineFacts:
+    """Read the manifest beside an engine, and prove that it is of this very file.
+
+    Raises:
+        ModelError: there is none, it cannot be read, is of another file, or says nothing of an engine.
+    """
+    beside = manifest_path(path)
+    try:
+        manifest = read_manifest(beside)
+    except ModelError as error:
+        raise ModelError(f"{error}; build the engine again with `python -m export.engine`") from error
+    except InputError as error:
+        raise ModelError(
+            f"{path}: without its manifest {beside.name}; put that beside it, or build it again with `python -m export.engine`"
+        ) from error
+    if sha256(path) != manifest.sha256:
+        raise ModelError(
+            f"{path}: is not the file that {beside.name} describes; copy both again, or build it again with"
+            " `python -m export.engine`"
+        )
+    try:
+        return _parse(path, manifest)
+    except (KeyError, TypeError, ValueError) as error:
+        raise ModelError(
+            f"{beside}: does not describe an engine ({type(error).__name__}: {error}); build it again with"
+            " `python -m export.engine`"
+        ) from error
+
+
+def _parse(path: Path, manifest: Manifest) -> EngineFacts:
+    facts: Any = manifest.details["engine"]
+    smallest, usual, largest = batch = tuple(facts["batch"][key] for key in ("min", "opt", "max"))
+    if any(type(size) is not int for size in batch) or not 1 <= smallest <= usual <= largest <= _LARGEST_BATCH:
+        raise ValueError(f"batch {reprlib.repr(facts['batch'])}")
+    flavour, version, name, capability = (facts[key] for key in ("flavour", "version", "gpu", "compute_capability"))
+    if flavour not in FLAVOURS or not _numbers(version) or (capability is not None and len(_numbers(capability)) != 2):
+        found = ", ".join(map(reprlib.repr, (flavour, version, capability)))
+        raise ValueError(f"flavour, version and compute capability {found}")
+    onnx = [item.name for item in manifest.made_from if item.role == "onnx"]
+    return EngineFacts(
+        path=path,
+        spec=manifest.spec,
+        flavour=flavour,
+        version=version,
+        gpu=None if capability is None else Gpu(str(name), capability),
+        batch=(smallest, usual, largest),
+        version_compatible=facts["version_compatible"] is True,
+        hardware_compatible=facts["hardware_compatible"] is True,
+        onnx=str(path.parent / onnx[0]) if onnx else "MODEL.onnx",
+    )
+
+
+def check_library(facts: EngineFacts, trt: TensorRT) -> None:
+    """Raise ModelError unless this library loads what that one built."""
+    built, installed = _numbers(facts.version), _numbers(trt.version)
+    if installed == built or (facts.version_compatible and installed > built):
+        return
+    raise ModelError(f"{facts.path}: built by version {facts.version}, installed is {trt.title}; {facts.remedy}")
+
+
+def check_gpu(facts: EngineFacts, gpu: Gpu) -> None:
+    """Raise ModelError where an engine is known not to run on a GPU; warn where that is merely unknown."""
+    here = _numbers(gpu.compute_capability)
+    if facts.flavour == "rtx":
+        if here not in _RTX_GPUS and here < _RTX_FROM:
+            log.warning(
+                "%s: NVIDIA does not list %s (compute capability %s) for TensorRT-RTX engines; it may not load",
+                facts.path,
+                gpu.name,
+                gpu.compute_capability,
+            )
+        return
+    if facts.gpu is None or facts.gpu.compute_capability == gpu.compute_capability:
+        return
+    if facts.hardware_compatible and here >= _AMPERE:
+        return
+    raise ModelError(
+        f"{facts.path}: built for {facts.gpu.name} (compute capability {facts.gpu.compute_capability}), this machine has"
+        f" {gpu.name} ({gpu.compute_capability}); {facts.remedy}"
+    )
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(map(int, re.findall(r"\d+", version)))

@@ -1,0 +1,268 @@
+"""TensorRT 8.6, 10, 11 and TensorRT-RTX behind one face.
+
+They differ in names; what a library can do is told by the names it has, never by its version number.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import json
+import logging
+from collections import deque
+from collections.abc import Callable
+from typing import Any, Optional, Protocol, TypeVar
+
+from runtime.backends.gpu import find_gpu
+from runtime.errors import MissingComponentError, ModelError
+from runtime.files import PathLike
+
+log = logging.getLogger(__name__)
+
+FLAVOURS = ("tensorrt", "rtx")
+_MODULES = {"tensorrt": "tensorrt", "rtx": "tensorrt_rtx"}
+_TITLES = {"tensorrt": "TensorRT", "rtx": "TensorRT-RTX"}
+_REMEDIES = {
+    "tensorrt": "run `pip install tensorrt` on a machine with an NVIDIA GPU and driver",
+    "rtx": "run `pip install tensorrt-rtx`, which builds engines without a GPU too",
+}
+_KEPT_LINES = 3
+_KEPT_CHARACTERS = 400
+
+T = TypeVar("T")
+
+
+class BuildObserver(Protocol):
+    """Is told how a build goes on, from several threads; it must be quick and must not raise."""
+
+    def started(self, phase: str, parent: str, steps: int) -> None:
+        """A phase of so many steps begins, within the phase `parent` (empty: the whole build)."""
+
+    def stepped(self, phase: str, step: int) -> bool:
+        """A phase completed its step of this number, from 0; False cancels the build."""
+
+    def finished(self, phase: str) -> None:
+        """A phase is over."""
+
+
+class TensorRT:
+    """One TensorRT library with its log. Open one with `open_tensorrt`: a process has one logger per library.
+
+    Attributes:
+        flavour: `tensorrt` or `rtx`. version: of the library. title: both, for people.
+        api: the library's module, for whatever all versions have in common.
+    """
+
+    def __init__(self, flavour: str, api: Any) -> None:
+        self.flavour, self.api = flavour, api
+        self.version = str(api.__version__)
+        self.title = f"{_TITLES[flavour]} {self.version}"
+        self._errors: deque[str] = deque(maxlen=_KEPT_LINES)
+        self._logger = _make_logger(api, self._errors)
+
+    @property
+    def is_typed(self) -> bool:
+        """Whether the types in a network are binding for the engine; TensorRT 8.6 takes them for a suggestion."""
+        return hasattr(self._network_flags, "STRONGLY_TYPED") or not hasattr(self.api.BuilderFlag, "FP16")
+
+    @property
+    def shares_profiles(self) -> bool:
+        """Whether several contexts may use one optimization profile; in TensorRT 8.6 each needs its own."""
+        return hasattr(self.api, "IProgressMonitor")  # which came with the same version, 10.0
+
+    @property
+    def _network_flags(self) -> Any:
+        return getattr(self.api, "NetworkDefinitionCreationFlag", None)
+
+    def checked(self, what: str, call: Callable[[], Optional[T]]) -> T:
+        """The result of `call`; where that is None, which is how the library reports failure, its log as an exception.
+
+        Raises:
+            ModelError: `what`, and the last lines of the log.
+        """
+        self._errors.clear()
+        result = call()
+        if result is None:
+            raise ModelError(f"{what}: {self.complaint()}")
+        return result
+
+    def complaint(self) -> str:
+        """The last errors in the library's log, on one line."""
+        lines = (" ".join(line.split())[:_KEPT_CHARACTERS] for line in self._errors)
+        return " | ".join(lines) or f"{self.title} gives no reason"
+
+    def create_builder(self) -> Any:
+        """An `IBuilder`.
+
+        Raises:
+            MissingComponentError: the library does not start here, as without a driver.
+        """
+        try:
+            return self.checked("builder", lambda: self.api.Builder(self._logger))
+        except (TypeError, ModelError) as error:  # a missing driver shows as a TypeError of the bindings
+            raise MissingComponentError(f"{self.title} does not start here ({self.complaint()}); check `nvidia-smi`") from error
+
+    def create_network(self, builder: Any) -> Any:
+        """An empty network, of explicit batch and strongly typed wherever that is not the only kind."""
+        kinds = self._network_flags
+        flags = [getattr(kinds, name) for name in ("EXPLICIT_BATCH", "STRONGLY_TYPED") if hasattr(kinds, name)]
+        return builder.create_network(sum(1 << int(flag) for flag in flags))
+
+    def parse_onnx(self, network: Any, path: PathLike) -> Any:
+        """Read an ONNX file into `network`. Keep the returned parser as long as the network: it owns the weights.
+
+        Raises:
+            ModelError: naming the node that cannot be read, and what to do.
+        """
+        self._errors.clear()
+        parser = self.api.OnnxParser(network, self._logger)
+        if not parser.parse_from_file(str(path)):
+            errors = [parser.get_error(index) for index in range(parser.num_errors)]
+            reason = _describe(errors[0]) if errors else self.complaint()
+            raise ModelError(
+                f"{path}: {self.title} cannot read {reason}; export it again with `python -m export.onnx`,"
+                " which writes only operators that TensorRT has"
+            )
+        return parser
+
+    def create_monitor(self, observer: BuildObserver) -> Any:
+        """An `IProgressMonitor` that tells `observer`, or None where the library has none. Keep it until the build is over."""
+        if not hasattr(self.api, "IProgressMonitor"):
+            return None
+        base: Any = self.api.IProgressMonitor
+
+        class Monitor(base):  # type: ignore[misc]
+            def __init__(self) -> None:
+                base.__init__(self)  # the bindings want their own constructor called by name
+
+            def phase_start(self, phase_name: str, parent_phase: Optional[str], num_steps: int) -> None:
+                observer.started(phase_name, parent_phase or "", num_steps)
+
+            def step_complete(self, phase_name: str, step: int) -> bool:
+                return observer.stepped(phase_name, step)
+
+            def phase_finish(self, phase_name: str) -> None:
+                observer.finished(phase_name)
+
+        return Monitor()
+
+    def deserialise(self, plan: bytes, *, version_compatible: bool = False) -> Any:
+        """An `ICudaEngine` from a plan.
+
+        Args:
+            version_compatible: the plan was built so, which means that it carries code of its own.
+
+        Raises:
+            ModelError: damaged, or of another version or GPU; the library's log says which.
+        """
+        runtime = self.checked("runtime", lambda: self.api.Runtime(self._logger))
+        if version_compatible:
+            runtime.engine_host_code_allowed = True
+        return self.checked(f"not an engine for {self.title} here", lambda: runtime.deserialize_cuda_engine(plan))
+
+    def create_runtime_config(self, engine: Any, compiled: Optional[bytes]) -> Any:
+        """TensorRT-RTX's `IRuntimeConfig`, which captures CUDA graphs by itself; None where the library has no such thing.
+
+        Args:
+            compiled: what `compiled_kernels` gave earlier; what does not fit this GPU and library is left aside.
+        """
+        if not hasattr(self.api, "CudaGraphStrategy"):
+            return None
+        config = engine.create_runtime_config()
+        config.cuda_graph_strategy = self.api.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
+        cache = config.create_runtime_cache()
+        if compiled is not None and not cache.deserialize(compiled):
+            log.debug("the cached kernels are of another GPU or library; they are compiled again")
+        config.set_runtime_cache(cache)
+        return config
+
+    def compiled_kernels(self, config: Any) -> bytes:
+        """What TensorRT-RTX compiled for this GPU so far, for the next `create_runtime_config`.
+
+        Raises:
+            ModelError: it does not say.
+        """
+        return bytes(self.checked("compiled kernels", config.get_runtime_cache().serialize))
+
+    def create_context(self, engine: Any, config: Any) -> Any:
+        """An `IExecutionContext`, of use to one thread at a time.
+
+        Args:
+            config: from `create_runtime_config`.
+
+        Raises:
+            ModelError: no memory for it, most likely.
+        """
+        arguments = () if config is None else (config,)
+        return self.checked("execution context", lambda: engine.create_execution_context(*arguments))
+
+    def inspect(self, engine: Any) -> list[Any]:
+        """What the engine inspector says of each layer: a mapping if it was built with detailed profiling, else a name."""
+        inspector = engine.create_engine_inspector()
+        text = inspector.get_engine_information(self.api.LayerInformationFormat.JSON)
+        layers: list[Any] = json.loads(text).get("Layers", [])
+        return layers
+
+
+def open_tensorrt(flavour: str = "auto") -> TensorRT:
+    """Import a TensorRT.
+
+    Args:
+        flavour: `tensorrt`, `rtx`, or `auto`: the first where there is a GPU for it, else the second.
+
+    Raises:
+        MissingComponentError: not installed, or TensorRT without a GPU; with the remedy.
+    """
+    if flavour != "auto":
+        library = load_tensorrt(flavour)
+        if flavour == "tensorrt" and not find_gpu():
+            raise MissingComponentError(
+                f"{library.title} needs an NVIDIA GPU and driver, and there is none here; the flavour rtx builds without"
+            )
+        return library
+    for candidate in FLAVOURS:
+        try:
+            return open_tensorrt(candidate)
+        except MissingComponentError as error:
+            log.debug("%s", error)
+    raise MissingComponentError(f"no TensorRT here: {'; or '.join(_REMEDIES[name] for name in FLAVOURS)}")
+
+
+@functools.lru_cache
+def load_tensorrt(flavour: str) -> TensorRT:
+    """Import a TensorRT, whether or not there is a GPU for it.
+
+    Raises:
+        MissingComponentError: not installed, with the remedy.
+    """
+    try:
+        return TensorRT(flavour, importlib.import_module(_MODULES[flavour]))
+    except (ImportError, OSError, RuntimeError) as error:  # the packages load their libraries in several ways
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise MissingComponentError(f"{_TITLES[flavour]} cannot be imported ({reason}); {_REMEDIES[flavour]}") from error
+
+
+def _make_logger(api: Any, errors: deque[str]) -> Any:
+    """An `ILogger` that keeps errors for exceptions and passes the rest on to `logging` as debug lines."""
+    base: Any = api.ILogger
+    levels = base.Severity
+
+    class Logger(base):  # type: ignore[misc]
+        def __init__(self) -> None:
+            base.__init__(self)
+
+        def log(self, severity: Any, msg: str) -> None:
+            if severity in (levels.ERROR, levels.INTERNAL_ERROR):
+                errors.append(msg)
+            log.debug("%s", msg)
+
+    return Logger()
+
+
+def _describe(error: Any) -> str:
+    """A parser error: which node, and why. TensorRT 8.6 knows nodes by their number alone."""
+    name, operator = (getattr(error, key)() if hasattr(error, key) else "" for key in ("node_name", "node_operator"))
+    reason = " ".join(error.desc().split())
+    if error.node() < 0:
+        return f"it ({reason})"
+    return f"node {repr(name) if name else error.node()} ({operator or 'operator unknown'}): {reason}"

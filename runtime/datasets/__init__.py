@@ -1,0 +1,1 @@
+"""Reads labeled datasets: one file a layout."""

@@ -1,0 +1,105 @@
+"""The one description of a labelled set of images that training, calibration and evaluation share, whatever its layout."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Optional
+
+import numpy as np
+from numpy.typing import NDArray
+
+from runtime.media.image import Image, read_image
+from runtime.ops import boxes as box_ops
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, eq=False)
+class LabelledImage:
+    """One image and what is marked in it.
+
+    Attributes:
+        image_id: the id in the source annotations (COCO) or the position in the split (VOC).
+        path: the picture file.
+        width, height: in pixels, as annotated.
+        boxes: float32 `[N, 4]` xyxy in pixels, inside the image, each with a positive area.
+        class_ids: int64 `[N]`, indices into `Dataset.class_names`.
+        crowd: bool `[N]`; crowds (COCO) and difficult objects (VOC) are left out of training and ignored in evaluation.
+    """
+
+    image_id: int
+    path: Path
+    width: int
+    height: int
+    boxes: NDArray[np.float32]
+    class_ids: NDArray[np.int64]
+    crowd: NDArray[np.bool_]
+
+    def read(self) -> Image:
+        """The picture, uint8 BGR `[height, width, 3]`, in the frame its boxes were drawn in.
+
+        Raises:
+            InputError: it cannot be read, or is of another size than annotated.
+        """
+        return read_image(self.path, (self.width, self.height))
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """A split of a labelled set.
+
+    Attributes:
+        root, split: where it came from.
+        class_names: in the order of the class ids.
+        category_ids: the original (COCO: sparse) category id of each class.
+        images: every image of the split, those without annotations included.
+        annotations: the ground truth as COCO annotation records with original image and category ids, unclipped and with
+            crowds, as pycocotools expects them.
+    """
+
+    root: Path
+    split: str
+    class_names: tuple[str, ...]
+    category_ids: tuple[int, ...]
+    images: tuple[LabelledImage, ...]
+    annotations: tuple[dict[str, Any], ...]
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+
+def labelled_image(image_id: int, path: Path, size: tuple[int, int], boxes: Any, class_ids: Any, crowd: Any) -> LabelledImage:
+    """Build a `LabelledImage` from raw annotation rows: boxes are clipped to the image and those left without area dropped.
+
+    Args:
+        boxes: anything of shape `[N, 4]`, xyxy in pixels; may reach out of the image or be degenerate.
+    """
+    raw = np.asarray(boxes, np.float32).reshape(-1, 4)
+    inside = box_ops.clip(raw, *size).astype(np.float32)
+    keep = (inside[:, 2] > inside[:, 0]) & (inside[:, 3] > inside[:, 1])
+    return LabelledImage(
+        image_id=image_id,
+        path=path,
+        width=size[0],
+        height=size[1],
+        boxes=inside[keep],
+        class_ids=np.asarray(class_ids, np.int64).reshape(-1)[keep],
+        crowd=np.asarray(crowd, np.bool_).reshape(-1)[keep],
+    )
+
+
+def report_dropped(source: Path, annotated: int, kept: int) -> None:
+    """Say once how many annotated boxes have no area inside their image."""
+    if kept < annotated:
+        log.warning("%s: %d of %d boxes have no area inside their image and are left out", source, annotated - kept, annotated)
+
+
+def find_image(folders: Sequence[Path], name: str) -> Optional[Path]:
+    """The first existing `folder / name`."""
+    for folder in folders:
+        if (folder / name).is_file():
+            return folder / name
+    return None

@@ -1,0 +1,1 @@
+"""Scores detections: the one evaluation for every conversion step and backend."""

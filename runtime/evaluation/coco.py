@@ -1,0 +1,192 @@
+"""COCO accuracy of anything that detects: one code for training, PyTorch, every exported file and every engine."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from runtime.datasets.dataset import Dataset, LabelledImage
+from runtime.detections import Detections
+from runtime.errors import InputError, MissingComponentError, ModelError
+from runtime.media.image import Image
+from runtime.ops import boxes as box_ops
+
+log = logging.getLogger(__name__)
+
+Predict = Callable[[Sequence[Image]], Sequence[Detections]]
+
+FIGURES = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
+"""The 12 COCO figures in pycocotools' order; s, m, l: areas below 32^2, up to 96^2, and above."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What was measured.
+
+    Attributes:
+        figures: the 12 COCO figures by name, in [0, 1]; -1 where the split has no such object.
+        per_class: AP by class name, in [0, 1]; -1 for a class without objects in the split.
+        images: how many images were scored.
+        skipped: pictures that could not be read, one line each; they are in no figure.
+        results: COCO result records with original image and category ids.
+    """
+
+    figures: dict[str, float]
+    per_class: dict[str, float]
+    images: int
+    skipped: tuple[str, ...]
+    results: list[dict[str, Any]]
+
+    @property
+    def ap(self) -> float:
+        """AP averaged over IoU 0.50:0.95."""
+        return self.figures["AP"]
+
+    @property
+    def ap50(self) -> float:
+        """AP at IoU 0.5."""
+        return self.figures["AP50"]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything but the result records, for JSON."""
+        return {
+            "figures": self.figures,
+            "per_class": self.per_class,
+            "images": self.images,
+            "skipped": list(self.skipped),
+        }
+
+
+def evaluate(
+    predict: Predict,
+    dataset: Dataset,
+    class_names: Sequence[str],
+    *,
+    batch: int = 1,
+    strict: bool = False,
+    progress: bool = True,
+) -> Evaluation:
+    """Run `predict` over a split and score it with pycocotools.
+
+    Args:
+        predict: uint8 BGR pictures to one `Detections` each, in original pixels, down to a score of 0.01.
+        class_names: of the predictions' class ids. Classes are matched to the dataset's by name.
+        batch: pictures handed to `predict` at a time.
+        strict: raise on the first picture that cannot be read instead of naming and leaving it out.
+
+    Raises:
+        ModelError: the model's classes are not the dataset's.
+        InputError: `strict` and a bad picture, or no picture can be read.
+    """
+    category_ids = match_classes(class_names, dataset)
+    results: list[dict[str, Any]] = []
+    scored: list[int] = []
+    skipped: list[str] = []
+    bar = tqdm(total=len(dataset), desc="evaluate", unit="image", disable=None if progress else True, leave=False)
+    with bar:
+        for start in range(0, len(dataset), batch):
+            chosen = dataset.images[start : start + batch]
+            entries, pictures = _read(chosen, strict, skipped)
+            for entry, found in zip(entries, predict(pictures) if pictures else []):
+                scored.append(entry.image_id)
+                results.extend(to_coco_results(entry.image_id, found, category_ids))
+            bar.update(len(chosen))
+    if not scored:
+        raise InputError(f"{dataset.root}: none of the {len(dataset)} pictures of {dataset.split} can be read ({skipped[0]})")
+    if skipped:
+        log.warning("%d of %d pictures could not be read and are in no figure", len(skipped), len(dataset))
+    figures, per_class = score(dataset, results, scored)
+    return Evaluation(figures, per_class, len(scored), tuple(skipped), results)
+
+
+def match_classes(class_names: Sequence[str], dataset: Dataset) -> list[int]:
+    """The dataset's category id of each of the model's classes, by name.
+
+    Raises:
+        ModelError: one side has a class that the other lacks.
+    """
+    by_name = dict(zip(dataset.class_names, dataset.category_ids))
+    if set(by_name) != set(class_names) or len(class_names) != len(by_name):
+        extra = sorted(set(class_names) - set(by_name))[:5]
+        lacking = sorted(set(by_name) - set(class_names))[:5]
+        raise ModelError(
+            f"the model has {len(class_names)} classes, {dataset.root} has {len(by_name)}"
+            f" (only in the model: {', '.join(extra) or 'none'}; only in the data: {', '.join(lacking) or 'none'});"
+            " use a model trained on these classes"
+        )
+    return [by_name[name] for name in class_names]
+
+
+def to_coco_results(image_id: int, found: Detections, category_ids: Sequence[int]) -> list[dict[str, Any]]:
+    """One picture's detections as COCO result records: bbox is (left, top, width, height) in original pixels."""
+    boxes = box_ops.xyxy_to_xywh(found.boxes.astype(np.float64)).tolist()
+    return [
+        {"image_id": image_id, "category_id": category_ids[class_id], "bbox": box, "score": confidence}
+        for box, confidence, class_id in zip(boxes, found.scores.tolist(), found.class_ids.tolist())
+    ]
+
+
+def score(
+    dataset: Dataset, results: Sequence[dict[str, Any]], image_ids: Sequence[int]
+) -> tuple[dict[str, float], dict[str, float]]:
+    """The 12 figures and AP per class of COCO result records over the given images; crowds are ignored as COCO does."""
+    try:
+        from pycocotools.coco import COCO
+        from pycocotools.cocoeval import COCOeval
+    except ImportError as error:
+        raise MissingComponentError("pycocotools is not installed; run `pip install pycocotools`") from error
+    with contextlib.redirect_stdout(io.StringIO()):  # pycocotools talks on stdout
+        truth = COCO()
+        truth.dataset = {
+            "info": {},
+            "images": [{"id": e.image_id, "width": e.width, "height": e.height} for e in dataset.images],
+            "annotations": [dict(annotation) for annotation in dataset.annotations],
+            "categories": [{"id": k, "name": n} for k, n in zip(dataset.category_ids, dataset.class_names)],
+        }
+        truth.createIndex()
+        found = COCO()
+        found.dataset = {
+            **truth.dataset,
+            "annotations": [
+                {**r, "id": i, "area": r["bbox"][2] * r["bbox"][3], "iscrowd": 0} for i, r in enumerate(results, 1)
+            ],
+        }
+        found.createIndex()
+        judge = COCOeval(truth, found, "bbox")
+        judge.params.imgIds = sorted(image_ids)
+        judge.evaluate()
+        judge.accumulate()
+        judge.summarize()
+    precision = judge.eval["precision"][:, :, :, 0, 2]  # [IoU, recall, class], all areas, 100 detections
+    per_class = {
+        dataset.class_names[dataset.category_ids.index(category_id)]: _mean(precision[:, :, k])
+        for k, category_id in enumerate(judge.params.catIds)
+    }
+    return {name: float(value) for name, value in zip(FIGURES, judge.stats)}, per_class
+
+
+def _mean(precision: Any) -> float:
+    valid = precision[precision > -1]
+    return float(valid.mean()) if valid.size else -1.0
+
+
+def _read(entries: Sequence[LabelledImage], strict: bool, skipped: list[str]) -> tuple[list[LabelledImage], list[Image]]:
+    readable, pictures = [], []
+    for entry in entries:
+        try:
+            pictures.append(entry.read())
+        except InputError as error:
+            if strict:
+                raise
+            log.warning("skipped: %s", error)
+            skipped.append(str(error))
+        else:
+            readable.append(entry)
+    return readable, pictures

@@ -1,0 +1,1 @@
+"""Reads and writes images and videos."""

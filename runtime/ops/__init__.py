@@ -1,0 +1,1 @@
+"""Implements boxes, decoding, NMS and preprocessing as pure functions over arrays."""

@@ -1,0 +1,1 @@
+"""Overlaps reading, inference and the use of results."""

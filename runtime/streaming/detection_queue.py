@@ -1,0 +1,143 @@
+"""`DetectionQueue`: one model, any number of asyncio tasks; and an asynchronous stream of pictures through it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterable, Sequence
+from types import TracebackType
+from typing import Callable, Optional, Union
+
+from runtime.detections import Detections
+from runtime.errors import InputError
+from runtime.media.image import Image, check_image
+
+Detect = Callable[[Sequence[Image]], list[Detections]]
+
+
+class DetectionQueue:
+    """Pictures from any number of asyncio tasks, run in the order in which they came, as many at a time as are waiting.
+
+    Made by `Detector.queue`, used by `async with`. At most `batch` pictures wait while `batch` run; who brings more waits for
+    room. At the end of the block what is running is answered, what is waiting is refused.
+
+    Args:
+        detect: pictures to the detections in each; called in another thread, never twice at once.
+        batch: pictures run at a time, at most.
+    """
+
+    def __init__(self, detect: Detect, batch: int) -> None:
+        self._detect, self._batch = detect, batch
+        self._is_open = False
+        self._waiting: dict[asyncio.Future[Detections], Image] = {}
+
+    async def __aenter__(self) -> DetectionQueue:
+        self._is_open = True
+        self._room, self._news = asyncio.Semaphore(self._batch), asyncio.Event()
+        self._worker = asyncio.create_task(self._work())
+        return self
+
+    async def __aexit__(
+        self, kind: Optional[type[BaseException]], error: Optional[BaseException], trace: Optional[TracebackType]
+    ) -> None:
+        self._is_open = False
+        for answer in self._waiting:
+            if not answer.done():
+                answer.set_exception(_closed())
+        self._news.set()
+        await asyncio.wait([self._worker])
+
+    async def detect(self, image: Image) -> Detections:
+        """The detections in one uint8 BGR picture `[H, W, 3]`; one whose task is cancelled before its turn is not run.
+
+        Raises:
+            InputError: a picture of another dtype or shape, or the queue is closed.
+            ModelError: the model was closed, or is damaged.
+        """
+        return await (await self.put(image))
+
+    async def put(self, image: Image) -> asyncio.Future[Detections]:
+        """Leave a picture, once there is room; its detections are what awaiting the result gives. Raises what `detect` does."""
+        check_image(image)
+        if not self._is_open:
+            raise _closed()
+        await self._room.acquire()
+        if not self._is_open:
+            self._room.release()  # for the next who waits
+            raise _closed()
+        answer: asyncio.Future[Detections] = asyncio.get_running_loop().create_future()
+        self._waiting[answer] = image
+        answer.add_done_callback(self._take)  # cancelled, it makes room
+        self._news.set()
+        return answer
+
+    def _take(self, answer: asyncio.Future[Detections]) -> Optional[Image]:
+        image = self._waiting.pop(answer, None)
+        if image is not None:
+            self._room.release()
+        return image
+
+    async def _work(self) -> None:
+        while self._is_open:
+            await self._news.wait()
+            self._news.clear()
+            while self._waiting and self._is_open:
+                taken = [(answer, self._take(answer)) for answer in list(self._waiting)[: self._batch]]
+                await self._run({answer: image for answer, image in taken if image is not None})
+
+    async def _run(self, jobs: dict[asyncio.Future[Detections], Image]) -> None:
+        found: list[Detections] = []
+        error = None
+        try:
+            found = await asyncio.get_running_loop().run_in_executor(None, self._detect, list(jobs.values()))
+        except Exception as caught:
+            error = caught
+        for index, answer in enumerate(jobs):
+            if answer.done():  # cancelled meanwhile
+                continue
+            if error is None:
+                answer.set_result(found[index])
+            else:
+                answer.set_exception(error)
+
+
+def _closed() -> InputError:
+    return InputError("the queue is closed; detect inside its `async with` block")
+
+
+async def detect_async(
+    images: AsyncIterable[Image], detect: Detect, batch: int
+) -> AsyncGenerator[tuple[Image, Detections], None]:
+    """See `Detector.astream`: a task reads `images` at most 2 batches ahead, a `DetectionQueue` runs them."""
+    made: asyncio.Queue[Union[tuple[Image, asyncio.Future[Detections]], Optional[BaseException]]] = asyncio.Queue()
+    room = asyncio.Semaphore(2 * batch - 1)  # the first picture needs none
+
+    async def read() -> None:
+        error = None
+        try:
+            async for image in images:
+                made.put_nowait((image, await queue.put(image)))
+                await room.acquire()
+        except BaseException as caught:  # whatever it is, the user of the results is the one to know
+            error = caught
+        made.put_nowait(error)
+        if isinstance(images, AsyncGenerator):
+            await images.aclose()
+
+    async with DetectionQueue(detect, batch) as queue:
+        reader = asyncio.create_task(read())
+        try:
+            while True:
+                item = await made.get()
+                if not isinstance(item, tuple):
+                    if item is not None:
+                        raise item
+                    return
+                room.release()
+                yield item[0], await item[1]
+        finally:
+            reader.cancel()
+            await asyncio.wait([reader])
+            while not made.empty():
+                item = made.get_nowait()
+                if isinstance(item, tuple):
+                    item[1].cancel()

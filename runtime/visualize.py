@@ -1,0 +1,79 @@
+"""`python -m runtime.visualize`: how an exported model with ASFF fused its levels, picture by picture."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Optional
+
+from runtime import cli
+from runtime.backends.inspection import InspectableBackend
+from runtime.backends.open import open_backend
+from runtime.detector import Detector
+from runtime.errors import InputError
+from runtime.files import output_folder
+from runtime.media.image import Image, write_image
+from runtime.media.sources import Source, find_sources, for_each, read_picture, result_path
+from runtime.viz.fusion_figure import figure
+from runtime.viz.fusion_view import look
+
+DEFAULT_OUTPUT = "runs/visualize"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments that every visualising command takes."""
+    parser.add_argument("--source", required=True, help="picture, folder or glob pattern (quoted)")
+    parser.add_argument("--output", default=DEFAULT_OUTPUT, help=f"folder for the figures (default: {DEFAULT_OUTPUT})")
+    parser.add_argument("--conf", type=cli.probability, default=0.25, help="lowest score shown (default: 0.25)")
+    parser.add_argument("--strict", action="store_true", help="stop at the first picture that cannot be read")
+
+
+def parse(arguments: Optional[list[str]] = None) -> argparse.Namespace:
+    """The command's arguments."""
+    parser = cli.parser(
+        "runtime.visualize",
+        "Draw how a model with ASFF fuses its levels: weight maps, activations, and which level detected what.",
+        "python -m runtime.visualize --engine model.onnx --source photos/ --output seen/",
+    )
+    cli.add_model(parser, "python -m export.onnx --inspect")
+    add_arguments(parser)
+    return parser.parse_args(arguments)
+
+
+def show(backend: InspectableBackend, options: argparse.Namespace) -> None:
+    """Write a figure of each picture that the options name, and print its path.
+
+    Raises:
+        InputError: nothing to read, a model that cannot be inspected, or none of the pictures could be used.
+        OutputError: the figures cannot be written.
+    """
+    backend.check_inspectable()
+    sources, folder = find_sources(options.source), output_folder(options.output)
+    detector = Detector(backend, score_threshold=options.conf)
+
+    def read(source: Source) -> Image:
+        if source.is_video:
+            raise InputError(f"{source.path}: expected a picture, got a video; save the frames of interest as pictures")
+        return read_picture(source)
+
+    def work(source: Source, picture: Image) -> None:
+        target = result_path(source, folder)
+        write_image(target, figure(look(detector, backend, picture), backend.spec))
+        print(target)
+
+    for_each(sources, read, work, label="visualize", strict=options.strict)
+
+
+def main(arguments: Optional[list[str]] = None) -> int:
+    """Run the command; returns its exit code."""
+    options = parse(arguments)
+    with open_backend(options.engine, options.backend) as backend:
+        if not isinstance(backend, InspectableBackend):
+            raise InputError(
+                f"{options.engine}: how levels are fused is told by .onnx files alone; give the one it was built from"
+            )
+        show(backend, options)
+    return 0
+
+
+if __name__ == "__main__":
+    cli.run(main)

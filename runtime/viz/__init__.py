@@ -1,0 +1,1 @@
+"""Draws detections and fusion maps."""

@@ -1,0 +1,259 @@
+"""The report: as JSON, as a page that is well formed and harmless, and as a browser shows it in both colour schemes."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import xml.etree.ElementTree as ET
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+
+from export.accuracy.gate import BUDGETS, FAILED, NOT_RUN, PASSED, Outcome, Verification
+from export.accuracy.measure import Step
+from export.report import write_report
+from export.report.images import jpeg_uri
+from export.report.markup import tag, text
+from runtime.datasets.dataset import Dataset, labelled_image
+from runtime.evaluation.coco import FIGURES, Evaluation
+from runtime.files import sha256
+from runtime.manifest import Source, write_manifest
+from runtime.media.image import read_image, write_image
+from runtime.spec import ModelSpec
+
+NASTY = "<script>alert('1')</script>&\""
+CALIBRATION = {
+    "method": "entropy",
+    "images": [{"name": "1.png", "sha256": "ab"}],
+    "seed": 0,
+    "target": "tensorrt",
+    "ranges": {"first": {"low": -2.0, "high": 2.0}},
+    "histograms": {
+        "first": {"edges": [-4.0, 4.0], "counts": [2 ** min(i, 63 - i) for i in range(64)], "threshold": 2.0},
+        NASTY: {"edges": [0.0, 1.0], "counts": [0] * 64, "threshold": 5.0},
+    },
+    "float_layers": ["a"],
+    "half_layers": ["b"],
+    "sensitivity": [
+        {"layer": "a", "snr_db": 9.5, "ap_drop": 0.25, "bytes": 10},
+        {"layer": "b", "snr_db": 30.0, "ap_drop": None, "bytes": 10},
+        {"layer": NASTY, "snr_db": -1.0, "ap_drop": None, "bytes": 10},
+        {"layer": "untouched", "snr_db": float("inf"), "ap_drop": None, "bytes": 10},
+    ],
+}
+
+
+def measured(name: str, ap: float, results: list[dict[str, Any]], difference: float | None = None) -> Step:
+    figures = dict.fromkeys(FIGURES, ap) | {"APs": -1.0}
+    per_class = {"cat": ap, NASTY: ap / 2, "unseen": -1.0}
+    return Step(name, Evaluation(figures, per_class, 2, ("3.png: the file is empty",), results), 2_000_000, 3.0, difference)
+
+
+def detection(image: int, left: float, score: float, category: int = 1) -> dict[str, Any]:
+    return {"image_id": image, "category_id": category, "bbox": [left, 10.0, 40.0, 30.0], "score": score}
+
+
+@pytest.fixture
+def found(tmp_path: Path) -> Verification:
+    """A verification with one file of each fate, a class with a hostile name, and a picture that cannot be read."""
+    rng = np.random.default_rng(0)
+    entries = []
+    for index in range(3):
+        path = tmp_path / f"{index + 1}.png"
+        if index < 2:
+            write_image(path, rng.integers(0, 256, (90, 160, 3), dtype=np.uint8))
+        entries.append(labelled_image(index, path, (160, 90), [], [], []))
+    spec = ModelSpec("tiny", ("cat", NASTY, "unseen"), (64, 64), (((9.0, 9.0),),) * 3, source_sha256="0" * 64)
+    dataset = Dataset(tmp_path, "val", spec.class_names, (1, 5, 9), tuple(entries), ())
+    before = [detection(0, 10, 0.9), detection(1, 10, 0.8), detection(1, 80, 0.7, 5), detection(1, 60, 0.1)]
+    after = [detection(0, 11, 0.9), detection(1, 10, 0.6), detection(1, 100, 0.5)]
+    outcomes = []
+    for name, precision, step, status, reasons in (
+        ("good.onnx", "fp32", measured("good.onnx", 0.6, before, 1e-7), PASSED, ()),
+        ("bad.onnx", "int8", measured("bad.onnx", 0.4, after, float("inf")), FAILED, ("lost 20.000 points",)),
+        ("worse.onnx", "fp16", None, FAILED, (f"damaged {NASTY} \x07",)),
+        ("m.engine", "fp16", None, NOT_RUN, ("no GPU",)),
+    ):
+        (tmp_path / name).write_bytes(name.encode())
+        described = spec.replace(precision=precision)
+        if precision == "int8":
+            write_manifest(tmp_path / name, described, [Source("onnx", "good.onnx", "f" * 64)], {"calibration": CALIBRATION})
+        outcomes.append(Outcome(name, tmp_path / name, None if status == NOT_RUN else described, step, status, reasons))
+    return Verification(tmp_path / "w.pt", spec, dataset, BUDGETS, measured("PyTorch", 0.6, before), tuple(outcomes))
+
+
+@pytest.fixture
+def page(found: Verification, tmp_path: Path) -> Path:
+    (tmp_path / "out").mkdir()
+    return write_report(tmp_path / "out", found)
+
+
+def elements(page: Path, name: str) -> list[ET.Element]:
+    return list(ET.parse(page).getroot().iter(name))
+
+
+def words(page: Path) -> str:
+    return " ".join("".join(ET.parse(page).getroot().itertext()).split())
+
+
+def test_the_json_says_all_that_was_measured(page: Path, found: Verification) -> None:
+    report = json.loads(
+        (page.parent / "report.json").read_text(), parse_constant=lambda name: pytest.fail(f"{name} is no JSON")
+    )
+    assert (report["passed"], report["budgets"]) == (False, BUDGETS)
+    good, bad, worse, engine = report["files"]
+    assert good["measured"]["figures"] == found.outcomes[0].step.evaluation.figures  # type: ignore[union-attr]
+    assert (good["measured"]["change"], good["measured"]["worst_class"]) == (0, None)
+    assert good["measured"]["changed_detections"] == {"kept": 3, "rescored": 0, "appeared": 0, "vanished": 0}
+    assert bad["measured"]["changed_detections"] == {"kept": 1, "rescored": 1, "appeared": 1, "vanished": 1}
+    assert bad["measured"]["worst_class"] == {"name": "cat", "change": pytest.approx(-20)}
+    assert bad["measured"]["difference"] is None  # infinite
+    assert bad["sha256"] == sha256(found.outcomes[1].file)
+    assert bad["manifest"]["details"]["calibration"]["method"] == "entropy"
+    assert (worse["measured"], worse["status"]) == (None, "failed")
+    assert (engine["status"], engine["precision"]) == ("built, not run", None)
+    assert report["data"]["skipped"] == ["3.png: the file is empty"]
+
+
+def test_the_hash_of_the_data_follows_a_picture(found: Verification) -> None:
+    from export.report.content import dataset_sha256
+
+    before = dataset_sha256(found.dataset)
+    assert before == dataset_sha256(found.dataset)
+    write_image(found.dataset.images[0].path, np.zeros((90, 160, 3), np.uint8))
+    assert before != dataset_sha256(found.dataset)
+
+
+def test_the_page_is_well_formed_and_needs_nothing_else(page: Path) -> None:
+    content = page.read_text(encoding="utf-8")
+    ET.fromstring(content)
+    assert len(content) < 5_000_000
+    for forbidden in ("http://", "https://", "src=", "@import", "url("):
+        assert forbidden not in content, forbidden
+    assert all(image.get("href", "").startswith("data:image/jpeg;base64,") for image in elements(page, "image"))
+    identifiers = [item.get("id") for item in ET.parse(page).getroot().iter() if item.get("id")]
+    assert len(identifiers) == len(set(identifiers))
+    for item in elements(page, "use"):
+        assert item.get("href", "").removeprefix("#") in identifiers
+
+
+def test_a_hostile_class_name_is_only_text(page: Path) -> None:
+    content = page.read_text(encoding="utf-8")
+    assert "<script>alert" not in content
+    assert len(elements(page, "script")) == 1
+    assert words(page).count(NASTY) >= 2
+    assert f"damaged {NASTY} \N{REPLACEMENT CHARACTER}" in words(page)  # XML has no bell
+
+
+def test_the_page_shows_every_file_its_verdict_and_why(page: Path) -> None:
+    said = words(page)
+    for expected in ("bad.onnx, worse.onnx must not be used", "lost 20.000 points", "no GPU", "built, not run"):
+        assert expected in said
+    assert "1 more could not be read" in said
+    rows = elements(page, "table")[0].findall("./tbody/tr")
+    assert ["".join(row[0].itertext()) for row in rows] == ["PyTorch", "good.onnx", "bad.onnx", "worse.onnx", "m.engine"]
+    assert ["".join(cell.itertext()) for cell in rows[2]][1:11] == [
+        *("✗ failed", "40.00", "40.00", "40.00", "–", "40.00", "40.00", "−20.00", "−0.50", "cat −20.00"),
+    ]
+
+
+def test_the_charts_are_named_and_there(page: Path) -> None:
+    charts = [item.get("aria-label") for item in elements(page, "svg") if item.get("class") == "chart"]
+    assert charts == [
+        "AP of every step",
+        "Loss of each file against its budget",
+        "Change of AP by class, good.onnx",
+        "Change of AP by class, bad.onnx",
+        "Sensitivity of the layers of bad.onnx",
+        "Calibration histogram of first",
+        f"Calibration histogram of {NASTY}".replace("\x07", "\N{REPLACEMENT CHARACTER}"),
+    ]
+    assert "9.5 dB, −0.25 AP, stays FP32" in words(page)
+    assert "untouched" not in words(page)  # infinitely far above the noise
+    assert "nan" not in page.read_text(encoding="utf-8").split("<main>")[1].split("base64")[0]
+
+
+def test_changed_boxes_are_marked_beside_the_reference_and_the_most_changed_picture_comes_first(page: Path) -> None:
+    drawings = [item for item in elements(page, "svg") if item.find("use") is not None]
+    labels = [item.get("aria-label", "") for item in drawings]
+    assert labels[:3] == [
+        "2.png, PyTorch: 2 boxes",
+        "2.png, good.onnx: 2 boxes",
+        "2.png, bad.onnx: 2 boxes (1 rescored, 1 appeared, 1 vanished)",
+    ]
+    assert labels[3].startswith("1.png")
+    kinds = [box.get("class") for box in drawings[2].iter("rect") if box.get("class") != "under"]
+    assert sorted(kinds) == ["box appeared", "box rescored", "box vanished"]
+
+
+def test_without_calibration_the_page_says_so(found: Verification, tmp_path: Path) -> None:
+    (tmp_path / "bad.onnx.json").unlink()
+    said = words(write_report(tmp_path, found))
+    assert said.count("No calibration data") == 2
+
+
+@pytest.mark.parametrize("key", list(CALIBRATION))
+def test_any_part_of_the_calibration_may_be_absent(key: str, found: Verification, tmp_path: Path) -> None:
+    for details in ({k: v for k, v in CALIBRATION.items() if k != key}, {key: CALIBRATION[key]}):
+        spec = found.outcomes[1].spec
+        assert spec is not None
+        write_manifest(found.outcomes[1].file, spec, [], {"calibration": details})
+        ET.parse(write_report(tmp_path, found))
+
+
+def test_markup_escapes_values_and_leaves_out_none() -> None:
+    assert text('<a b="c">&\x00') == "&lt;a b=&quot;c&quot;&gt;&amp;\N{REPLACEMENT CHARACTER}"
+    assert tag("p", "x", class_='"', data_of=1, hidden=None) == '<p class="&quot;" data-of="1">x</p>'
+    assert tag("rect", x=1.005, y=2.0) == '<rect x="1" y="2"/>'
+    assert tag("p") == "<p></p>"
+
+
+def test_pictures_are_of_bounded_size(tmp_path: Path) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (1500, 2000, 3), dtype=np.uint8)  # what JPEG compresses worst
+    assert len(jpeg_uri(noise)) < 270_000
+    tall = np.full((4000, 2, 3), 200, np.uint8)
+    assert jpeg_uri(tall).startswith("data:image/jpeg;base64,")
+
+
+CHROMIUM = os.environ.get("CHROMIUM") or next(
+    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), ""
+)
+needs_chromium = pytest.mark.skipif(not CHROMIUM, reason="no Chromium found; install chromium or set CHROMIUM to its path")
+
+
+def browse(page: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    profile = f"--user-data-dir={page.parent / 'profile'}"
+    flags = ("--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--enable-logging=stderr", "--v=0", profile)
+    return subprocess.run([CHROMIUM, *flags, *arguments, page.as_uri()], capture_output=True, text=True, timeout=120)
+
+
+@needs_chromium
+@pytest.mark.parametrize(("scheme", "number"), [("dark", 0), ("light", 1)])
+def test_a_browser_shows_the_page_without_errors(scheme: str, number: int, page: Path, tmp_path: Path) -> None:
+    picture = tmp_path / "shot.png"
+    scheme_flag = f"--blink-settings=preferredColorScheme={number}"
+    result = browse(page, scheme_flag, f"--screenshot={picture}", "--window-size=1280,4000")
+    assert result.returncode == 0, result.stderr
+    assert "CONSOLE" not in result.stderr
+    shot = read_image(picture)
+    ground = shot[2, 2].mean()
+    assert ground < 60 if scheme == "dark" else ground > 230
+    # The charts' bars and the pictures' noise are there: strong colours, away from the ground's grey.
+    saturation = cv2.cvtColor(shot, cv2.COLOR_BGR2HSV)[..., 1]
+    assert (saturation > 100).sum() > 20_000
+
+
+@needs_chromium
+def test_the_script_runs_and_a_broken_one_would_be_noticed(page: Path) -> None:
+    result = browse(page, "--dump-dom")
+    assert result.stdout.count('<svg class="chart"') == 7
+    figures = result.stdout.split('id="histograms-0"')[1].split("</div>")[0]
+    assert [part.split(">")[0] for part in figures.split("<figure")[1:]] == ["", ' hidden=""']  # one of two shown
+    content = page.read_text(encoding="utf-8")
+    page.write_text(content.replace("<script>", "<script>undefinedFunction();"), encoding="utf-8")
+    assert "undefinedFunction is not defined" in browse(page, "--dump-dom").stderr

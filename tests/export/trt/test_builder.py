@@ -1,0 +1,200 @@
+"""Builder options per version, progress and the inspector's verdict, against made-up libraries: the calls, not the numbers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from export.trt.builder import (
+    BuildOptions,
+    BuildProgress,
+    batch_profile,
+    build_plan,
+    configure,
+    load_timing_cache,
+    save_timing_cache,
+    usable_options,
+)
+from export.trt.precision_check import NetworkPrecision, check_inspected, inspected_types
+from runtime.backends.tensorrt.library import TensorRT
+from runtime.errors import CheckFailed, InputError, ModelError
+from tests.support.tensorrt_fakes import VERSIONS, Config, library
+
+NETWORKS = {
+    "fp32": NetworkPrecision(("a",), (), (), 0, 0, ()),
+    "fp16": NetworkPrecision(("island",), ("a", "b"), (), 9, 0, ()),
+    "int8": NetworkPrecision(("a",), (), ("q",), 0, 9, ()),
+    "int8 and fp16": NetworkPrecision((), ("a",), ("q",), 4, 9, ()),
+}
+
+
+def adapter(version: str) -> TensorRT:
+    return TensorRT("rtx" if version.startswith("1.") else "tensorrt", library(version))
+
+
+class Layer:
+    """A layer of one input and one output; remembers what it is told to be."""
+
+    def __init__(self, name: str, kind: str, taken: str, given: str) -> None:
+        self.name, self.type, self.precision = name, kind, ""
+        self.num_inputs = self.num_outputs = 1
+        self._taken, self._given, self.output_types = taken, given, {}
+
+    def get_input(self, index: int) -> Any:
+        return SimpleNamespace(dtype=self._taken)
+
+    def get_output(self, index: int) -> Any:
+        return SimpleNamespace(dtype=self._given)
+
+    def set_output_type(self, index: int, dtype: str) -> None:
+        self.output_types[index] = dtype
+
+
+def network(layers: list[Layer], batch: int = 1) -> Any:
+    images = SimpleNamespace(name="images", shape=(batch, 3, 64, 64))
+    return SimpleNamespace(num_layers=len(layers), get_layer=layers.__getitem__, get_input=lambda index: images)
+
+
+def configured(version: str, kind: str, options: BuildOptions | None = None, layers: list[Layer] | None = None) -> Config:
+    trt = adapter(version)
+    builder = trt.create_builder()
+    config = configure(trt, builder, network(layers or []), NETWORKS[kind], (1, 1, 8), options or BuildOptions())
+    assert isinstance(config, Config)
+    return config
+
+
+@pytest.mark.parametrize(
+    ("kind", "flags"),
+    [
+        ("fp32", []),
+        ("fp16", ["FP16", "OBEY_PRECISION_CONSTRAINTS"]),
+        ("int8", ["INT8"]),
+        ("int8 and fp16", ["INT8", "FP16", "OBEY_PRECISION_CONSTRAINTS"]),
+    ],
+)
+def test_only_tensorrt_8_is_told_the_precision_by_flags(kind: str, flags: list[str]) -> None:
+    assert configured("8.6.1", kind).flags == flags
+    assert [configured(version, kind).flags for version in VERSIONS[1:]] == [[]] * 3
+
+
+def test_tensorrt_8_keeps_the_float_islands_of_a_half_network() -> None:
+    layers = [
+        Layer("a", "CONVOLUTION", "HALF", "HALF"),
+        Layer("sample", "GRID_SAMPLE", "FLOAT", "FLOAT"),
+        Layer("move", "SHUFFLE", "FLOAT", "FLOAT"),  # of what half precision may not hold, such as the places of candidates
+        Layer("best", "TOPK", "FLOAT", "INT32"),
+        Layer("shape", "SHUFFLE", "INT32", "INT32"),
+        Layer("cast", "CAST", "FLOAT", "HALF"),
+        Layer("q", "CONVOLUTION", "FLOAT", "FLOAT"),  # a quantised one: its dequantised inputs are float
+    ]
+    configured("8.6.1", "int8 and fp16", layers=layers)
+    assert [layer.name for layer in layers if layer.precision] == ["sample", "move", "best"]
+    assert {layer.precision for layer in layers[1:4]} == {"FLOAT"}
+    assert [layer.output_types for layer in layers[1:4]] == [{0: "FLOAT"}, {0: "FLOAT"}, {}]
+    configured("10.12.0", "int8 and fp16", layers=layers[:1])
+    assert not layers[0].precision
+
+
+def test_options_reach_the_builder() -> None:
+    options = BuildOptions(workspace=0.5, level=5, version_compatible=True, hardware_compatible=True)
+    config = configured("10.12.0", "fp32", options)
+    assert config.flags == ["VERSION_COMPATIBLE"]
+    assert config.pools == {"WORKSPACE": 2**29}
+    assert (config.builder_optimization_level, config.hardware_compatibility_level) == (5, "AMPERE_PLUS")  # type: ignore[attr-defined]
+    plain = configured("10.12.0", "fp32")
+    assert (plain.flags, plain.pools, plain.builder_optimization_level) == ([], {}, 3)
+    assert usable_options(adapter("10.12.0"), options) == options
+    with pytest.raises(InputError, match="--version-compatible"):
+        usable_options(adapter("1.7.1"), options)
+
+
+def test_a_dynamic_batch_gets_a_profile() -> None:
+    trt, shapes = adapter("10.12.0"), []
+    builder = trt.create_builder()
+    builder.create_optimization_profile = lambda: SimpleNamespace(set_shape=lambda *args: shapes.append(args))
+    builder.config.add_optimization_profile = lambda profile: 0
+    configure(trt, builder, network([], batch=-1), NETWORKS["fp32"], (1, 2, 8), BuildOptions())
+    assert shapes == [("images", (1, 3, 64, 64), (2, 3, 64, 64), (8, 3, 64, 64))]
+    assert batch_profile(None, None) == (1, 1, 8)
+    assert batch_profile(4, None) == batch_profile(4, (4, 4, 4)) == (4, 4, 4)
+
+
+def test_timings_are_read_extended_and_written(tmp_path: Path) -> None:
+    trt, config, file = adapter("10.12.0"), Config(), tmp_path / "timing.cache"
+    load_timing_cache(trt, config, file)
+    save_timing_cache(config, file)
+    load_timing_cache(trt, config, file)
+    save_timing_cache(config, file)
+    assert file.read_bytes() == b"+more+more"
+
+
+@pytest.mark.parametrize("content", [b"garbage", b"other GPU"])
+def test_a_file_that_is_no_timing_cache_is_left_alone(content: bytes, tmp_path: Path) -> None:
+    file = tmp_path / "holiday.jpg"
+    file.write_bytes(content)
+    with pytest.raises(InputError, match=r"not a timing cache of TensorRT 10.12.0 and this GPU"):
+        load_timing_cache(adapter("10.12.0"), Config(), file)
+    assert file.read_bytes() == content
+
+
+def test_progress_adds_up_over_nested_phases() -> None:
+    progress = BuildProgress()
+    assert progress.read() == ("", 0.0)
+    progress.started("build", "", 4)
+    assert progress.stepped("build", 0)
+    progress.started("tactics", "build", 2)
+    assert progress.read() == ("tactics", 0.25)
+    progress.stepped("tactics", 0)
+    assert progress.read() == ("tactics", 0.375)
+    progress.started("kernels", "tactics", 0)  # a phase without steps
+    progress.stepped("kernels", 0)
+    assert progress.read() == ("kernels", 0.5)
+    progress.finished("kernels")
+    progress.finished("tactics")
+    assert progress.read() == ("build", 0.25)
+    progress.cancel()
+    assert not progress.stepped("build", 1)
+
+
+def test_a_failing_build_is_raised_where_it_was_asked_for() -> None:
+    trt, config = adapter("8.6.1"), Config()
+    with pytest.raises(ModelError, match=r"cannot build this network: TensorRT 8.6.1 gives no reason"):
+        build_plan(trt, SimpleNamespace(build_serialized_network=lambda network, config: None), None, config)
+    broken = SimpleNamespace()
+    with pytest.raises(AttributeError):
+        build_plan(trt, broken, None, config)
+    works = SimpleNamespace(build_serialized_network=lambda network, config: b"plan")
+    assert build_plan(trt, works, None, config) == b"plan"
+
+
+HALF = {"Inputs": [{"Name": "x", "Format/Datatype": "Row major linear FP16 format"}]}
+WORD = {"Inputs": [{"Name": "x", "Format/Datatype": "Half"}]}
+INT8 = {"Inputs": [{"Name": "x", "Format/Datatype": "Thirty-two wide channel vectorized row major Int8 format"}]}
+FLOAT = {"Inputs": [{"Name": "x", "Datatype": "Float"}]}
+
+
+@pytest.mark.parametrize(
+    ("layers", "true", "false"),
+    [
+        ([FLOAT], ["fp32"], ["fp16", "int8"]),
+        ([HALF, WORD, FLOAT], ["fp16"], ["fp32", "int8"]),
+        ([INT8, FLOAT], ["int8"], ["fp32", "fp16"]),
+    ],
+)
+def test_the_inspector_has_the_last_word(layers: list[Any], true: list[str], false: list[str]) -> None:
+    counts = inspected_types(layers)
+    for claim in true:
+        check_inspected(adapter("10.12.0"), counts, claim)
+    for claim in false:
+        with pytest.raises(CheckFailed, match=f"not {claim}"):
+            check_inspected(adapter("10.12.0"), counts, claim)
+
+
+def test_an_inspector_that_names_no_types_proves_only_a_typed_network() -> None:
+    counts = inspected_types(["layer 1", {"Name": "layer 2"}])
+    check_inspected(adapter("10.12.0"), counts, "fp16")
+    with pytest.raises(CheckFailed, match="names no types"):
+        check_inspected(adapter("8.6.1"), counts, "fp16")

@@ -1,0 +1,76 @@
+"""Asking the driver for the GPU, with a driver that is made up: these prove the calls made, not that a GPU answers."""
+
+from __future__ import annotations
+
+import ctypes
+from typing import Any
+
+import pytest
+
+from runtime.backends.gpu import Gpu, find_gpu, memory_used
+
+
+class Driver:
+    """A libcuda with one device, or one whose calls fail."""
+
+    def __init__(self, failing: str = "") -> None:
+        self.failing = failing
+        self.contexts = 0  # retained and not released
+        self.current = 0  # pushed and not popped
+
+    def __getattr__(self, name: str) -> Any:
+        return lambda *arguments: 1 if name == self.failing else self.answer(name, arguments)
+
+    def answer(self, name: str, arguments: tuple[Any, ...]) -> int:
+        if name == "cuDeviceGetName":
+            arguments[0].value = b"Some GPU"
+        elif name == "cuDeviceGetAttribute":
+            arguments[0]._obj.value = {75: 8, 76: 6}[arguments[1]]
+        elif name == "cuDevicePrimaryCtxRetain":
+            self.contexts += 1
+        elif name == "cuDevicePrimaryCtxRelease_v2":
+            self.contexts -= 1
+        elif name == "cuCtxPushCurrent_v2":
+            assert self.contexts
+            self.current += 1
+        elif name == "cuCtxPopCurrent_v2":
+            self.current -= 1
+        elif name == "cuMemGetInfo_v2":
+            assert self.current
+            free, total = arguments
+            free._obj.value, total._obj.value = 30 << 30, 40 << 30  # more than 32 bits
+        return 0
+
+
+def test_name_and_compute_capability_come_from_the_driver(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: Driver())
+    assert find_gpu() == Gpu("Some GPU", "8.6")
+
+
+@pytest.mark.parametrize("failing", ["cuInit", "cuDeviceGet", "cuDeviceGetName"])
+def test_a_driver_without_a_gpu_is_no_gpu(failing: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: Driver(failing))
+    assert find_gpu() is None
+
+
+def test_no_driver_is_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(name: str) -> None:
+        raise OSError("libcuda.so.1: cannot open shared object file")
+
+    monkeypatch.setattr(ctypes, "CDLL", missing)
+    assert find_gpu() is None
+
+
+def test_memory_in_use_is_what_is_not_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    driver = Driver()
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: driver)
+    assert memory_used() == 10 << 30
+    assert (driver.contexts, driver.current) == (0, 0)
+
+
+@pytest.mark.parametrize("failing", ["cuInit", "cuDevicePrimaryCtxRetain", "cuCtxPushCurrent_v2", "cuMemGetInfo_v2"])
+def test_memory_that_cannot_be_asked_for_is_not_known(failing: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    driver = Driver(failing)
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: driver)
+    assert memory_used() is None
+    assert (driver.contexts, driver.current) == (0, 0)

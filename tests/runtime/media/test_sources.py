@@ -1,0 +1,95 @@
+"""What a source may name, and work through several."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import pytest
+
+from runtime.errors import InputError
+from runtime.media.sources import Source, find_sources, for_each, read_picture
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for name in ("b.jpg", "a.png", "notes.txt", ".hidden.png", "film.MP4", "sub/c.png", "sub/a.png", "[1].png"):
+        (tmp_path / "in" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "in" / name).write_bytes(b"x")
+    return tmp_path / "in"
+
+
+def names(sources: list[Source]) -> list[str]:
+    return [str(source.name) for source in sources]
+
+
+def test_a_folder_gives_all_its_visible_files(folder: Path) -> None:
+    sources = find_sources(str(folder))
+    assert names(sources) == ["[1].png", "a.png", "b.jpg", "film.MP4", "notes.txt"]
+    assert [source.path for source in sources] == [folder / name for name in names(sources)]
+    assert [source.is_video for source in sources] == [False, False, False, True, False]
+
+
+@pytest.mark.parametrize(
+    ("pattern", "found"),
+    [
+        ("*.png", ["[1].png", "a.png"]),
+        ("?.*", ["a.png", "b.jpg"]),
+        ("sub/*", ["a.png", "c.png"]),
+        # files of one name in two folders stay apart
+        ("**/*.png", ["[1].png", "a.png", "sub/a.png", "sub/c.png"]),
+        ("**", ["[1].png", "a.png", "b.jpg", "film.MP4", "notes.txt", "sub/a.png", "sub/c.png"]),
+        # a file whose name looks like a pattern
+        ("[1].png", ["[1].png"]),
+        ("a.png", ["a.png"]),
+    ],
+)
+def test_patterns_and_single_files(folder: Path, pattern: str, found: list[str]) -> None:
+    assert names(find_sources(str(folder / pattern))) == found
+
+
+def test_relative_paths(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder)
+    assert [(s.path, str(s.name)) for s in find_sources("sub")] == [
+        (Path("sub/a.png"), "a.png"),
+        (Path("sub/c.png"), "c.png"),
+    ]
+    assert names(find_sources("*/../*.jpg")) == ["b.jpg"]
+
+
+@pytest.mark.parametrize("source", ["gone.jpg", "gone/", "*.gone", "empty", "hidden"])
+def test_nothing_there(tmp_path: Path, source: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "empty" / "sub").mkdir(parents=True)
+    (tmp_path / "hidden").mkdir()
+    (tmp_path / "hidden" / ".DS_Store").write_bytes(b"x")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match=r"^" + source.replace("*", r"\*") + ": (no such|the folder has no files)"):
+        find_sources(source)
+
+
+def test_read_picture_refuses_by_name(folder: Path) -> None:
+    with pytest.raises(InputError, match=r"notes\.txt: not a picture"):
+        read_picture(find_sources(str(folder / "notes.txt"))[0])
+
+
+def test_the_next_source_is_read_while_one_is_worked_on() -> None:
+    sources = [Source(Path(name), Path(name)) for name in "abcd"]
+    read: list[str] = []
+    worked: list[tuple[str, str, int]] = []
+
+    def take(source: Source) -> str:
+        read.append(str(source.path))
+        if source.path == Path("b"):
+            raise InputError("b: bad")
+        return f"content of {source.path}"
+
+    def work(source: Source, content: str) -> None:
+        limit = time.monotonic() + 5
+        while len(read) < min("abcd".index(str(source.path)) + 2, 4) and time.monotonic() < limit:
+            time.sleep(0.001)
+        worked.append((str(source.path), content, len(read)))
+
+    for_each(sources, take, work, label="test", strict=False)
+    assert worked == [("a", "content of a", 2), ("c", "content of c", 4), ("d", "content of d", 4)]
+    with pytest.raises(InputError, match="b: bad"):
+        for_each(sources, take, lambda *_: None, label="test", strict=True)

@@ -1,0 +1,291 @@
+"""Pictures from asyncio tasks: each gets its own answer, in order, in bounded numbers, and nothing is left behind."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from runtime.detections import Detections
+from runtime.detector import Detector
+from runtime.errors import InputError, ModelError
+from runtime.media.image import Image
+from runtime.streaming.detection_queue import DetectionQueue, detect_async
+
+
+def picture(number: int) -> Image:
+    return np.full((1, 1, 3), number, np.uint8)
+
+
+class Model:
+    """Finds as many objects as the picture's value; remembers what it was given. `gate`: a run takes one of it."""
+
+    def __init__(self, delay: float = 0.0, gate: threading.Semaphore | None = None) -> None:
+        self.delay, self.gate, self.batches = delay, gate, list[list[int]]()
+        self._busy = threading.Lock()
+
+    def __call__(self, images: Sequence[Image]) -> list[Detections]:
+        assert self._busy.acquire(blocking=False), "two runs at once"
+        numbers = [int(image[0, 0, 0]) for image in images]
+        self.batches.append(numbers)
+        time.sleep(self.delay)
+        if self.gate:
+            self.gate.acquire()
+        self._busy.release()
+        if 13 in numbers:
+            raise ModelError("unlucky")
+        return [Detections.from_arrays([[0, 0, 1, 1]] * n, [1.0] * n, [0] * n) for n in numbers]
+
+    @property
+    def seen(self) -> list[int]:
+        return [number for batch in self.batches for number in batch]
+
+
+async def wait_for(condition: Callable[[], bool]) -> None:
+    limit = time.monotonic() + 5
+    while not condition() and time.monotonic() < limit:
+        await asyncio.sleep(0.001)
+    assert condition()
+
+
+async def pictures(count: int, delay: float = 0.0) -> AsyncIterator[Image]:
+    for number in range(count):
+        await asyncio.sleep(delay)
+        yield picture(number)
+
+
+# --- the queue
+
+
+@given(st.lists(st.lists(st.sampled_from([0.0, 0.0, 0.001]), max_size=5), max_size=5), st.integers(1, 4))
+@settings(max_examples=30, deadline=None)
+def test_several_producers_get_their_own_answers_in_their_order(producers: list[list[float]], batch: int) -> None:
+    model = Model()
+
+    async def produce(queue: DetectionQueue, first: int, delays: list[float]) -> list[int]:
+        answers = []
+        for index, delay in enumerate(delays):
+            await asyncio.sleep(delay)
+            answers.append(await queue.put(picture(first + index)))
+        return [len(await answer) for answer in answers]
+
+    async def main() -> list[list[int]]:
+        async with DetectionQueue(model, batch) as queue:
+            return await asyncio.gather(*(produce(queue, 20 * k, delays) for k, delays in enumerate(producers)))
+
+    wanted = [[20 * k + index for index in range(len(delays))] for k, delays in enumerate(producers)]
+    assert asyncio.run(main()) == wanted
+    for numbers in wanted:
+        assert [number for number in model.seen if number in numbers] == numbers
+    assert all(len(numbers) <= batch for numbers in model.batches)
+
+
+def test_who_brings_too_many_waits() -> None:
+    gate = threading.Semaphore(0)
+    model = Model(gate=gate)
+
+    async def main() -> None:
+        async with DetectionQueue(model, 2) as queue:
+            calls = [asyncio.create_task(queue.put(picture(n))) for n in range(9)]
+            for room in (4, 6, 8, 9):  # 2 run, 2 wait
+                await wait_for(lambda r=room: sum(call.done() for call in calls) >= r)  # type: ignore[misc]
+                await asyncio.sleep(0.005)
+                assert sum(call.done() for call in calls) == room
+                gate.release()
+            gate.release()
+            for call in calls:
+                await (await call)
+
+    asyncio.run(main())
+    assert model.batches == [[0, 1], [2, 3], [4, 5], [6, 7], [8]]
+
+
+def test_a_cancelled_picture_is_not_run_and_makes_room() -> None:
+    gate = threading.Semaphore(0)
+    model = Model(gate=gate)
+
+    async def main() -> None:
+        async with DetectionQueue(model, 1) as queue:
+            running, waiting, third = (asyncio.create_task(queue.detect(picture(n))) for n in (1, 2, 3))
+            await wait_for(lambda: model.seen == [1])
+            waiting.cancel()
+            running.cancel()  # too late: its run goes on, nobody hears of it
+            await asyncio.wait([waiting, running])
+            gate.release(2)
+            assert len(await third) == 3
+            assert waiting.cancelled() and running.cancelled()
+
+    asyncio.run(main())
+    assert model.seen == [1, 3]
+
+
+def test_an_error_goes_to_those_it_concerns() -> None:
+    async def main() -> None:
+        async with DetectionQueue(Model(), 1) as queue:
+            with pytest.raises(InputError, match=r"expected uint8 BGR .*float32"):
+                await queue.detect(np.zeros((1, 1, 3), np.float32))  # type: ignore[arg-type]
+            answers = await asyncio.gather(*(queue.detect(picture(n)) for n in (12, 13, 14)), return_exceptions=True)
+            assert isinstance(answers[1], ModelError)
+            assert [len(answer) for answer in answers if isinstance(answer, Detections)] == [12, 14]
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_the_end_answers_what_runs_and_refuses_the_rest(batch: int) -> None:
+    gate = threading.Semaphore(0)
+    model = Model(gate=gate)
+
+    async def main() -> list[Detections | BaseException]:
+        queue = DetectionQueue(model, batch)
+        with pytest.raises(InputError, match="the queue is closed"):
+            await queue.detect(picture(0))
+        async with queue:
+            calls = [asyncio.create_task(queue.detect(picture(n))) for n in range(12)]
+            await wait_for(lambda: len(model.seen) == batch)
+            asyncio.get_running_loop().call_later(0.01, gate.release)
+        with pytest.raises(InputError, match="the queue is closed"):
+            await queue.detect(picture(0))
+        return await asyncio.wait_for(asyncio.gather(*calls, return_exceptions=True), 1)
+
+    answers = asyncio.run(main())
+    assert [len(answer) for answer in answers if isinstance(answer, Detections)] == list(range(batch))
+    assert {str(answer) for answer in answers[batch:]} == {"the queue is closed; detect inside its `async with` block"}
+    assert model.seen == list(range(batch))
+
+
+# --- the asynchronous stream
+
+
+@given(st.lists(st.sampled_from([0.0, 0.0, 0.001, 0.003]), max_size=10), st.integers(1, 4))
+@settings(max_examples=30, deadline=None)
+def test_a_stream_keeps_the_order(slow_use: list[float], batch: int) -> None:
+    async def main() -> list[tuple[int, int]]:
+        found = []
+        async for image, detections in detect_async(pictures(len(slow_use)), Model(), batch):
+            await asyncio.sleep(slow_use[len(found)])
+            found.append((int(image[0, 0, 0]), len(detections)))
+        return found
+
+    assert asyncio.run(main()) == [(number, number) for number in range(len(slow_use))]
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+def test_a_stream_reads_two_batches_ahead_at_most(batch: int) -> None:
+    read = 0
+
+    async def source() -> AsyncIterator[Image]:
+        nonlocal read
+        for read in range(1, 13):
+            yield picture(read)
+
+    async def main() -> None:
+        used = 0
+        async for _ in detect_async(source(), Model(), batch):
+            used += 1
+            await asyncio.sleep(0.01)
+            assert read == min(used + 2 * batch, 12)
+
+    asyncio.run(main())
+
+
+def test_reading_and_running_overlap() -> None:
+    async def main() -> float:
+        start = time.perf_counter()
+        async for _ in detect_async(pictures(10, 0.02), Model(0.02), 1):
+            await asyncio.sleep(0.02)
+        return time.perf_counter() - start
+
+    assert asyncio.run(main()) < 10 * 0.02 * 2
+
+
+@pytest.mark.parametrize("at", [0, 3])
+def test_an_error_of_the_source_comes_in_its_place(at: int) -> None:
+    async def source() -> AsyncIterator[Image]:
+        async for image in pictures(at):
+            yield image
+        raise ValueError("no more")
+
+    async def main() -> None:
+        results = detect_async(source(), Model(0.01), 2)
+        assert [len((await results.__anext__())[1]) for _ in range(at)] == list(range(at))
+        with pytest.raises(ValueError, match="no more"):
+            await results.__anext__()
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("how", ["close", "leave", "cancel"])
+def test_ending_early_ends_everything(how: str, caplog: pytest.LogCaptureFixture) -> None:
+    closed = []
+
+    async def source() -> AsyncIterator[Image]:
+        try:
+            for number in range(100):
+                await asyncio.sleep(0.001)
+                yield picture(number)
+        finally:
+            closed.append(True)
+
+    async def use(stream: AsyncIterator[tuple[Image, Detections]]) -> None:
+        async for _, found in stream:
+            if len(found) == 3:
+                if how != "cancel":
+                    break
+                await asyncio.sleep(10)
+
+    async def main() -> None:
+        stream = detect_async(source(), model, 2)
+        task = asyncio.create_task(use(stream))
+        if how == "cancel":
+            await wait_for(lambda: len(model.seen) == 8)  # 3 used, 4 ahead, and what fills the batch
+            task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+        if how != "leave":
+            await stream.aclose()
+        del stream, task
+        await wait_for(lambda: len(asyncio.all_tasks()) == 1)
+        assert closed == [True]
+        assert len(model.seen) <= 4 + 4
+
+    model = Model()
+    asyncio.run(main())
+    gc.collect()
+    assert not caplog.records  # asyncio's complaints about answers that nobody took
+
+
+# --- with a model
+
+
+def test_a_detector_in_asyncio(tiny_onnx: Path) -> None:
+    async def main(detector: Detector) -> None:
+        black, white = np.zeros((40, 50, 3), np.uint8), np.full((64, 128, 3), 255, np.uint8)
+
+        async def source() -> AsyncIterator[Image]:
+            for image in (white, black, white):
+                yield image
+
+        streamed = [(image, len(found)) async for image, found in detector.astream(source(), batch=2)]
+        assert [count for _, count in streamed] == [1, 0, 1] and streamed[0][0] is white
+        async with detector.queue(batch=2) as queue:
+            assert [len(found) for found in await asyncio.gather(queue.detect(white), queue.detect(black))] == [1, 0]
+            detector.close()
+            with pytest.raises(ModelError, match="the model was closed; open it again"):
+                await queue.detect(white)
+        with pytest.raises(InputError, match="batch: expected at least 1, got 0"):
+            detector.queue(batch=0)
+
+    before = threading.active_count()
+    with Detector(tiny_onnx) as detector:
+        asyncio.run(main(detector))
+    assert threading.active_count() == before

@@ -1,0 +1,59 @@
+"""RetinaNet's anchors, and which label each of them answers for (arXiv 1708.02002, section 4)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from train.losses.yolo_targets import box_iou
+
+POSITIVE_IOU, NEGATIVE_IOU = 0.5, 0.4
+BACKGROUND, IGNORED = -1, -2
+"""What an anchor without a label is told to be: background, or nothing at all."""
+
+
+def anchor_boxes(sides: Sequence[tuple[float, float]], stride: int, size: tuple[int, int], device: torch.device) -> Tensor:
+    """The anchors of a level, float32 `[A * H * W, 4]` cxcywh in input pixels, anchor-major, then row, then column.
+
+    Args:
+        sides: (width, height) in pixels of the A anchors, each centred on every cell. size: (H, W) of the map.
+    """
+    height, width = size
+    rows = (torch.arange(height, dtype=torch.float32, device=device) + 0.5) * stride
+    columns = (torch.arange(width, dtype=torch.float32, device=device) + 0.5) * stride
+    centres = torch.stack(torch.meshgrid(columns, rows, indexing="xy"), dim=-1)  # [H, W, (x, y)]
+    shapes = torch.tensor(sides, dtype=torch.float32, device=device).reshape(-1, 1, 1, 2).expand(-1, height, width, 2)
+    return torch.cat([centres.expand_as(shapes), shapes], dim=-1).reshape(-1, 4)
+
+
+def encode(boxes: Tensor, anchors: Tensor) -> Tensor:
+    """What the head must say for cxcywh `boxes` `[K, 4]` at `anchors` `[K, 4]`: (tx, ty, tw, th) `[K, 4]`."""
+    return torch.cat([(boxes[:, :2] - anchors[:, :2]) / anchors[:, 2:], torch.log(boxes[:, 2:] / anchors[:, 2:])], dim=1)
+
+
+def decode_boxes(offsets: Tensor, anchors: Tensor) -> Tensor:
+    """The inverse of `encode`: (tx, ty, tw, th) `[..., K, 4]` at `anchors` `[K, 4]` to cxcywh `[..., K, 4]`."""
+    return torch.cat([anchors[:, :2] + offsets[..., :2] * anchors[:, 2:], anchors[:, 2:] * torch.exp(offsets[..., 2:])], dim=-1)
+
+
+@torch.no_grad()
+def assign_anchors(anchors: Tensor, boxes: Tensor) -> Tensor:
+    """Which label each anchor of one image answers for: int64 `[K]`, an index into `boxes`, `BACKGROUND` or `IGNORED`.
+
+    An anchor takes the label that it overlaps best where their IoU is at least 0.5, is background below 0.4 and is ignored
+    in between. Besides, every label gets the anchor that overlaps it best (all of them on a tie), however little that is;
+    should several labels want the same one, the best overlap of those decides, and the first label on a tie.
+
+    Args:
+        anchors: `[K, 4]` cxcywh. boxes: the image's labels `[P, 4]` cxcywh; one without area gets no anchor.
+    """
+    if not len(boxes):
+        return torch.full((len(anchors),), BACKGROUND, device=anchors.device)
+    ious = box_iou(anchors[:, None], boxes)  # [K, P]
+    iou, label = ious.max(dim=1)
+    label = label.masked_fill(iou < POSITIVE_IOU, IGNORED).masked_fill(iou < NEGATIVE_IOU, BACKGROUND)
+    most = ious.amax(dim=0)
+    wanted, wanted_by = torch.where(ious == most, ious, 0.0).max(dim=1)
+    return torch.where(wanted > 0, wanted_by, label)

@@ -1,0 +1,1 @@
+"""Implements DarkNet-53, MobileNetV2 and ResNet."""

@@ -1,0 +1,96 @@
+"""What a run leaves to look at: a CSV of metrics, TensorBoard scalars and pictures."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import io
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+
+from runtime.detections import Detections
+from runtime.files import write_text
+from runtime.media.image import Image, write_image
+from runtime.ops import boxes as box_ops
+from runtime.spec import ModelSpec
+from runtime.viz.annotate import draw
+from train.data.loader import Batch
+
+
+class Journal:
+    """Writes a run's metrics and pictures under its folder.
+
+    Args:
+        epoch: epochs already completed; later rows of an interrupted run are dropped.
+        components: names of the loss's parts.
+    """
+
+    def __init__(self, folder: Path, epoch: int, components: Sequence[str]) -> None:
+        logging.getLogger("tensorboard").setLevel(logging.ERROR)
+        from torch.utils.tensorboard import SummaryWriter  # slow to import, and nobody else needs it
+
+        self._folder, self._file = folder, folder / "metrics.csv"
+        self._losses = (*components, "total")
+        self._columns = ("epoch", "learning_rate", *self._losses, "AP", "AP50", "images_per_second")
+        self._rows = [row for row in _read(self._file) if int(row["epoch"]) <= epoch and set(row) <= set(self._columns)]
+        self._board: Any = SummaryWriter(str(folder / "tensorboard"), purge_step=epoch + 1)
+
+    def record(self, epoch: int, values: dict[str, float]) -> None:
+        """Add one epoch's row; a column without value stays empty."""
+        self._rows.append({"epoch": str(epoch), **{name: f"{value:.6g}" for name, value in values.items()}})
+        text = io.StringIO()
+        writer = csv.DictWriter(text, self._columns, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(self._rows)
+        write_text(self._file, text.getvalue())
+        for name, value in values.items():
+            group = "loss" if name in self._losses else "accuracy" if name.startswith("AP") else "run"
+            self._board.add_scalar(f"{group}/{name}", value, epoch)
+        self._board.flush()
+
+    def picture(self, name: str, image: Image, epoch: int) -> None:
+        """Keep a uint8 BGR picture as `<name>.jpg` and in TensorBoard."""
+        write_image(self._folder / f"{name}.jpg", image)
+        self._board.add_image(name, image[..., ::-1], epoch, dataformats="HWC")
+
+    def close(self) -> None:
+        """Flush everything; what does not fit on a full disk any more is let go, the run's own error says more."""
+        with contextlib.suppress(OSError):
+            self._board.close()
+
+
+def _read(file: Path) -> list[dict[str, str]]:
+    if not file.is_file():
+        return []
+    with file.open(newline="", encoding="utf-8") as stream:
+        return [row for row in csv.DictReader(stream) if (row.get("epoch") or "").isdigit()]
+
+
+def show_batch(batch: Batch, spec: ModelSpec, most: int = 8) -> Image:
+    """A training batch as the network sees it, with its labels, as one uint8 BGR picture."""
+    mean, std = (np.asarray(values, np.float32).reshape(3, 1, 1) for values in (spec.mean, spec.std))
+    pictures = []
+    for planes, labels in zip(batch.images.numpy()[:most], batch.labels.numpy()[:most]):
+        pixels = np.clip((planes * std + mean) * 255, 0, 255).round().astype(np.uint8).transpose(1, 2, 0)
+        image = np.ascontiguousarray(pixels[..., ::-1] if spec.color == "rgb" else pixels)
+        real = labels[np.abs(labels).sum(axis=1) > 0]
+        boxes = box_ops.cxcywh_to_xyxy(real[:, 1:5])
+        pictures.append(draw(image, Detections.from_arrays(boxes, real[:, 5], real[:, 0]), spec.class_names))
+    return tile(pictures)
+
+
+def tile(pictures: list[Image], columns: int = 4, side: int = 320) -> Image:
+    """Pictures of any size on a grid of grey squares."""
+    rows = -(-len(pictures) // columns)
+    canvas = np.full((rows * side, min(columns, len(pictures)) * side, 3), 60, np.uint8)
+    for index, picture in enumerate(pictures):
+        scale = side / max(picture.shape[:2])
+        height, width = (max(round(length * scale), 1) for length in picture.shape[:2])
+        top, left = index // columns * side, index % columns * side
+        canvas[top : top + height, left : left + width] = cv2.resize(picture, (width, height))
+    return canvas

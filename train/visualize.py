@@ -1,0 +1,34 @@
+"""`python -m train.visualize`: how a checkpoint with ASFF fuses its levels, by the code that draws it for exported files."""
+
+from __future__ import annotations
+
+import argparse
+
+from runtime import cli
+from runtime.visualize import add_arguments, show
+from train.torch_backend import open_torch_backend
+from train.weights import WEIGHTS_HELP
+
+
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    """The command's arguments."""
+    parser = cli.parser(
+        "train.visualize",
+        "Draw how a model with ASFF fuses its levels: weight maps, activations, and which level detected what.",
+        "python -m train.visualize --weights runs/train/best.pt --source photos/ --output seen/",
+    )
+    parser.add_argument("--weights", required=True, help=WEIGHTS_HELP)
+    parser.add_argument("--size", type=cli.image_size, help="side or HEIGHTxWIDTH, multiples of 32 (default: the checkpoint's)")
+    add_arguments(parser)
+    return parser.parse_args(arguments)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command; returns its exit code."""
+    options = parse(arguments)
+    show(open_torch_backend(options.weights, options.size), options)
+    return 0
+
+
+if __name__ == "__main__":
+    cli.run(main)
