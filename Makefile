@@ -29,7 +29,7 @@ ARGS      ?=
 need = $(if $(strip $($(1))),,$(error $(1) is not set; try: make $@ $(1)=$(2)))
 SHOW = @printf '+ %s\n' '$(1)' && $(1)
 
-.PHONY: help setup demo train onnx engine eval detect visualize visualise bench test check lint types clean
+.PHONY: help setup demo train onnx engine eval detect visualize visualize bench test check lint types clean
 
 help: ## this list
 	@echo 'usage: make TARGET [VARIABLE=value ...]'
@@ -37,7 +37,7 @@ help: ## this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/\1|\2/' | awk -F'|' '{ printf "  %-9s %s\n", $$1, $$2 }'
 	@echo
 	@echo 'variables: DATA= dataset folder, RECIPE= see "make train ARGS=--list", SIZE= input side, EPOCHS=,'
-	@echo '  WEIGHTS= checkpoint, MODEL= .onnx file, PRECISION= fp32, fp16 or int8, MAX_AP_DROP= points of AP, SOURCE= pictures, SPLIT=, OUTPUT=, RESUME=, ARGS= anything else'
+	@echo '  WEIGHTS= checkpoint, MODEL= .onnx file, PRECISION= fp32, fp16 or int8, MAX_AP_DROP= points of AP, SOURCE= images, SPLIT=, OUTPUT=, RESUME=, ARGS= anything else'
 
 setup: $(VENV)/.installed ## make .venv and install everything into it (all other targets do so by themselves)
 
@@ -48,7 +48,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	$(INSTALL) '.[rtx]' || echo 'TensorRT-RTX does not install here; going on without (engines cannot be built without a GPU)'
 	@touch $@
 
-demo: setup ## train a small detector on synthetic pictures, export it, prove the export, draw detections (5 minutes)
+demo: setup ## train a small detector on synthetic images, export it, prove the export, draw detections (5 minutes)
 	$(call SHOW,$(RUN) export.demo $(if $(EPOCHS),--epochs $(EPOCHS)) $(ARGS))
 
 train: setup ## train RECIPE on DATA into OUTPUT (or go on with RESUME=run folder)
@@ -56,7 +56,7 @@ train: setup ## train RECIPE on DATA into OUTPUT (or go on with RESUME=run folde
 	$(call SHOW,$(RUN) train $(if $(DATA),--data "$(DATA)") $(if $(RESUME),--resume "$(RESUME)",--recipe $(RECIPE) --output "$(OUTPUT)") $(if $(SIZE),--size $(SIZE)) $(if $(EPOCHS),--epochs $(EPOCHS)) $(ARGS))
 
 onnx: setup ## export WEIGHTS to MODEL and compare it with PyTorch
-	$(if $(filter fp32 fp16,$(PRECISION)),,$(error PRECISION=$(PRECISION): this makes fp32 or fp16; int8 needs pictures, see make engine))
+	$(if $(filter fp32 fp16,$(PRECISION)),,$(error PRECISION=$(PRECISION): this makes fp32 or fp16; int8 needs images, see make engine))
 	$(call SHOW,$(RUN) export.onnx --weights "$(WEIGHTS)" --output "$(MODEL)" $(if $(filter fp16,$(PRECISION)),--precision fp16) $(if $(SIZE),--size $(SIZE)) $(ARGS))
 
 engine: setup ## WEIGHTS to ONNX and a TensorRT engine of PRECISION, verified on DATA; fails if accuracy fell
@@ -67,17 +67,17 @@ eval: setup ## COCO accuracy of MODEL (or, with WEIGHTS= given, of a checkpoint)
 	$(call need,DATA,datasets/coco)
 	$(call SHOW,$(RUN) $(if $(filter command environment,$(origin WEIGHTS)),$(if $(filter command environment,$(origin MODEL)),runtime.evaluate --engine "$(MODEL)",train.validate --weights "$(WEIGHTS)"),runtime.evaluate --engine "$(MODEL)") --data "$(DATA)" $(if $(SPLIT),--split $(SPLIT)) $(ARGS))
 
-detect: setup ## detect with MODEL in SOURCE: a picture, folder, glob pattern or video
+detect: setup ## detect with MODEL in SOURCE: an image, folder, glob pattern or video
 	$(call need,SOURCE,photos/)
 	$(call SHOW,$(RUN) runtime.detect --engine "$(MODEL)" --source "$(SOURCE)" $(ARGS))
 
-visualise: visualize # the spelling of earlier versions
+visualize: visualize # the spelling of earlier versions
 
-visualize: setup ## draw how WEIGHTS (or MODEL=, exported with --inspect) fuses its levels for the pictures of SOURCE
+visualize: setup ## draw how WEIGHTS (or MODEL=, exported with --inspect) fuses its levels for the images of SOURCE
 	$(call need,SOURCE,photos/)
 	$(call SHOW,$(RUN) $(if $(filter command environment,$(origin MODEL)),runtime.visualize --engine "$(MODEL)",train.visualize --weights "$(WEIGHTS)") --source "$(SOURCE)" $(ARGS))
 
-bench: setup ## time MODEL= stage by stage; without it all of ours against named references (DATA= adds those that need pictures)
+bench: setup ## time MODEL= stage by stage; without it all of ours against named references (DATA= adds those that need images)
 	$(call SHOW,$(RUN) $(if $(filter command environment,$(origin MODEL)),runtime.benchmark --engine "$(MODEL)" $(if $(SOURCE),--source "$(SOURCE)"),benchmarks $(if $(DATA),--data "$(DATA)")) $(ARGS))
 
 test: setup ## the whole test suite

@@ -1,4 +1,4 @@
-"""`python -m benchmarks`: every benchmark, one after the other; those that need pictures only with --data."""
+"""`python -m benchmarks`: every benchmark, one after the other; those that need images only with --data."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from runtime import cli
 def main(arguments: list[str] | None = None) -> int:
     """Run them all; returns the exit code."""
     parser = cli.parser("benchmarks", "Run every benchmark.", "python -m benchmarks --data datasets/coco")
-    parser.add_argument("--data", help="dataset folder for the benchmarks that need pictures")
+    parser.add_argument("--data", help="dataset folder for the benchmarks that need images")
     options = parser.parse_args(arguments)
     runtime.main([])
     loss.main([])

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from benchmarks.models import settle
 from benchmarks.timing import alternate
-from export.onnx import parity_pictures, prepare
+from export.onnx import parity_images, prepare
 from export.onnx_export.tracer import write_onnx
 from runtime import cli
 from runtime.backends.onnx_base import INPUT_NAME
@@ -55,7 +55,7 @@ def measure(engine: Path, batch: int, repeats: int) -> dict[str, float]:
     """Median milliseconds a batch of each way, which take turns."""
     ways: dict[str, Callable[[], Any]] = {}
     with open_backend(engine, "onnxruntime") as backend:
-        images = prepare(parity_pictures(backend.spec, None, batch), backend.spec)
+        images = prepare(parity_images(backend.spec, None, batch), backend.spec)
     for name in _BACKENDS:
         try:
             ways[name] = _bound(open_backend(engine, name).infer, images)

@@ -21,13 +21,13 @@ import torch
 from numpy.typing import NDArray
 
 from runtime import cli
-from runtime.datasets.dataset import Dataset, LabelledImage
+from runtime.datasets.dataset import Dataset, LabeledImage
 from runtime.datasets.open import open_dataset
 from runtime.spec import ModelSpec
 from train.data import AugmentConfig, TrainingSet, training_batches
 
 Floats = NDArray[np.float32]
-_MEAN_COLOUR = (104.0, 116.0, 124.0)
+_MEAN_COLOR = (104.0, 116.0, 124.0)
 _BATCH = 8
 
 
@@ -76,11 +76,11 @@ def naive_epoch(dataset: Dataset, spec: ModelSpec, epoch: int, mixup: bool) -> N
 
 
 def naive_sample(dataset: Dataset, index: int, spec: ModelSpec, rng: np.random.Generator, mixup: bool) -> tuple[Floats, Floats]:
-    """One augmented, normalised picture `[3, H, W]` and its boxes, every step on the whole image in float32."""
+    """One augmented, normalized image `[3, H, W]` and its boxes, every step on the whole image in float32."""
     image, boxes = _naive_read(dataset.images[index])
     if mixup:
         image, boxes = _naive_mixup(image, boxes, *_naive_read(dataset.images[int(rng.integers(len(dataset)))]), rng)
-    image = _naive_colours(image, rng)
+    image = _naive_colors(image, rng)
     if rng.random() < 0.5:
         image, boxes = _naive_zoom(image, boxes, rng)
     image, boxes = _naive_crop(image, boxes, rng)
@@ -92,7 +92,7 @@ def naive_sample(dataset: Dataset, index: int, spec: ModelSpec, rng: np.random.G
     return _naive_input(image, boxes, spec)
 
 
-def _naive_read(record: LabelledImage) -> tuple[Floats, Floats]:
+def _naive_read(record: LabeledImage) -> tuple[Floats, Floats]:
     return record.read().astype(np.float32), record.boxes[~record.crowd]
 
 
@@ -106,7 +106,7 @@ def _naive_mixup(
     return canvas, np.concatenate([boxes, other_boxes])
 
 
-def _naive_colours(image: Floats, rng: np.random.Generator) -> Floats:
+def _naive_colors(image: Floats, rng: np.random.Generator) -> Floats:
     if rng.random() < 0.5:
         image = np.clip(image + np.float32(rng.uniform(-32, 32)), 0, 255)
     if rng.random() < 0.5:
@@ -126,7 +126,7 @@ def _naive_zoom(image: Floats, boxes: Floats, rng: np.random.Generator) -> tuple
     height, width = image.shape[:2]
     ratio = rng.uniform(1, 4)
     canvas = np.empty((round(height * ratio), round(width * ratio), 3), np.float32)
-    canvas[:] = _MEAN_COLOUR
+    canvas[:] = _MEAN_COLOR
     x, y = int(rng.integers(canvas.shape[1] - width + 1)), int(rng.integers(canvas.shape[0] - height + 1))
     canvas[y : y + height, x : x + width] = image
     return canvas, boxes + np.array([x, y, x, y], np.float32)
@@ -154,19 +154,19 @@ def _naive_crop(image: Floats, boxes: Floats, rng: np.random.Generator) -> tuple
 
 def _naive_affine(image: Floats, boxes: Floats, rng: np.random.Generator) -> tuple[Floats, Floats]:
     height, width = image.shape[:2]
-    centre, angle, scale = (width / 2, height / 2), rng.uniform(-10, 10), rng.uniform(0.9, 1.1)
-    matrix = np.asarray(cv2.getRotationMatrix2D(centre, angle, scale), np.float64)
+    center, angle, scale = (width / 2, height / 2), rng.uniform(-10, 10), rng.uniform(0.9, 1.1)
+    matrix = np.asarray(cv2.getRotationMatrix2D(center, angle, scale), np.float64)
     matrix[0, 1] += math.tan(math.radians(rng.uniform(-2, 2)))
     matrix[:, 2] += rng.uniform(-0.1, 0.1, 2) * (width, height)
     corners = boxes[:, [0, 1, 2, 1, 2, 3, 0, 3]].reshape(-1, 4, 2) @ matrix[:, :2].T + matrix[:, 2]
     enclosing = np.concatenate([corners.min(axis=1), corners.max(axis=1)], axis=1)
     clipped = np.clip(enclosing, 0, [width, height, width, height]).astype(np.float32)
-    warped = cv2.warpAffine(image, matrix, (width, height), borderValue=_MEAN_COLOUR)
+    warped = cv2.warpAffine(image, matrix, (width, height), borderValue=_MEAN_COLOR)
     return np.asarray(warped, np.float32), clipped
 
 
 def _naive_input(image: Floats, boxes: Floats, spec: ModelSpec) -> tuple[Floats, Floats]:
-    """Letterbox, then the normalisation as its formula reads."""
+    """Letterbox, then the normalization as its formula reads."""
     side = spec.input_size[0]
     height, width = image.shape[:2]
     scale = min(side / width, side / height)

@@ -1,4 +1,4 @@
-"""`python -m benchmarks.detector`: the whole `Detector` on real pictures against the bare session on a ready tensor.
+"""`python -m benchmarks.detector`: the whole `Detector` on real images against the bare session on a ready tensor.
 
 The full YOLOv3+ASFF at 416 pixels in FP32 on the CPU, with random weights unless --engine names a model.
 """
@@ -32,15 +32,15 @@ def make_model(folder: Path, size: int) -> Path:
     return folder / "model.onnx"
 
 
-def measure(engine: Path, data: str, split: str, pictures: int) -> dict[str, float]:
-    """Median milliseconds a picture of the detector and of the session alone, over real pictures in turn."""
-    images = [entry.read() for entry in open_dataset(data, split).images[:pictures]]
+def measure(engine: Path, data: str, split: str, images: int) -> dict[str, float]:
+    """Median milliseconds an image of the detector and of the session alone, over real images in turn."""
+    photos = [entry.read() for entry in open_dataset(data, split).images[:images]]
     with OrtBackend(engine) as backend:
         detector = Detector(backend)
-        ready = [preprocess(image, backend.spec)[0][None] for image in images]
+        ready = [preprocess(image, backend.spec)[0][None] for image in photos]
         whole: list[float] = []
         bare: list[float] = []
-        for image, tensor in zip(images, ready):
+        for image, tensor in zip(photos, ready):
             times = alternate(
                 {"whole": lambda i=image: detector(i), "bare": lambda t=tensor: backend.infer(t)},  # type: ignore[misc]
                 repeats=1,
@@ -55,19 +55,19 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the benchmark; returns the exit code."""
     parser = cli.parser(
         "benchmarks.detector",
-        "End-to-end time of a picture against the bare session.",
+        "End-to-end time of an image against the bare session.",
         "python -m benchmarks.detector --data datasets/coco",
     )
     parser.add_argument("--data", required=True, help="dataset folder, COCO or VOC layout")
     parser.add_argument("--split", default="val", help="default: the one that plays `val`")
     parser.add_argument("--engine", type=Path, help="an exported model (default: full yolov3-asff, random weights)")
     parser.add_argument("--size", type=cli.image_side, default=416, help="of the random model (default: 416)")
-    parser.add_argument("--pictures", type=cli.positive, default=30, help="default: 30")
+    parser.add_argument("--images", type=cli.positive, default=30, help="default: 30")
     parser.add_argument("--json", action="store_true", help="figures as JSON on stdout")
     options = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory() as folder:
         engine = options.engine or make_model(Path(folder), options.size)
-        times = measure(engine, options.data, options.split, options.pictures)
+        times = measure(engine, options.data, options.split, options.images)
     if options.json:
         print(json.dumps(times, indent=1))
     else:

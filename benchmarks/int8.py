@@ -25,13 +25,13 @@ from calibration.graph import Graph
 from calibration.placement import TARGETS, place
 from calibration.quantize import quantize
 from calibration.ranges import Range
-from export.onnx import parity_pictures, prepare
+from export.onnx import parity_images, prepare
 from runtime import cli
 from runtime.backends.ort import OrtBackend
 
 
 def make_int8(source: Path, output: Path, target: str, images: NDArray[np.float32]) -> None:
-    """Quantise by the ranges that one batch has: enough to measure speed."""
+    """Quantize by the ranges that one batch has: enough to measure speed."""
     model = onnx.load(str(source))
     with ActivationRunner(source, list(place(Graph(model), target).tensors)) as runner:
         values = runner.run(images)
@@ -40,9 +40,9 @@ def make_int8(source: Path, output: Path, target: str, images: NDArray[np.float3
 
 
 def measure(source: Path, target: str, repeats: int) -> dict[str, float]:
-    """Median milliseconds a picture of each way, which take turns."""
+    """Median milliseconds an image of each way, which take turns."""
     with tempfile.TemporaryDirectory() as folder, OrtBackend(source) as before:
-        images = prepare(parity_pictures(before.spec, None, 1), before.spec)
+        images = prepare(parity_images(before.spec, None, 1), before.spec)
         small = Path(folder) / "int8.onnx"
         make_int8(source, small, target, images)
         with OrtBackend(small) as after:

@@ -18,7 +18,7 @@ import torch
 
 from benchmarks.models import settle
 from benchmarks.timing import alternate
-from export.onnx import check_parity, parity_pictures, prepare
+from export.onnx import check_parity, parity_images, prepare
 from export.onnx_export import parity
 from export.onnx_export.tracer import exact_outputs, write_onnx
 from runtime import cli
@@ -41,7 +41,7 @@ def distinct(names: list[str]) -> list[str]:
 
 
 def measure(name: str, sizes: tuple[int, ...], repeats: int) -> dict[str, Any]:
-    """One recipe: parity at every size, and milliseconds a picture at the first, PyTorch and ONNX Runtime taking turns."""
+    """One recipe: parity at every size, and milliseconds an image at the first, PyTorch and ONNX Runtime taking turns."""
     config = recipe(name)
     torch.manual_seed(0)
     model = settle(build_model(config.model, _CLASSES, config.loss), side=256)
@@ -58,11 +58,11 @@ def measure(name: str, sizes: tuple[int, ...], repeats: int) -> dict[str, Any]:
             spec = model_spec(config, tuple(map(str, range(_CLASSES)))).replace(input_size=(size, size))
             path = Path(folder) / f"{size}.onnx"
             write_onnx(model, spec, path)
-            pictures = parity_pictures(spec, None, 3)
-            inputs = prepare(pictures, spec)
+            images = parity_images(spec, None, 3)
+            inputs = prepare(images, spec)
             ours = TorchBackend(model, spec)
             with OrtBackend(path) as exported:
-                row["parity"][size] = check_parity(ours, exported, pictures).relative
+                row["parity"][size] = check_parity(ours, exported, images).relative
                 if (
                     row["parity"][size] > parity.LIMITS["fp32"]
                 ):  # these weights magnify rounding: how much of it is PyTorch's own?

@@ -1,6 +1,6 @@
-"""`python -m benchmarks.runtime`: all that happens to a picture outside inference, against OpenCV, naive numpy and Ultralytics.
+"""`python -m benchmarks.runtime`: all that happens to an image outside inference, against OpenCV, naive numpy and Ultralytics.
 
-A 640x480 picture at 608 pixels: preprocessing; decode and NMS of 30,324 anchors and 80 classes, random boxes; both together.
+A 640x480 image at 608 pixels: preprocessing; decode and NMS of 30,324 anchors and 80 classes, random boxes; both together.
 Every reference is first held to our own result. Ultralytics takes part where it can be imported.
 """
 
@@ -18,8 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runtime import cli
-from runtime.benchmark.images import made_up_picture
-from runtime.benchmark.timing import ends, milliseconds, spread, take_turns
+from runtime.benchmark.images import made_up_image
+from runtime.benchmark.timing import ends, interleave, milliseconds, spread
 from runtime.detections import Detections
 from runtime.detector import Detector
 from runtime.media.image import Image
@@ -47,7 +47,7 @@ def make_spec() -> ModelSpec:
 
 
 class ReadyBackend:
-    """A backend that infers nothing: it gives the maps of one picture that it was made with."""
+    """A backend that infers nothing: it gives the maps of one image that it was made with."""
 
     batch_size, title = None, "nothing"
 
@@ -61,7 +61,7 @@ class ReadyBackend:
 
 
 def make_maps(spec: ModelSpec, count: int, rng: np.random.Generator) -> list[Floats]:
-    """Raw maps of one picture in which exactly `count` random anchors score above the threshold."""
+    """Raw maps of one image in which exactly `count` random anchors score above the threshold."""
     shapes = [spec.map_shape(level) for level in range(3)]
     cells = spec.boxes_per_level()
     flags = np.zeros(sum(cells), bool)
@@ -96,11 +96,11 @@ def opencv_preprocess(image: Image, spec: ModelSpec) -> Floats:
 def naive_preprocess(image: Image, spec: ModelSpec) -> Floats:
     """As `opencv_preprocess`, every step as its formula reads."""
     geometry = fit(image.shape[1], image.shape[0], spec.input_size, spec.resize)
-    left, right, x = _neighbours(geometry.resized_width, image.shape[1])
-    top, bottom, y = _neighbours(geometry.resized_height, image.shape[0])
-    picture, x, y = image.astype(np.float32), x[None, :, None], y[:, None, None]
-    upper = picture[top][:, left] * (1 - x) + picture[top][:, right] * x
-    lower = picture[bottom][:, left] * (1 - x) + picture[bottom][:, right] * x
+    left, right, x = _neighbors(geometry.resized_width, image.shape[1])
+    top, bottom, y = _neighbors(geometry.resized_height, image.shape[0])
+    pixels, x, y = image.astype(np.float32), x[None, :, None], y[:, None, None]
+    upper = pixels[top][:, left] * (1 - x) + pixels[top][:, right] * x
+    lower = pixels[bottom][:, left] * (1 - x) + pixels[bottom][:, right] * x
     canvas = np.full((*spec.input_size, 3), spec.pad_value, np.float32)
     rows, columns = slice(geometry.pad_y, geometry.pad_y + len(y)), slice(geometry.pad_x, geometry.pad_x + x.shape[1])
     canvas[rows, columns] = upper * (1 - y) + lower * y
@@ -108,7 +108,7 @@ def naive_preprocess(image: Image, spec: ModelSpec) -> Floats:
     return np.ascontiguousarray(normal.transpose(2, 0, 1)[None])
 
 
-def _neighbours(size: int, original: int) -> tuple[NDArray[np.int64], NDArray[np.int64], Floats]:
+def _neighbors(size: int, original: int) -> tuple[NDArray[np.int64], NDArray[np.int64], Floats]:
     """For each resized pixel the two it lies between, and how far it is from the first."""
     place = np.clip((np.arange(size) + 0.5) * original / size - 0.5, 0, original - 1)
     first = place.astype(np.int64)
@@ -203,7 +203,7 @@ class Ultralytics:
         return self._torch.from_numpy(np.ascontiguousarray(rows.T[None]))
 
     def postprocess(self, predictions: Any, image: Image) -> Detections:
-        """Filter, NMS, and back to the picture's own pixels."""
+        """Filter, NMS, and back to the image's own pixels."""
         found = self._nms(predictions, THRESHOLD, IOU, max_det=KEPT)[0]
         found[:, :4] = self._ops.scale_boxes((SIDE, SIDE), found[:, :4], image.shape)
         found = found.cpu().numpy()
@@ -278,7 +278,7 @@ def _detector(spec: ModelSpec, maps: Sequence[Floats]) -> Detector:
 
 def _check_same(ours: Detections, other: Detections, name: str) -> None:
     """A reference that does something else is none. About one or two boxes rounding may decide; those in the letterbox border,
-    where there is no picture, we alone leave out."""
+    where there is no image, we alone leave out."""
     found = other.boxes[area(other.boxes) > 0]
     shared = np.mean([(np.abs(ours.boxes - box).max(axis=1) < 0.01).any() for box in found])
     assert len(ours) == len(other) and shared >= 0.98, f"{name}: {shared:.0%} of its boxes are ours"
@@ -286,9 +286,9 @@ def _check_same(ours: Detections, other: Detections, name: str) -> None:
 
 def measure(repeats: int) -> dict[str, dict[str, list[float]]]:
     """Milliseconds by case and way, in each of so many rounds in which the ways take turns."""
-    image = made_up_picture(np.random.default_rng(0))
+    image = made_up_image(np.random.default_rng(0))
     return {
-        case: take_turns({name: lambda _, call=call: _second_call(call) for name, call in ways.items()}, repeats, warm_up=1)
+        case: interleave({name: lambda _, call=call: _second_call(call) for name, call in ways.items()}, repeats, warm_up=1)
         for case, ways in cases(image, find_ultralytics()).items()
     }
 
@@ -299,7 +299,7 @@ def _second_call(call: Callable[[], Any]) -> float:
     return milliseconds(call)
 
 
-def summarise(times: Mapping[str, Sequence[float]]) -> dict[str, dict[str, dict[str, float]]]:
+def summarize(times: Mapping[str, Sequence[float]]) -> dict[str, dict[str, dict[str, float]]]:
     """By way: its milliseconds, and ours as a share of it in the same round; each as a spread."""
     return {
         name: {"milliseconds": spread(values), "ours_to_it": spread([a / b for a, b in zip(times[OURS], values)])}
@@ -313,7 +313,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--repeats", type=cli.positive, default=20, help="rounds (default: 20)")
     parser.add_argument("--json", action="store_true", help="figures as JSON on stdout")
     options: argparse.Namespace = parser.parse_args(arguments)
-    results = {case: summarise(times) for case, times in measure(options.repeats).items()}
+    results = {case: summarize(times) for case, times in measure(options.repeats).items()}
     if options.json:
         print(json.dumps(results, indent=1))
         return 0

@@ -6,10 +6,10 @@ import statistics
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from runtime.benchmark.timing import milliseconds, take_turns
+from runtime.benchmark.timing import interleave, milliseconds
 
 
 def alternate(ways: Mapping[str, Callable[[], Any]], repeats: int, warm_up: int = 2) -> dict[str, float]:
     """Median milliseconds of each way; they take turns, so that a busy moment hits all of them alike."""
-    times = take_turns({name: lambda _, call=call: milliseconds(call) for name, call in ways.items()}, repeats, warm_up)
+    times = interleave({name: lambda _, call=call: milliseconds(call) for name, call in ways.items()}, repeats, warm_up)
     return {name: statistics.median(values) for name, values in times.items()}

@@ -1,6 +1,6 @@
 """`python -m benchmarks.video`: a video decoded, detected in, drawn and encoded, one after the other and overlapped.
 
-The video is made of a dataset's pictures, each zoomed into for a second; yolov3-asff-small at 416 pixels with random weights
+The video is made of a dataset's images, each zoomed into for a second; yolov3-asff-small at 416 pixels with random weights
 unless --engine names a model. The same is measured with a stand-in for an accelerator, which takes --wait milliseconds a
 frame and leaves the CPU alone meanwhile.
 """
@@ -36,7 +36,7 @@ _ALONE, _SERIAL, _OVERLAPPED = "decode, draw, encode alone", "one after the othe
 
 
 class _Accelerator:
-    """Answers every batch with what the model says of a grey picture, after a wait."""
+    """Answers every batch with what the model says of a gray image, after a wait."""
 
     def __init__(self, backend: Backend, seconds: float) -> None:
         self.spec, self.batch_size = backend.spec, backend.batch_size
@@ -55,9 +55,9 @@ def make_video(path: Path, data: str, seconds: int) -> Path:
     """Write the video, 1280 x 720."""
     with write_video(path, _RATE) as write:
         for entry in open_dataset(data, "val").images[:seconds]:
-            picture = cv2.resize(entry.read(), _SIZE)
+            image = cv2.resize(entry.read(), _SIZE)
             for step in range(_RATE):
-                write(cv2.warpAffine(picture, cv2.getRotationMatrix2D((0, 0), 0, 1 + step / 100), _SIZE))
+                write(cv2.warpAffine(image, cv2.getRotationMatrix2D((0, 0), 0, 1 + step / 100), _SIZE))
     return path
 
 

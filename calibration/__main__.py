@@ -21,7 +21,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     """The command's arguments."""
     parser = cli.parser(
         "calibration",
-        "Quantise an exported float32 model to INT8 (explicit Q/DQ); layers that cost accuracy go back to float16 until the\n"
+        "Quantize an exported float32 model to INT8 (explicit Q/DQ); layers that cost accuracy go back to float16 until the\n"
         "budget is met, and nothing is written if it cannot be.",
         "python -m calibration --onnx model.onnx --data datasets/coco --output model.int8.onnx",
     )
@@ -31,9 +31,9 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--method", choices=(*METHODS, "auto"), default="auto", help="how ranges are found; auto: the best by AP (default)"
     )
-    parser.add_argument("--images", type=cli.positive, help=f"pictures to calibrate on (default: {DEFAULT_IMAGES}, or all)")
+    parser.add_argument("--images", type=cli.positive, help=f"images to calibrate on (default: {DEFAULT_IMAGES}, or all)")
     parser.add_argument("--target", choices=TARGETS, default="tensorrt", help="whose kernels to suit (default: tensorrt)")
-    parser.add_argument("--seed", type=cli.count, default=0, help="of the choice of pictures (default: 0)")
+    parser.add_argument("--seed", type=cli.count, default=0, help="of the choice of images (default: 0)")
     parser.add_argument("--max-ap-drop", type=_budget, default=0.5, metavar="POINTS", help="budget (default: 0.5), or none")
     parser.add_argument("--calibration-split", default="train", help="default: the split that plays `train`")
     parser.add_argument("--split", default="val", help="split to score on (default: the one that plays `val`)")

@@ -17,7 +17,7 @@ _FLOATS = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16)
 
 
 class ActivationRunner:
-    """A session that hands out activations, on the CPU and without graph optimisation, so that every tensor exists.
+    """A session that hands out activations, on the CPU and without graph optimization, so that every tensor exists.
 
     Args:
         path: an exported file.

@@ -1,4 +1,4 @@
-"""Runs a model over the calibration pictures and keeps a histogram of every activation, in a cache that can be trusted."""
+"""Runs a model over the calibration images and keeps a histogram of every activation, in a cache that can be trusted."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from calibration.activations import ActivationRunner
 from calibration.images import CalibrationImage, digest
 from calibration.ranges import Histogram
 from runtime.errors import InputError
-from runtime.files import PathLike, replacing, sha256
+from runtime.files import PathLike, atomic_write, sha256
 from runtime.spec import ModelSpec
 
 _VERSION = 2  # of how histograms are made; a change makes every cache stale
-_SAVE_EVERY = 32  # pictures
+_SAVE_EVERY = 32  # images
 
 
 def cache_key(model: PathLike, spec: ModelSpec, images: Sequence[CalibrationImage], tensors: Sequence[str]) -> str:
-    """A hash of all that the histograms depend on: the model's bytes, the pictures, how they are preprocessed, the tensors."""
+    """A hash of all that the histograms depend on: the model's bytes, the images, how they are preprocessed, the tensors."""
     preprocessing = (spec.input_size, spec.resize, spec.pad_value, spec.mean, spec.std, spec.color)
     text = json.dumps([_VERSION, sha256(model), digest(images), preprocessing, list(tensors)])
     return hashlib.sha256(text.encode()).hexdigest()
@@ -31,13 +31,13 @@ def cache_key(model: PathLike, spec: ModelSpec, images: Sequence[CalibrationImag
 def collect(
     model: PathLike, spec: ModelSpec, images: Sequence[CalibrationImage], tensors: Sequence[str], cache: PathLike, key: str
 ) -> dict[str, Histogram]:
-    """A histogram of each tensor over all pictures; progress is kept in `cache` and taken up from there.
+    """A histogram of each tensor over all images; progress is kept in `cache` and taken up from there.
 
     Args:
         key: the `cache_key` of the other arguments; a cache of another key is not read.
 
     Raises:
-        InputError: a picture cannot be read, or the model gives values that are not finite; the message names the layer.
+        InputError: an image cannot be read, or the model gives values that are not finite; the message names the layer.
     """
     done, histograms = _read_cache(Path(cache), key, tensors)
     if done == len(images):
@@ -59,7 +59,7 @@ def collect(
 
 
 def _read_cache(path: Path, key: str, tensors: Sequence[str]) -> tuple[int, dict[str, Histogram]]:
-    """How many pictures are in it, and the histograms; nothing if it is missing, damaged, or was made of anything else."""
+    """How many images are in it, and the histograms; nothing if it is missing, damaged, or was made of anything else."""
     nothing = 0, {name: Histogram() for name in tensors}
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as content:
@@ -73,5 +73,5 @@ def _read_cache(path: Path, key: str, tensors: Sequence[str]) -> tuple[int, dict
 
 def _write_cache(path: Path, key: str, done: int, tensors: Sequence[str], histograms: dict[str, Histogram]) -> None:
     states = np.stack([histograms[name].state() for name in tensors])
-    with replacing(path) as temporary, temporary.open("wb") as file:
+    with atomic_write(path) as temporary, temporary.open("wb") as file:
         np.savez_compressed(file, key=np.array(key), done=np.array(done), histograms=states)

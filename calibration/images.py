@@ -1,4 +1,4 @@
-"""Which pictures a model is calibrated on: chosen by seed from the training split, so that none of them is scored later."""
+"""Which images a model is calibrated on: chosen by seed from the training split, so that none of them is scored later."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime.datasets.dataset import Dataset, LabelledImage
+from runtime.datasets.dataset import Dataset, LabeledImage
 from runtime.errors import InputError
 from runtime.files import sha256
 from runtime.ops.preprocess import preprocess
@@ -25,52 +25,52 @@ DEFAULT_IMAGES = 512
 
 @dataclass(frozen=True)
 class CalibrationImage:
-    """A chosen picture and the hash of its file."""
+    """A chosen image and the hash of its file."""
 
-    entry: LabelledImage
+    entry: LabeledImage
     sha256: str
 
     def load(self, spec: ModelSpec, batch: int | None = None) -> NDArray[Any]:
         """The model's input `[batch or 1, *spec.input_shape]`, made by the very code that detection uses.
 
         Args:
-            batch: of a model with a fixed batch size; the picture is repeated, which changes no distribution.
+            batch: of a model with a fixed batch size; the image is repeated, which changes no distribution.
 
         Raises:
-            InputError: the picture cannot be read.
+            InputError: the image cannot be read.
         """
         image = preprocess(self.entry.read(), spec)[0]
         return np.repeat(image[None], batch or 1, axis=0)
 
 
 def choose_images(dataset: Dataset, count: int | None, seed: int) -> list[CalibrationImage]:
-    """`count` pictures of a split, without repetition, the same for the same seed. One that cannot be read is named and
+    """`count` images of a split, without repetition, the same for the same seed. One that cannot be read is named and
     replaced by the next.
 
     Args:
         count: None for `DEFAULT_IMAGES`, or all there are.
 
     Raises:
-        InputError: the split has no picture that can be read, or fewer than asked for.
+        InputError: the split has no image that can be read, or fewer than asked for.
     """
     available = len(dataset)
     if not available:
-        raise InputError(f"{dataset.root}: split {dataset.split!r} has no picture to calibrate on; choose another split")
+        raise InputError(f"{dataset.root}: split {dataset.split!r} has no image to calibrate on; choose another split")
     if count is not None and count > available:
         raise InputError(
-            f"{dataset.root}: split {dataset.split!r} has {available} pictures, {count} were asked for; lower --images"
+            f"{dataset.root}: split {dataset.split!r} has {available} images, {count} were asked for; lower --images"
         )
     wanted = min(DEFAULT_IMAGES, available) if count is None else count
     order = np.random.default_rng(seed).permutation(available).tolist()
     chosen = sorted(itertools.islice((index for index in order if _readable(dataset.images[index])), wanted))
     if not chosen or (count is not None and len(chosen) < count):
         raise InputError(
-            f"{dataset.root}: split {dataset.split!r} has {len(chosen)} pictures that can be read, {wanted} are needed"
+            f"{dataset.root}: split {dataset.split!r} has {len(chosen)} images that can be read, {wanted} are needed"
         )
     return [CalibrationImage(entry, sha256(entry.path)) for entry in (dataset.images[index] for index in chosen)]
 
 
-def _readable(entry: LabelledImage) -> bool:
+def _readable(entry: LabeledImage) -> bool:
     try:
         entry.read()
     except InputError as error:
@@ -80,5 +80,5 @@ def _readable(entry: LabelledImage) -> bool:
 
 
 def digest(images: Sequence[CalibrationImage]) -> str:
-    """One hash of the chosen pictures' contents, in order."""
+    """One hash of the chosen images' contents, in order."""
     return hashlib.sha256("".join(image.sha256 for image in images).encode()).hexdigest()

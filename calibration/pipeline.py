@@ -26,13 +26,13 @@ from runtime.datasets.open import open_dataset
 from runtime.detector import Detector
 from runtime.errors import CheckFailed, InputError, ModelError, OutputError
 from runtime.evaluation.coco import Evaluation, evaluate, match_classes
-from runtime.files import replacing, write_json
+from runtime.files import atomic_write, write_json
 from runtime.manifest import Source, source, write_manifest
 from runtime.spec import ModelSpec
 
 log = logging.getLogger(__name__)
 
-_JUDGED = 4  # pictures on which a layer's signal to noise is measured
+_JUDGED = 4  # images on which a layer's signal to noise is measured
 _SCORED = 5  # worst layers whose cost in AP is measured too
 
 
@@ -69,7 +69,7 @@ class Result:
     Attributes:
         method: of finding ranges that was taken. before, after: accuracy of the float32 file and of the INT8 one, or None.
         half: layers returned to float16. ranking: layers by sensitivity, the worst first, empty if it was not needed.
-        layers: how many layers were quantised at first. half_bytes: what `half` costs in size.
+        layers: how many layers were quantized at first. half_bytes: what `half` costs in size.
     """
 
     method: str
@@ -136,7 +136,7 @@ class _Work:
         placement = place(graph, request.target)
         self.layers = placement.layers
         if not self.layers:
-            raise InputError(f"{request.model}: has no layer that could be quantised")
+            raise InputError(f"{request.model}: has no layer that could be quantized")
         training = open_dataset(request.data, request.calibration_split)
         self.images = choose_images(training, request.images, request.seed)
         self.scored: Dataset | None = None
@@ -156,7 +156,7 @@ class _Work:
             _check_measurable(self.before, self.scored)
 
     def ranges(self, method: str) -> dict[str, Range]:
-        """The range of every quantised activation."""
+        """The range of every quantized activation."""
         return {name: find_range(histogram, method) for name, histogram in self.histograms.items()}
 
     def best_method(self) -> str:
@@ -193,7 +193,7 @@ class _Work:
         return result
 
     def rank(self, ranges: dict[str, Range]) -> list[LayerSensitivity]:
-        """Every layer by what quantising it alone does to the raw maps; taken up where an interrupted run stopped."""
+        """Every layer by what quantizing it alone does to the raw maps; taken up where an interrupted run stopped."""
         spans = json.dumps(sorted((name, span.low, span.high) for name, span in ranges.items()))
         key = hashlib.sha256(f"{self.key}{self.request.target}{spans}".encode()).hexdigest()
         path = self.request.output.with_name(f"{self.request.output.name}.sensitivity.json")
@@ -224,7 +224,7 @@ class _Work:
         del model.metadata_props[:]
         onnx.helper.set_model_props(model, dict(sorted(spec.to_metadata().items())))
         onnx.checker.check_model(model, full_check=True)
-        with replacing(request.output) as temporary:
+        with atomic_write(request.output) as temporary:
             onnx.save(model, str(temporary))
             with OrtBackend(temporary):
                 pass  # it opens, and its signature is what its description says
@@ -280,7 +280,7 @@ def _figures(result: Result) -> dict[str, Any]:
 
 
 def _known(path: Path, key: str) -> dict[str, float]:
-    """Sensitivities that an interrupted run left, if they are of the same model, ranges and pictures."""
+    """Sensitivities that an interrupted run left, if they are of the same model, ranges and images."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         return {str(name): float(value) for name, value in content["snr_db"].items()} if content["key"] == key else {}
@@ -299,7 +299,7 @@ def _check_apart(images: Sequence[CalibrationImage], scored: Dataset) -> None:
     shared = {image.entry.path for image in images} & {entry.path for entry in scored.images}
     if shared:
         raise InputError(
-            f"{len(shared)} calibration pictures are in the split that is scored ({scored.split}), which would flatter the"
+            f"{len(shared)} calibration images are in the split that is scored ({scored.split}), which would flatter the"
             " result; choose another --calibration-split or --split"
         )
 

@@ -1,8 +1,8 @@
-"""Where quantisation goes: which convolutions, and which tensors share a scale.
+"""Where quantization goes: which convolutions, and which tensors share a scale.
 
 In float stay, for every target: the convolutions whose results are the raw outputs or enter them by plain arithmetic, those
 that steer the sampling of a deformable convolution, and those that make the fusion's softmax; for TensorRT also those that
-follow the sampling. Everything else that has weights is quantised.
+follow the sampling. Everything else that has weights is quantized.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ _CPU_TYPES = frozenset({"LeakyRelu", "Relu", "Clip", "Add"})
 
 @dataclass(frozen=True)
 class Placement:
-    """What to quantise in one graph.
+    """What to quantize in one graph.
 
     Attributes:
-        target: `tensorrt` quantises what enters a convolution, a residual addition or a concatenation (signed, symmetric);
+        target: `tensorrt` quantizes what enters a convolution, a residual addition or a concatenation (signed, symmetric);
             `cpu` also the results of convolutions, their activation functions and residual additions, so that these run
             back to back in 8 bits (unsigned).
-        layers: names of the quantised convolutions, in graph order.
+        layers: names of the quantized convolutions, in graph order.
         float_layers: names of the convolutions left in float by rule.
-        tensors: activations to quantise, each with the one whose scale it shares (itself, mostly), in graph order.
-        takers: for each of them, the names of the nodes that read the quantised value.
+        tensors: activations to quantize, each with the one whose scale it shares (itself, mostly), in graph order.
+        takers: for each of them, the names of the nodes that read the quantized value.
     """
 
     target: str
@@ -92,7 +92,7 @@ def _follows_sampling(graph: Graph, conv: NodeProto) -> bool:
 
 
 def _activations(node: NodeProto) -> list[str]:
-    """The inputs of a node to quantise that are activations: all that are joined, else the first."""
+    """The inputs of a node to quantize that are activations: all that are joined, else the first."""
     return list(node.input if node.op_type in _JOINS else node.input[:1])
 
 

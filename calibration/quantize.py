@@ -34,7 +34,7 @@ def quantize(
     Args:
         ranges: of every activation that the placement names.
         half: names of convolutions to run in float16 instead.
-        only: names of the only convolutions to quantise, for measuring them one by one.
+        only: names of the only convolutions to quantize, for measuring them one by one.
     """
     graph = Graph(model)
     everything = place(graph, target)
@@ -43,17 +43,17 @@ def quantize(
     writer = _Writer(model, graph)
     scales = _shared_ranges(placement, ranges)
     for tensor in placement.tensors:
-        writer.quantise_activation(tensor, scales[tensor], placement.takers[tensor], signed=target == "tensorrt")
+        writer.quantize_activation(tensor, scales[tensor], placement.takers[tensor], signed=target == "tensorrt")
     for node in graph.nodes:
         if node.name in placement.layers:
-            writer.quantise_weight(node)
+            writer.quantize_weight(node)
         elif node.name in half:
             writer.run_in_half(node)
     return writer.finish()
 
 
 def _shared_ranges(placement: Placement, ranges: Mapping[str, Range]) -> dict[str, Range]:
-    """The range of each quantised activation; those that share a scale cover what any of them holds."""
+    """The range of each quantized activation; those that share a scale cover what any of them holds."""
     together: dict[str, Range] = {}
     for tensor, group in placement.tensors.items():
         together[group] = together[group].union(ranges[tensor]) if group in together else ranges[tensor]
@@ -70,7 +70,7 @@ class _Writer:
         self._after: dict[str, list[NodeProto]] = {}  # tensor -> nodes that read it first
         self._constants: dict[str, TensorProto] = {}
 
-    def quantise_activation(self, tensor: str, span: Range, takers: Collection[str], signed: bool) -> None:
+    def quantize_activation(self, tensor: str, span: Range, takers: Collection[str], signed: bool) -> None:
         """Let `takers` read a tensor through one pair of Q and DQ."""
         scale, zero = _symmetric(span) if signed else _asymmetric(span)
         inputs = [self._constant(f"{tensor}/scale", scale), self._constant(f"{tensor}/zero_point", zero)]
@@ -82,21 +82,21 @@ class _Writer:
         for name in takers:
             _rename_input(self._nodes[name], tensor, f"{tensor}/dequantized")
 
-    def quantise_weight(self, node: NodeProto) -> None:
+    def quantize_weight(self, node: NodeProto) -> None:
         """Store a convolution's weight as int8 with a scale per output channel (axis 0)."""
         weight = node.input[1]
         made = f"{weight}/dequantized"
         if f"{weight}/quantized" not in self._constants:  # heads may share a weight between levels
             value = self._graph.constant(weight)
             assert value is not None
-            quantised, scale = quantise_weight(value)
+            quantized, scale = quantize_weight(value)
             inputs = [
-                self._constant(f"{weight}/quantized", quantised),
+                self._constant(f"{weight}/quantized", quantized),
                 self._constant(f"{weight}/scale", scale),
                 self._constant(f"{weight}/zero_point", np.zeros(len(scale), np.int8)),
             ]
-            dequantise = helper.make_node("DequantizeLinear", inputs, [made], name=f"{weight}/DequantizeLinear", axis=0)
-            self._before.setdefault(node.name, []).append(dequantise)
+            dequantize = helper.make_node("DequantizeLinear", inputs, [made], name=f"{weight}/DequantizeLinear", axis=0)
+            self._before.setdefault(node.name, []).append(dequantize)
         self._nodes[node.name].input[1] = made
 
     def run_in_half(self, node: NodeProto) -> None:
@@ -141,8 +141,8 @@ class _Writer:
         return [part for node in nodes for part in (node, *(p for name in node.output for p in self._chain(name)))]
 
 
-def quantise_weight(weight: NDArray[Any]) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
-    """A weight `[O, ...]` to int8 of the same shape and a scale float32 `[O]`: value = scale * quantised."""
+def quantize_weight(weight: NDArray[Any]) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
+    """A weight `[O, ...]` to int8 of the same shape and a scale float32 `[O]`: value = scale * quantized."""
     flat = np.abs(weight.reshape(len(weight), -1)).max(axis=1).astype(np.float64)
     scale = np.maximum(flat / _SIGNED_MAX, _MIN_SCALE).astype(np.float32)
     shaped = scale.reshape(-1, *[1] * (weight.ndim - 1)).astype(np.float64)

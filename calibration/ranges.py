@@ -80,9 +80,9 @@ class Histogram:
         return self.counts[BINS // 2 :] + self.counts[BINS // 2 - 1 :: -1]
 
     def summary(self, bins: int = 64) -> tuple[list[float], list[int]]:
-        """[low, high] edges and counts in a few bins between them, for pictures."""
-        centres = (np.arange(BINS) + 0.5) * (2 * self.limit / BINS) - self.limit
-        inside = np.clip(centres, self.low, self.high)  # half of the outermost bins may lie beyond what was seen
+        """[low, high] edges and counts in a few bins between them, for images."""
+        centers = (np.arange(BINS) + 0.5) * (2 * self.limit / BINS) - self.limit
+        inside = np.clip(centers, self.low, self.high)  # half of the outermost bins may lie beyond what was seen
         counts, _ = np.histogram(inside, bins=bins, range=(self.low, self.high), weights=self.counts)
         return [self.low, self.high], [int(count) for count in counts]
 

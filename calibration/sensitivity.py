@@ -16,7 +16,7 @@ from calibration.ranges import Range
 
 Outputs = Sequence[NDArray[np.float32]]
 Run = Callable[[onnx.ModelProto], list[Outputs]]
-"""Runs a model on a few fixed pictures: for each, its raw outputs."""
+"""Runs a model on a few fixed images: for each, its raw outputs."""
 
 _MOST_DB = 300.0
 _PRUNED = 8  # sets up to this size are searched for members that are not needed
@@ -24,7 +24,7 @@ _PRUNED = 8  # sets up to this size are searched for members that are not needed
 
 @dataclass(frozen=True)
 class LayerSensitivity:
-    """What quantising one layer alone does.
+    """What quantizing one layer alone does.
 
     Attributes:
         layer: name of the convolution. snr_db: signal to noise at the raw outputs in dB, the lower the worse.
@@ -42,7 +42,7 @@ class LayerSensitivity:
 
 
 def signal_to_noise(reference: Sequence[Outputs], other: Sequence[Outputs]) -> float:
-    """Power of the raw outputs over that of their error in dB, in [-300, 300]; each output counts alike, the pictures
+    """Power of the raw outputs over that of their error in dB, in [-300, 300]; each output counts alike, the images
     together. Outputs that are not finite give -300."""
     ratios = []
     for index in range(len(reference[0])):
@@ -62,7 +62,7 @@ def rank_layers(
     known: dict[str, float] | None = None,
     save: Callable[[dict[str, float]], None] = lambda _: None,
 ) -> list[LayerSensitivity]:
-    """Quantise each layer alone and see what it does to the raw outputs; the worst first.
+    """Quantize each layer alone and see what it does to the raw outputs; the worst first.
 
     Args:
         known: results of an interrupted run, by layer; `save` is handed all results after each layer.

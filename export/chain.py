@@ -99,7 +99,7 @@ def plan(options: argparse.Namespace, spec: ModelSpec) -> list[Link]:
     if options.precision == "int8":
         links.append(_calibration(options, files["fp32"], files["int8"]))
     source, engine = files[options.precision], names[options.precision]
-    arguments = ("--onnx", str(source), "--output", str(engine), "--flavour", options.flavour)
+    arguments = ("--onnx", str(source), "--output", str(engine), "--flavor", options.flavor)
     links.append(Link("export.engine", arguments, engine, lambda: {"onnx": sha256(source)}))
     return links
 
@@ -107,8 +107,8 @@ def plan(options: argparse.Namespace, spec: ModelSpec) -> list[Link]:
 def _export(options: argparse.Namespace, output: Path, precision: str, size: tuple[int, int]) -> Link:
     arguments = ["--weights", str(options.weights), "--output", str(output), "--size", f"{size[0]}x{size[1]}"]
     if precision != "fp32":  # what half precision has to hold are real activations
-        pictures = open_dataset(options.data, options.split).images[0].path.parent
-        arguments += ["--precision", precision, "--images", str(pictures)]
+        images = open_dataset(options.data, options.split).images[0].path.parent
+        arguments += ["--precision", precision, "--images", str(images)]
     if options.uint8_input:
         arguments.append("--uint8-input")
     if options.topk:
@@ -123,8 +123,8 @@ def _calibration(options: argparse.Namespace, model: Path, output: Path) -> Link
 
     def inputs() -> dict[str, str]:
         training, scored = open_dataset(options.data, "train"), open_dataset(options.data, options.split)
-        pictures = digest(choose_images(training, None, 0))
-        return {"onnx": sha256(model), "calibration images": pictures, "scored": dataset_sha256(scored)}
+        images = digest(choose_images(training, None, 0))
+        return {"onnx": sha256(model), "calibration images": images, "scored": dataset_sha256(scored)}
 
     return Link("calibration", tuple(arguments), output, inputs)
 
@@ -146,7 +146,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--max-ap-drop", type=float, metavar="POINTS", help="budget of that precision (default: its own)")
     parser.add_argument("--uint8-input", action="store_true", help="see export.onnx")
     parser.add_argument("--topk", type=top_k, metavar="K", help="see export.onnx")
-    parser.add_argument("--flavour", default="auto", help="of TensorRT, see export.engine (default: auto)")
+    parser.add_argument("--flavor", "--flavour", default="auto", help="of TensorRT, see export.engine (default: auto)")
     return parser.parse_args(arguments)
 
 

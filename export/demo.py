@@ -1,4 +1,4 @@
-"""`python -m export.demo`: the whole road on a synthetic set: train, export, quantise, build, with one table at the end."""
+"""`python -m export.demo`: the whole road on a synthetic set: train, export, quantize, build, with one table at the end."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ log = logging.getLogger("demo")
 
 MIN_AP50 = 0.85
 _CALIBRATED = 64
-"""Training pictures that INT8 is calibrated on, at most."""
+"""Training images that INT8 is calibrated on, at most."""
 _INT8_DROP = 0.3
 """Points of AP that INT8 may lose before layers go back to float16; the gate allows more."""
 _SHOWN = 12
@@ -46,7 +46,7 @@ def run(folder: Path, *, train_images: int, val_images: int, epochs: int | None,
         CheckFailed: the model did not learn, or an exported file does not compute what the checkpoint does.
     """
     data, weights = folder / "data", folder / "run" / "best.pt"
-    log.info("1/6 making %d + %d synthetic pictures in %s", train_images, val_images, data)
+    log.info("1/6 making %d + %d synthetic images in %s", train_images, val_images, data)
     make_synthetic(data, train=train_images, val=val_images, seed=seed)
     config = recipe("demo").replace(seed=seed)
     if epochs:
@@ -55,11 +55,11 @@ def run(folder: Path, *, train_images: int, val_images: int, epochs: int | None,
     config = config.replace(evaluate_every=config.epochs)
     log.info("2/6 training %s, %d epochs at %d px", config.recipe, config.epochs, config.size)
     train(config, RunOptions(data=data, output=output_folder(folder / "run")))
-    log.info("3/6 exporting FP32 and FP16, quantising INT8")
+    log.info("3/6 exporting FP32 and FP16, quantizing INT8")
     files = export(weights, data, folder, calibrated=min(_CALIBRATED, train_images))
     log.info("4/6 building a TensorRT engine")
     files += build(files[-1], folder / "model.int8.engine")
-    log.info("5/6 measuring accuracy on the held-out pictures")
+    log.info("5/6 measuring accuracy on the held-out images")
     held_out = open_dataset(data, "val")
     found = verify(weights, files, held_out, BUDGETS)
     if found.reference.evaluation.ap50 < min_ap50:
@@ -68,13 +68,13 @@ def run(folder: Path, *, train_images: int, val_images: int, epochs: int | None,
     write_report(folder, found)
     log.info("6/6 drawing what it finds in them")
     with OrtBackend(files[0]) as exported:
-        _draw(Detector(exported), held_out, folder / "pictures")
+        _draw(Detector(exported), held_out, folder / "images")
     return found
 
 
 def export(weights: Path, data: Path, folder: Path, calibrated: int) -> list[Path]:
-    """The ONNX files of a checkpoint: float32, float16, and INT8 calibrated on so many pictures."""
-    full, half, quantised = (folder / f"model{part}.onnx" for part in ("", ".fp16", ".int8"))
+    """The ONNX files of a checkpoint: float32, float16, and INT8 calibrated on so many images."""
+    full, half, quantized = (folder / f"model{part}.onnx" for part in ("", ".fp16", ".int8"))
     for precision, output in (("fp32", full), ("fp16", half)):
         for what, difference in export_onnx(
             Export(weights=weights, output=output, precision=precision, images=str(data / "val"))
@@ -83,7 +83,7 @@ def export(weights: Path, data: Path, folder: Path, calibrated: int) -> list[Pat
     calibrate(
         Request(
             model=full,
-            output=quantised,
+            output=quantized,
             data=data,
             method="auto",
             images=calibrated,
@@ -91,7 +91,7 @@ def export(weights: Path, data: Path, folder: Path, calibrated: int) -> list[Pat
             sensitivity=True,
         )
     )
-    return [full, half, quantised]
+    return [full, half, quantized]
 
 
 def build(model: Path, output: Path) -> list[Path]:
@@ -105,11 +105,11 @@ def build(model: Path, output: Path) -> list[Path]:
 
 
 def _draw(detector: Detector, held_out: Dataset, folder: Path) -> None:
-    """Annotate every held-out picture, and some of them together on one sheet."""
+    """Annotate every held-out image, and some of them together on one sheet."""
     sheet: list[Image] = []
     for entry in held_out.images:
-        picture = entry.read()
-        annotated = draw(picture, detector(picture), detector.spec.class_names)
+        image = entry.read()
+        annotated = draw(image, detector(image), detector.spec.class_names)
         write_image(folder / entry.path.name, annotated)
         if len(sheet) < _SHOWN:
             sheet.append(annotated)
@@ -124,8 +124,8 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         "python -m export.demo --output demo",
     )
     parser.add_argument("--output", type=Path, default=Path("demo"), help="folder for everything (default: demo)")
-    parser.add_argument("--train", type=cli.positive, default=400, help="training pictures (default: 400)")
-    parser.add_argument("--val", type=cli.positive, default=100, help="held-out pictures (default: 100)")
+    parser.add_argument("--train", type=cli.positive, default=400, help="training images (default: 400)")
+    parser.add_argument("--val", type=cli.positive, default=100, help="held-out images (default: 100)")
     parser.add_argument("--epochs", type=cli.positive, help="default: the recipe's")
     parser.add_argument("--min-ap50", type=cli.probability, default=MIN_AP50, help=f"fail below (default: {MIN_AP50})")
     parser.add_argument("--seed", type=int, default=0, help="of data and training (default: 0)")
@@ -146,7 +146,7 @@ def main(arguments: list[str] | None = None) -> int:
         min_ap50=options.min_ap50,
     )
     print(summary(found))
-    print(f"\npictures: {folder / 'detections.jpg'} (all of them: {folder / 'pictures'})")
+    print(f"\nimages: {folder / 'detections.jpg'} (all of them: {folder / 'images'})")
     print(f"models:   {folder}/model*.onnx, model.int8.engine")
     print(f"report:   {folder / 'report.html'}")
     log.info("done in %.0f s", time.perf_counter() - start)

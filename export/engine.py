@@ -27,7 +27,7 @@ from runtime import cli
 from runtime.backends.base import check_outputs
 from runtime.backends.gpu import find_gpu
 from runtime.backends.onnx_base import INPUT_NAME
-from runtime.backends.tensorrt.library import FLAVOURS, TensorRT, open_tensorrt
+from runtime.backends.tensorrt.library import FLAVORS, TensorRT, open_tensorrt
 from runtime.errors import InputError, MissingComponentError, ModelError, OutputError
 from runtime.files import check_writable, sha256
 from runtime.manifest import Source, manifest_path, read_manifest, source, write_manifest
@@ -82,7 +82,7 @@ def engine_name(spec: ModelSpec) -> str:
     return f"{re.sub(r'[^A-Za-z0-9._-]+', '-', spec.name).lstrip('.-') or 'model'}-{size}-{spec.precision}.engine"
 
 
-def choose_output(path: Path | None, model: Path, spec: ModelSpec, flavour: str) -> Path:
+def choose_output(path: Path | None, model: Path, spec: ModelSpec, flavor: str) -> Path:
     """Where the engine goes: `path`, or by default the model's own name for it, beside the ONNX file.
 
     Raises:
@@ -94,12 +94,12 @@ def choose_output(path: Path | None, model: Path, spec: ModelSpec, flavour: str)
             raise InputError(f"--output {path}: that is the ONNX file itself; choose another name")
         return path
     output = model.parent / engine_name(spec)
-    if output.exists() and not _is_made_from(output, model, flavour):
-        raise InputError(f"{output} is there already, made from another file or by another flavour; name one with --output")
+    if output.exists() and not _is_made_from(output, model, flavor):
+        raise InputError(f"{output} is there already, made from another file or by another flavor; name one with --output")
     return output
 
 
-def _is_made_from(engine: Path, model: Path, flavour: str) -> bool:
+def _is_made_from(engine: Path, model: Path, flavor: str) -> bool:
     """Whether an engine's manifest says that it was made from this file, whatever the file holds by now."""
     try:
         manifest = read_manifest(manifest_path(engine))
@@ -107,7 +107,7 @@ def _is_made_from(engine: Path, model: Path, flavour: str) -> bool:
         return False
     names = [os.path.realpath(engine.parent / item.name) for item in manifest.made_from]
     details: Any = manifest.details.get("engine")
-    return os.path.realpath(model) in names and isinstance(details, dict) and details.get("flavour") == flavour
+    return os.path.realpath(model) in names and isinstance(details, dict) and details.get("flavour") == flavor
 
 
 def check_signature(path: Path, network: Any, spec: ModelSpec) -> int | None:
@@ -165,10 +165,10 @@ def build_engine(trt: TensorRT, model: Path, spec: ModelSpec, output: Path, opti
     inspected = None
     gpu = find_gpu()
     if gpu:
-        inspected = inspected_types(trt.inspect(trt.deserialise(plan, version_compatible=options.version_compatible)))
+        inspected = inspected_types(trt.inspect(trt.deserialize(plan, version_compatible=options.version_compatible)))
         check_inspected(trt, inspected, spec.precision)
     facts = {
-        "flavour": trt.flavour,
+        "flavour": trt.flavor,
         "version": trt.version,
         "gpu": gpu.name if gpu else None,
         "compute_capability": gpu.compute_capability if gpu else None,
@@ -226,13 +226,14 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         "Build a TensorRT engine from an ONNX file and prove its precision, which is that of the file."
         " FILE.engine.json beside it says what was made from what. Exit codes: 0 done, 1 the file or the engine is not of the"
         " precision it claims, 2 bad input, 3 no TensorRT or no GPU for it, 130 Ctrl-C; nothing is written unless it is 0.",
-        "python -m export.engine --onnx yolov3-asff.onnx --flavour rtx --batch 1,1,8",
+        "python -m export.engine --onnx yolov3-asff.onnx --flavor rtx --batch 1,1,8",
     )
     parser.add_argument("--onnx", type=Path, required=True, help="file written by python -m export.onnx")
     parser.add_argument("--output", type=Path, help="default: NAME-SIZE-PRECISION.engine beside the ONNX file")
     parser.add_argument(
+        "--flavor",
         "--flavour",
-        choices=("auto", *FLAVOURS),
+        choices=("auto", *FLAVORS),
         default="auto",
         help="tensorrt needs a GPU, rtx (TensorRT-RTX) builds without; auto (default): the first of them that works here",
     )
@@ -257,8 +258,8 @@ def main(arguments: list[str] | None = None) -> int:
         hardware_compatible=given.hardware_compatible,
     )
     spec = read_spec(given.onnx)
-    trt = open_tensorrt(given.flavour)
-    output = choose_output(given.output, given.onnx, spec, trt.flavour)
+    trt = open_tensorrt(given.flavor)
+    output = choose_output(given.output, given.onnx, spec, trt.flavor)
     if given.timing_cache and given.timing_cache.resolve() in (given.onnx.resolve(), output.resolve()):
         raise InputError(f"--timing-cache {given.timing_cache}: that is the model; name a file of its own")
     facts = build_engine(trt, given.onnx, spec, output, options)

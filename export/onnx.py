@@ -24,10 +24,10 @@ from runtime.backends.base import Backend
 from runtime.backends.inspection import InspectableBackend, Inspection, inspection_shapes
 from runtime.backends.ort import OrtBackend
 from runtime.errors import CheckFailed
-from runtime.files import replacing, sha256
+from runtime.files import atomic_write, sha256
 from runtime.manifest import manifest_path, source, write_manifest
 from runtime.media.image import Image
-from runtime.media.sources import find_sources, read_picture
+from runtime.media.sources import find_sources, read_source
 from runtime.ops.preprocess import preprocess
 from runtime.spec import MOST_CANDIDATES, ModelSpec
 from train import checkpoint
@@ -39,20 +39,20 @@ from train.weights.names import read_names
 _OPSETS = (16, 17)  # GridSample came with 16; TensorRT 8.6 reads up to 17
 _BATCHES = (1, 3)  # batch sizes that a dynamic model is compared at
 _SECOND_SIZE = 64  # the second size a model is compared at is larger by this much
-_SCANNED = 32  # pictures on which the range of half precision is checked
+_SCANNED = 32  # images on which the range of half precision is checked
 
 log = logging.getLogger(__name__)
 
 
-def check_parity(reference: Backend, exported: Backend, pictures: Sequence[Image], *, inspect: bool = False) -> Difference:
-    """Run both on pictures, prepared as each describes, at each batch size the file takes; the worst difference of any output.
+def check_parity(reference: Backend, exported: Backend, images: Sequence[Image], *, inspect: bool = False) -> Difference:
+    """Run both on images, prepared as each describes, at each batch size the file takes; the worst difference of any output.
 
     Args:
         reference: one that gives out raw maps.
     """
     found = []
     for size in (exported.batch_size,) if exported.batch_size else _BATCHES:
-        chosen = list(itertools.islice(itertools.cycle(pictures), size))
+        chosen = list(itertools.islice(itertools.cycle(images), size))
         one, other = (_outputs(backend, prepare(chosen, backend.spec), inspect) for backend in (reference, exported))
         found += parity.compare_outputs(reference.spec, one.outputs, exported.spec, other.outputs)
         further = list(inspection_shapes(reference.spec.input_size))
@@ -67,17 +67,17 @@ def _outputs(backend: Backend, images: NDArray[Any], inspect: bool) -> Inspectio
     return Inspection(backend.infer(images), [], [])
 
 
-def parity_pictures(spec: ModelSpec, images: str | None, count: int) -> list[Image]:
-    """The first `count` pictures of `images` (anything `--source` takes), or seeded noise of the input's size; uint8 BGR."""
+def parity_images(spec: ModelSpec, images: str | None, count: int) -> list[Image]:
+    """The first `count` images of `images` (anything `--source` takes), or seeded noise of the input's size; uint8 BGR."""
     if images:
-        return [read_picture(source) for source in find_sources(images)[:count]]
+        return [read_source(source) for source in find_sources(images)[:count]]
     noise = np.random.default_rng(0).integers(0, 256, (count, *spec.input_size, 3), dtype=np.uint8)
     return list(noise)
 
 
-def prepare(pictures: Sequence[Image], spec: ModelSpec) -> NDArray[Any]:
+def prepare(images: Sequence[Image], spec: ModelSpec) -> NDArray[Any]:
     """A batch as a model of this description takes it."""
-    return np.stack([preprocess(picture, spec)[0] for picture in pictures])
+    return np.stack([preprocess(image, spec)[0] for image in images])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,7 +89,7 @@ class Export:
         size: (height, width) in pixels, None for the checkpoint's. batch: fixed, or None for a dynamic one.
         precision: `fp32` or `fp16`. opset: of ONNX.
         images: what to compare on (anything `--source` takes), None for seeded noise.
-        uint8_input: take pixels, and normalise them in the graph. top_k: decode in the graph and give out so many boxes, or 0.
+        uint8_input: take pixels, and normalize them in the graph. top_k: decode in the graph and give out so many boxes, or 0.
         inspect: also give out how ASFF fuses. classes: names for its classes, None for those it has.
     """
 
@@ -135,7 +135,7 @@ def export_onnx(job: Export) -> Iterator[tuple[str, Difference]]:
     )
     found: dict[str, Any] = {}
     larger = spec.replace(input_size=tuple(side + _SECOND_SIZE for side in spec.input_size))
-    with replacing(job.output) as temporary, tempfile.TemporaryDirectory(dir=temporary.parent, prefix=".parity-") as folder:
+    with atomic_write(job.output) as temporary, tempfile.TemporaryDirectory(dir=temporary.parent, prefix=".parity-") as folder:
         for described, path in ((spec, temporary), (larger, Path(folder) / "larger.onnx")):
             for what, difference in _write_proven(model, described, path, Path(folder) / "plain.onnx", job):
                 found[what] = vars(difference)
@@ -158,20 +158,20 @@ def _write_proven(
     plain = spec.plain()
     size = "{}x{}".format(*spec.input_size)
     batches = str(job.batch) if job.batch else " and ".join(map(str, _BATCHES))
-    pictures = parity_pictures(plain, job.images, max(_BATCHES))
+    images = parity_images(plain, job.images, max(_BATCHES))
     first = path if spec == plain else scratch
     write_onnx(model, plain, first, batch=job.batch, opset=job.opset, inspect=job.inspect)
     with OrtBackend(first) as exported:
         reference = TorchBackend(model, plain)
-        difference = check_parity(reference, exported, pictures, inspect=job.inspect)
+        difference = check_parity(reference, exported, images, inspect=job.inspect)
         yield f"{size}, batch {batches}", difference
-        if not difference.agrees(job.precision) and not _is_rounding(difference, model, plain, prepare(pictures, plain), job):
+        if not difference.agrees(job.precision) and not _is_rounding(difference, model, plain, prepare(images, plain), job):
             raise CheckFailed(f"{job.output} was not written: at {size} {_disagreement(difference, job.precision)}")
         if spec == plain:
             return
         write_onnx(model, spec, path, batch=job.batch, opset=job.opset, inspect=job.inspect)
         with OrtBackend(path) as optioned:
-            difference = check_parity(exported, optioned, pictures, inspect=job.inspect)
+            difference = check_parity(exported, optioned, images, inspect=job.inspect)
     options = " ".join(_options(spec))
     yield f"{size}, {options} / plain", difference
     if not difference.relative <= parity.OPTIONS_LIMIT:
@@ -214,14 +214,14 @@ def _disagreement(difference: Difference, precision: str) -> str:
 
 
 def _check_range(path: Path, spec: ModelSpec, job: Export) -> None:
-    """Look for activations that half precision cannot hold, on more pictures than parity needs."""
+    """Look for activations that half precision cannot hold, on more images than parity needs."""
     if not job.images:
-        log.warning("the range of half precision was checked on noise alone; --images checks it on pictures")
-    inputs = prepare(parity_pictures(spec, job.images, _SCANNED), spec)
+        log.warning("the range of half precision was checked on noise alone; --images checks it on images")
+    inputs = prepare(parity_images(spec, job.images, _SCANNED), spec)
     step = job.batch or 1
     batches = (np.resize(inputs[i : i + step], (step, *inputs.shape[1:])) for i in range(0, len(inputs), step))
     peak = check_range(path, batches)
-    what = f"largest activation on {len(inputs)} pictures: {peak.peak:.4g} in {peak.layer}"
+    what = f"largest activation on {len(inputs)} images: {peak.peak:.4g} in {peak.layer}"
     log.info("%s, %.2g of half precision's range", what, peak.peak / HALF_MAX)
 
 
@@ -238,7 +238,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--batch", type=_batch, default=None, help="a fixed batch size, or `dynamic` (default)")
     parser.add_argument("--opset", type=int, choices=_OPSETS, default=OPSET, help=f"ONNX operator set (default: {OPSET})")
     parser.add_argument("--precision", choices=("fp32", "fp16"), default="fp32", help="of the tensors inside (default: fp32)")
-    parser.add_argument("--uint8-input", action="store_true", help="take pixels as bytes, and normalise them in the graph")
+    parser.add_argument("--uint8-input", action="store_true", help="take pixels as bytes, and normalize them in the graph")
     parser.add_argument(
         "--topk",
         type=top_k,
@@ -250,7 +250,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--classes", type=Path, metavar="FILE", help="class names, one per line (default: those of the weights)"
     )
-    parser.add_argument("--images", help="pictures to compare on, and to check the range of fp16 (default: seeded noise)")
+    parser.add_argument("--images", help="images to compare on, and to check the range of fp16 (default: seeded noise)")
     return parser.parse_args(arguments)
 
 

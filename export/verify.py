@@ -49,7 +49,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--output", type=Path, default=Path("runs/verify"), help="for the report (default: runs/verify)")
     parser.add_argument("--json", action="store_true", help="the figures of report.json on stdout instead of the table")
     parser.add_argument("--bisect", action="store_true", help="compare two .onnx files layer by layer on --image")
-    parser.add_argument("--image", type=Path, help="picture for --bisect")
+    parser.add_argument("--image", type=Path, help="image for --bisect")
     parser.add_argument(
         "--threshold", type=float, default=bisect.THRESHOLD, help=f"of --bisect, relative (default: {bisect.THRESHOLD:g})"
     )
@@ -80,7 +80,7 @@ def _check_manifest(path: Path) -> int:
 
 def _bisect(options: argparse.Namespace) -> int:
     if len(options.files) != 2 or not options.image:
-        raise InputError("--bisect: expected two .onnx files and --image PICTURE; see python -m export.verify --help")
+        raise InputError("--bisect: expected two .onnx files and --image IMAGE; see python -m export.verify --help")
     if not options.threshold >= 0:
         raise InputError(f"--threshold: expected a number of at least 0, got {options.threshold}")
     first, second = options.files

@@ -22,7 +22,7 @@ _BREAKS = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")  # what would break a 
 
 def run(main: Callable[[], int]) -> NoReturn:
     """Call `main`, exit with what it returns; 0 done, 1 a check failed, 2 bad input, 3 a missing component, 130 Ctrl-C."""
-    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)  # a bad picture or video is reported once, by us
+    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)  # a bad image or video is reported once, by us
     os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # FFmpeg's AV_LOG_QUIET
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     try:

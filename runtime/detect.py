@@ -1,4 +1,4 @@
-"""`python -m runtime.detect`: detections of pictures and videos, drawn and as JSON lines."""
+"""`python -m runtime.detect`: detections of images and videos, drawn and as JSON lines."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from runtime.detections import Detections
 from runtime.detector import Detector
 from runtime.files import output_folder
 from runtime.media.image import Image, write_image
-from runtime.media.sources import Source, find_sources, for_each, read_picture, result_path
+from runtime.media.sources import Source, find_sources, for_each, read_source, result_path
 from runtime.media.video import frame_count, frame_rate, read_video, write_video
-from runtime.streaming.prefetch import closing
+from runtime.streaming.prefetch import close_generator
 from runtime.viz.annotate import draw
 
 log = logging.getLogger(__name__)
@@ -31,18 +31,18 @@ def parse(arguments: Optional[list[str]] = None) -> argparse.Namespace:
     """The command's arguments."""
     parser = cli.parser(
         "runtime.detect",
-        "Detect objects in a picture, a folder, a glob pattern or a video.",
+        "Detect objects in an image, a folder, a glob pattern or a video.",
         "python -m runtime.detect --engine model.onnx --source photos/ --output found/",
     )
     cli.add_model(parser)
-    parser.add_argument("--source", required=True, help="picture, folder, glob pattern (quoted) or video")
+    parser.add_argument("--source", required=True, help="image, folder, glob pattern (quoted) or video")
     parser.add_argument(
-        "--output", help=f"folder for annotated pictures (default: {DEFAULT_OUTPUT}; with --json: none are written)"
+        "--output", help=f"folder for annotated images (default: {DEFAULT_OUTPUT}; with --json: none are written)"
     )
     parser.add_argument("--conf", type=cli.probability, default=0.25, help="lowest score shown (default: 0.25)")
     parser.add_argument("--iou", type=cli.probability, help="NMS threshold (default: the model's own, 0.6 in the paper)")
-    parser.add_argument("--max-detections", type=cli.positive, default=100, help="per picture (default: 100)")
-    parser.add_argument("--json", action="store_true", help="one JSON line per picture or frame on stdout")
+    parser.add_argument("--max-detections", type=cli.positive, default=100, help="per image (default: 100)")
+    parser.add_argument("--json", action="store_true", help="one JSON line per image or frame on stdout")
     parser.add_argument("--strict", action="store_true", help="stop at the first file that cannot be read, or not to its end")
     return parser.parse_args(arguments)
 
@@ -61,32 +61,32 @@ def main(arguments: Optional[list[str]] = None) -> int:
     ) as detector:
         folder = output_folder(wanted) if wanted else None
 
-        def work(source: Source, picture: Optional[Image]) -> None:
+        def work(source: Source, image: Optional[Image]) -> None:
             target = result_path(source, folder) if folder else None
-            if picture is None:
+            if image is None:
                 results = _in_video(detector, source, target, options.strict)
             else:
-                results = _in_picture(detector, source, target, picture)
-            with closing(results):
+                results = _in_image(detector, source, target, image)
+            with close_generator(results):
                 for record in results:
                     print(json.dumps(record) if options.json else _summary(record), flush=options.json)
 
         for_each(sources, _read, work, label="detect", strict=options.strict)
     if folder:
-        log.info("annotated pictures are in %s", folder)
+        log.info("annotated images are in %s", folder)
     return 0
 
 
 def _read(source: Source) -> Optional[Image]:
-    """A picture; None for a video, which is read while its frames are worked on."""
-    return None if source.is_video else read_picture(source)
+    """An image; None for a video, which is read while its frames are worked on."""
+    return None if source.is_video else read_source(source)
 
 
-def _in_picture(detector: Detector, source: Source, target: Optional[Path], picture: Image) -> Iterator[dict[str, Any]]:
-    found = detector(picture)
+def _in_image(detector: Detector, source: Source, target: Optional[Path], image: Image) -> Iterator[dict[str, Any]]:
+    found = detector(image)
     if target:
-        write_image(target, draw(picture, found, detector.spec.class_names))
-    yield _record(source, picture, found, detector)
+        write_image(target, draw(image, found, detector.spec.class_names))
+    yield _record(source, image, found, detector)
 
 
 def _in_video(detector: Detector, source: Source, target: Optional[Path], strict: bool) -> Iterator[dict[str, Any]]:
@@ -97,7 +97,7 @@ def _in_video(detector: Detector, source: Source, target: Optional[Path], strict
     results = detector.stream(read_video(source.path, strict=strict))
     with contextlib.ExitStack() as stack:
         write = stack.enter_context(write_video(target, frame_rate(source.path))) if target else None
-        stack.enter_context(closing(results))
+        stack.enter_context(close_generator(results))
         bar = tqdm(results, source.path.name, frame_count(source.path), unit="frame", disable=None, leave=False)
         for number, (frame, found) in enumerate(bar):
             if write:

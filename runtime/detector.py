@@ -1,4 +1,4 @@
-"""`Detector`: picture in, detections in the picture's own pixels out. The one road through all steps."""
+"""`Detector`: image in, detections in the image's own pixels out. The one road through all steps."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ from runtime.ops.nms import nms
 from runtime.ops.preprocess import Geometry, preprocess
 from runtime.spec import ModelSpec
 from runtime.streaming.detection_queue import DetectionQueue, detect_async
-from runtime.streaming.prefetch import ahead, batches, flat
+from runtime.streaming.prefetch import batches, flat, prefetch
 
-# On a CPU more at a time only costs memory: the full YOLOv3+ASFF at 416 takes 0.9 GB for one picture, 2.7 for 16, 5.3 for 32.
+# On a CPU more at a time only costs memory: the full YOLOv3+ASFF at 416 takes 0.9 GB for one image, 2.7 for 16, 5.3 for 32.
 _LARGEST_BATCH = 16
 
 
 class Detector:
-    """Detects objects in pictures. May be used by several threads at once; `close` lets runs in other threads end.
+    """Detects objects in images. May be used by several threads at once; `close` lets runs in other threads end.
 
     Args:
         model: an exported `.onnx` file, or an opened `Backend`.
         backend: what runs a file, see `open_backend`.
         score_threshold: detections below it are dropped, in [0, 1].
         iou_threshold: of NMS, in (0, 1]; the model's own by default (0.6 in the paper).
-        max_detections: kept per picture.
+        max_detections: kept per image.
 
     Example:
         >>> import cv2
@@ -79,12 +79,12 @@ class Detector:
     def __call__(self, images: Sequence[Image]) -> list[Detections]: ...
 
     def __call__(self, images: Union[Image, Sequence[Image]]) -> Union[Detections, list[Detections]]:
-        """Detect in one uint8 BGR picture `[H, W, 3]` of any size, or in a list of them.
+        """Detect in one uint8 BGR image `[H, W, 3]` of any size, or in a list of them.
 
-        A list is run 16 pictures at a time, or as many as the model's fixed batch size, so that its length costs no memory.
+        A list is run 16 images at a time, or as many as the model's fixed batch size, so that its length costs no memory.
 
         Raises:
-            InputError: a picture of another dtype or shape.
+            InputError: an image of another dtype or shape.
             ModelError: the model was closed, or is damaged.
         """
         return self._detect([images])[0] if isinstance(images, np.ndarray) else self._detect(list(images))
@@ -92,18 +92,18 @@ class Detector:
     def stream(
         self, images: Iterable[Image], *, batch: Optional[int] = None
     ) -> Generator[tuple[Image, Detections], None, None]:
-        """Detect in pictures as they come: each with its detections, in order.
+        """Detect in images as they come: each with its detections, in order.
 
         `images` is read in one other thread and the model runs in a second one, so that reading, detecting and what is done
-        with the results overlap. At most 5 batches of pictures are held at a time. An error of `images` is raised after the
-        results of the pictures before it. Leaving the loop ends both threads, once they are done with what they are at;
+        with the results overlap. At most 5 batches of images are held at a time. An error of `images` is raised after the
+        results of the images before it. Leaving the loop ends both threads, once they are done with what they are at;
         `images` is closed too if it is a generator.
 
         Args:
-            batch: pictures run at a time; by default the model's fixed batch size, or 1.
+            batch: images run at a time; by default the model's fixed batch size, or 1.
 
         Raises:
-            InputError: a picture of another dtype or shape, after the results of those before it.
+            InputError: an image of another dtype or shape, after the results of those before it.
 
         Example:
             >>> from runtime import Detector, read_video
@@ -118,18 +118,18 @@ class Detector:
         def run(part: list[Image]) -> list[tuple[Image, Detections]]:
             return list(zip(part, self._detect(part)))
 
-        read = ahead(images, check_image, depth=2 * step)
-        return flat(ahead(batches(read, step), run, depth=2))
+        read = prefetch(images, check_image, depth=2 * step)
+        return flat(prefetch(batches(read, step), run, depth=2))
 
     def astream(
         self, images: AsyncIterable[Image], *, batch: Optional[int] = None
     ) -> AsyncGenerator[tuple[Image, Detections], None]:
         """`stream` for asyncio: `images` is read by a task of its own, at most 2 batches ahead; the model runs in a thread.
 
-        Cancelling or closing it cancels that task, and waits for the batch that is running.
+        Canceling or closing it cancels that task, and waits for the batch that is running.
 
         Args:
-            batch: pictures run at a time, at most: those that are waiting. By default the model's fixed batch size, or 1.
+            batch: images run at a time, at most: those that are waiting. By default the model's fixed batch size, or 1.
 
         Example:
             >>> import asyncio, cv2
@@ -149,10 +149,10 @@ class Detector:
         return detect_async(images, self._detect, self._batch(batch))
 
     def queue(self, *, batch: Optional[int] = None) -> DetectionQueue:
-        """For any number of asyncio tasks that each have pictures of their own, see `DetectionQueue`.
+        """For any number of asyncio tasks that each have images of their own, see `DetectionQueue`.
 
         Args:
-            batch: pictures run at a time, at most: those that are waiting. By default the model's fixed batch size, or 1.
+            batch: images run at a time, at most: those that are waiting. By default the model's fixed batch size, or 1.
 
         Example:
             >>> import asyncio, cv2
@@ -191,21 +191,21 @@ class Detector:
         return self._backend.infer(batch)
 
     def postprocess(self, outputs: Sequence[NDArray[np.float32]], geometry: Geometry) -> Detections:
-        """One picture's outputs, as `Backend.infer` gives them for each of a batch, to its detections in original pixels."""
+        """One image's outputs, as `Backend.infer` gives them for each of a batch, to its detections in original pixels."""
         return self.select(self.candidates(outputs), geometry)[0]
 
     def candidates(self, outputs: Sequence[NDArray[np.float32]]) -> Candidates:
-        """The boxes in one picture's outputs that reach the score threshold, in input pixels; see `decode`."""
+        """The boxes in one image's outputs that reach the score threshold, in input pixels; see `decode`."""
         return decode(outputs, self.spec, self._score_threshold)
 
     def select(self, candidates: Candidates, geometry: Geometry) -> tuple[Detections, NDArray[np.int64]]:
-        """What NMS leaves of one picture's candidates, best first, in original pixels.
+        """What NMS leaves of one image's candidates, best first, in original pixels.
 
         Returns:
             the detections, and int64 `[N]`, which output level (index into the spec's strides) made each.
         """
         found = Detections(geometry.to_original(candidates.boxes), candidates.scores, candidates.class_ids)
-        inside = box_ops.area(found.boxes) > 0  # what lies in the letterbox border alone is nothing in the picture
+        inside = box_ops.area(found.boxes) > 0  # what lies in the letterbox border alone is nothing in the image
         found = found[inside]
         keep = nms(candidates.boxes[inside], found.scores, found.class_ids, self._iou_threshold, self._max_detections)
         return found[keep], candidates.levels[inside][keep]
@@ -224,5 +224,5 @@ class Detector:
 
 
 def as_batch(inputs: Sequence[NDArray[Any]]) -> NDArray[Any]:
-    """Inputs of one or more pictures as `[N, *spec.input_shape]`; a single one, the most frequent case, is not copied."""
+    """Inputs of one or more images as `[N, *spec.input_shape]`; a single one, the most frequent case, is not copied."""
     return inputs[0][None] if len(inputs) == 1 else np.stack(inputs)

@@ -11,7 +11,7 @@ from runtime.backends.base import Backend
 from runtime.backends.open import open_backend
 from runtime.datasets.open import open_dataset
 from runtime.detector import Detector
-from runtime.evaluation.coco import FIGURES, Evaluation, evaluate
+from runtime.evaluation.coco import METRICS, Evaluation, evaluate
 from runtime.files import check_writable, write_json
 
 
@@ -19,17 +19,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments that every evaluating command takes."""
     parser.add_argument("--data", required=True, help="dataset folder, COCO or VOC layout")
     parser.add_argument("--split", default="val", help="split to score (default: the one that plays `val`)")
-    parser.add_argument("--batch", type=cli.positive, default=1, help="pictures at a time (default: 1)")
-    parser.add_argument("--json", action="store_true", help="figures as JSON on stdout")
+    parser.add_argument("--batch", type=cli.positive, default=1, help="images at a time (default: 1)")
+    parser.add_argument("--json", action="store_true", help="metrics as JSON on stdout")
     parser.add_argument("--coco-results", metavar="FILE", help="write detections as a COCO results file")
-    parser.add_argument("--strict", action="store_true", help="fail on the first picture that cannot be read")
+    parser.add_argument("--strict", action="store_true", help="fail on the first image that cannot be read")
 
 
 def parse(arguments: Optional[list[str]] = None) -> argparse.Namespace:
     """The command's arguments."""
     parser = cli.parser(
         "runtime.evaluate",
-        "Measure the COCO accuracy of an exported model: the 12 COCO figures and AP per class.",
+        "Measure the COCO accuracy of an exported model: the 12 COCO metrics and AP per class.",
         "python -m runtime.evaluate --engine model.onnx --data datasets/coco --split val2017",
     )
     cli.add_model(parser)
@@ -47,15 +47,15 @@ def measure(backend: Backend, options: argparse.Namespace) -> Evaluation:
 
 
 def report(result: Evaluation, options: argparse.Namespace) -> None:
-    """Print the figures and write the results file, as the options say."""
+    """Print the metrics and write the results file, as the options say."""
     if options.coco_results:
         write_json(options.coco_results, result.results)
     print(json.dumps(result.to_dict(), indent=1) if options.json else table(result))
 
 
 def table(result: Evaluation) -> str:
-    """The figures for reading, in percent; a dash where the split has no such object."""
-    lines = [f"{name:6} {_percent(result.figures[name])}" for name in FIGURES]
+    """The metrics for reading, in percent; a dash where the split has no such object."""
+    lines = [f"{name:6} {_percent(result.metrics[name])}" for name in METRICS]
     width = max(map(len, result.per_class))
     lines += ["", f"{'class':{width}}     AP"]
     lines += [f"{name:{width}} {_percent(value)}" for name, value in result.per_class.items()]

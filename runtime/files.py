@@ -17,7 +17,7 @@ PathLike = Union[str, "os.PathLike[str]"]
 
 
 @contextlib.contextmanager
-def replacing(path: PathLike) -> Iterator[Path]:
+def atomic_write(path: PathLike) -> Iterator[Path]:
     """Yield a temporary path beside `path`; on success it is renamed to `path`, on any failure it is removed.
 
     The temporary name keeps the suffix, so that libraries which choose a format by it do the right thing.
@@ -55,7 +55,7 @@ def _umask() -> int:
 
 def write_text(path: PathLike, text: str) -> None:
     """Write `text` as UTF-8, whole or not at all."""
-    with replacing(path) as temporary:
+    with atomic_write(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 

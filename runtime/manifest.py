@@ -17,7 +17,7 @@ from runtime.spec import ModelSpec
 _KIND = "yolov3-asff-manifest"
 _VERSION = 1
 _LARGEST = 32 << 20
-"""Bytes that are read of a manifest: room for the names of 200,000 calibration pictures."""
+"""Bytes that are read of a manifest: room for the names of 200,000 calibration images."""
 
 
 @dataclass(frozen=True)

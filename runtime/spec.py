@@ -28,7 +28,7 @@ _LARGEST_STEP = 32  # of input sizes: RetinaNet's levels beyond stride 32 round 
 # Bounds that no model comes near, so that a damaged description cannot ask for more memory than there is, or for numbers
 # that float32 does not hold.
 _LARGEST_SIDE = 8192  # of inputs and cells, in pixels
-_MOST_VALUES = 1 << 30  # in the raw maps of one picture: 4 GB
+_MOST_VALUES = 1 << 30  # in the raw maps of one image: 4 GB
 _LARGEST_NUMBER = 1e6  # of anchors, means and deviations
 _UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")  # control characters, and halves of characters
 
@@ -51,8 +51,8 @@ class ModelSpec:
         name: the recipe or model name.
         class_names: in the order of the class ids.
         input_size: (height, width) in pixels, multiples of the largest stride, or of 32 where that is larger.
-        resize: `letterbox` (aspect ratio kept, centred, padded with `pad_value`) or `stretch`.
-        pad_value: grey level of the letterbox border, 0-255 (114; Darknet's weights: 127.5).
+        resize: `letterbox` (aspect ratio kept, centerd, padded with `pad_value`) or `stretch`.
+        pad_value: gray level of the letterbox border, 0-255 (114; Darknet's weights: 127.5).
         mean, std: per channel in `color` order; the network sees `(pixel / 255 - mean) / std`.
         color: channel order of the network's input, `rgb` or `bgr`.
         anchors: per output level, (width, height) in pixels of each anchor, in channel order.
@@ -61,8 +61,8 @@ class ModelSpec:
         score_threshold: detections below it are not worth evaluating (0.01 in the paper).
         nms_threshold: IoU above which the lower-scored of two boxes of one class goes (0.6 in the paper).
         precision: of the graph: `fp32`, `fp16` or `int8`.
-        input_type: `float32` (planes `[N, 3, H, W]`, normalised) or `uint8` (pixels `[N, H, W, 3]` in `color` order, which the
-            graph normalises).
+        input_type: `float32` (planes `[N, 3, H, W]`, normalized) or `uint8` (pixels `[N, H, W, 3]` in `color` order, which the
+            graph normalizes).
         top_k: 0 for raw maps; else the graph decodes them and gives out the K boxes of the highest score.
         source_sha256: of the checkpoint the model was made from, empty if there is none.
         made_with: versions of the tools that made it.
@@ -99,13 +99,13 @@ class ModelSpec:
 
     @property
     def input_shape(self) -> tuple[int, int, int]:
-        """Of one picture as the model takes it: (3, height, width), or (height, width, 3) of a `uint8` model."""
+        """Of one image as the model takes it: (3, height, width), or (height, width, 3) of a `uint8` model."""
         height, width = self.input_size
         return (height, width, 3) if self.input_type == "uint8" else (3, height, width)
 
     @property
     def outputs(self) -> dict[str, tuple[int, ...]]:
-        """Names of the model's outputs, in order, and what each holds of one picture: the maps, or the best candidates."""
+        """Names of the model's outputs, in order, and what each holds of one image: the maps, or the best candidates."""
         if self.top_k:
             return {CANDIDATES_NAME: (self.top_k, len(CANDIDATE_COLUMNS))}
         return {name: self.map_shape(level) for level, name in enumerate(self.map_names)}
@@ -137,7 +137,7 @@ class ModelSpec:
         return dataclasses.replace(self, **changes)
 
     def plain(self) -> ModelSpec:
-        """Of the same model without options: normalised floats in, raw maps out."""
+        """Of the same model without options: normalized floats in, raw maps out."""
         return self.replace(input_type="float32", top_k=0)
 
     def to_metadata(self) -> dict[str, str]:
@@ -262,7 +262,7 @@ def _problems(spec: ModelSpec) -> list[str]:
     if not problems:
         values = sum(math.prod(spec.map_shape(level)) for level in range(len(spec.strides)))
         if values > _MOST_VALUES:
-            problems.append(f"its maps would hold {values} values a picture, at most {_MOST_VALUES} are taken")
+            problems.append(f"its maps would hold {values} values an image, at most {_MOST_VALUES} are taken")
         elif spec.top_k > sum(spec.boxes_per_level()):
             problems.append(f"top_k is {spec.top_k}, more than its {sum(spec.boxes_per_level())} boxes")
     return problems

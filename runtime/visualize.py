@@ -1,4 +1,4 @@
-"""`python -m runtime.visualize`: how an exported model with ASFF fused its levels, picture by picture."""
+"""`python -m runtime.visualize`: how an exported model with ASFF fused its levels, image by image."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from runtime.detector import Detector
 from runtime.errors import InputError
 from runtime.files import output_folder
 from runtime.media.image import Image, write_image
-from runtime.media.sources import Source, find_sources, for_each, read_picture, result_path
+from runtime.media.sources import Source, find_sources, for_each, read_source, result_path
 from runtime.viz.fusion_figure import figure
 from runtime.viz.fusion_view import look
 
@@ -20,11 +20,11 @@ DEFAULT_OUTPUT = "runs/visualize"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Arguments that every visualising command takes."""
-    parser.add_argument("--source", required=True, help="picture, folder or glob pattern (quoted)")
+    """Arguments that every visualizing command takes."""
+    parser.add_argument("--source", required=True, help="image, folder or glob pattern (quoted)")
     parser.add_argument("--output", default=DEFAULT_OUTPUT, help=f"folder for the figures (default: {DEFAULT_OUTPUT})")
     parser.add_argument("--conf", type=cli.probability, default=0.25, help="lowest score shown (default: 0.25)")
-    parser.add_argument("--strict", action="store_true", help="stop at the first picture that cannot be read")
+    parser.add_argument("--strict", action="store_true", help="stop at the first image that cannot be read")
 
 
 def parse(arguments: Optional[list[str]] = None) -> argparse.Namespace:
@@ -40,10 +40,10 @@ def parse(arguments: Optional[list[str]] = None) -> argparse.Namespace:
 
 
 def show(backend: InspectableBackend, options: argparse.Namespace) -> None:
-    """Write a figure of each picture that the options name, and print its path.
+    """Write a figure of each image that the options name, and print its path.
 
     Raises:
-        InputError: nothing to read, a model that cannot be inspected, or none of the pictures could be used.
+        InputError: nothing to read, a model that cannot be inspected, or none of the images could be used.
         OutputError: the figures cannot be written.
     """
     backend.check_inspectable()
@@ -52,12 +52,12 @@ def show(backend: InspectableBackend, options: argparse.Namespace) -> None:
 
     def read(source: Source) -> Image:
         if source.is_video:
-            raise InputError(f"{source.path}: expected a picture, got a video; save the frames of interest as pictures")
-        return read_picture(source)
+            raise InputError(f"{source.path}: expected an image, got a video; save the frames of interest as images")
+        return read_source(source)
 
-    def work(source: Source, picture: Image) -> None:
+    def work(source: Source, image: Image) -> None:
         target = result_path(source, folder)
-        write_image(target, figure(look(detector, backend, picture), backend.spec))
+        write_image(target, figure(look(detector, backend, image), backend.spec))
         print(target)
 
     for_each(sources, read, work, label="visualize", strict=options.strict)

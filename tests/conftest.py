@@ -51,19 +51,19 @@ def make_checkpoint(tmp_path: Path) -> Callable[..., Path]:
 
 @pytest.fixture
 def coco_set(tmp_path: Path) -> Path:
-    """A COCO-layout set of 8 + 4 small pictures with one bright rectangle each, class told by its colour; one is empty."""
+    """A COCO-layout set of 8 + 4 small images with one bright rectangle each, class told by its color; one is empty."""
     rng = np.random.default_rng(0)
     root = tmp_path / "set"
     for split, count in (("train", 8), ("val", 4)):
         images, annotations = [], []
         for index in range(count):
-            picture = rng.integers(0, 60, (72, 96, 3), dtype=np.uint8)
+            image = rng.integers(0, 60, (72, 96, 3), dtype=np.uint8)
             if index:
                 kind, (x, y) = index % 3, rng.integers(0, 40, 2).tolist()
-                picture[y : y + 30, x : x + 40, kind] = 230
+                image[y : y + 30, x : x + 40, kind] = 230
                 box = {"bbox": [x, y, 40, 30], "area": 1200, "iscrowd": 0}
                 annotations.append({"id": index, "image_id": index, "category_id": kind * 7 + 3, **box})
-            write_image(root / split / f"{index}.png", picture)
+            write_image(root / split / f"{index}.png", image)
             images.append({"id": index, "file_name": f"{index}.png", "width": 96, "height": 72})
         categories = [{"id": i * 7 + 3, "name": name} for i, name in enumerate(CLASSES)]
         content = {"images": images, "annotations": annotations, "categories": categories}

@@ -23,7 +23,7 @@ except ImportError:
 with atheris.instrument_imports(include=["json", "runtime.spec", "runtime.manifest", "runtime.backends.tensorrt.engine_info"]):
     import json
 
-    from runtime.backends.tensorrt.engine_info import read_facts
+    from runtime.backends.tensorrt.engine_info import read_engine_info
     from runtime.manifest import Source, manifest_path, read_manifest, write_manifest
     from runtime.spec import ModelSpec
 
@@ -57,7 +57,7 @@ def read(data: bytes) -> None:
             manifest = read_manifest(manifest_path(_ENGINE))
             assert json.dumps(json.loads(json.dumps(manifest.details))) == json.dumps(manifest.details)
             found = manifest.spec
-            read_facts(_ENGINE)
+            read_engine_info(_ENGINE)
         else:
             lines = data.decode("utf-8", "surrogatepass").split("\n")
             found = ModelSpec.from_metadata(dict(line.partition("=")[::2] for line in lines))

@@ -49,7 +49,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--val-split", help="split to evaluate on (default: the one that plays `val`)")
     parser.add_argument("--size", type=cli.image_side, help="input side, a multiple of 32 (default: the recipe's)")
     parser.add_argument("--epochs", type=cli.positive, help="default: the recipe's")
-    parser.add_argument("--batch", type=cli.positive, help="pictures a step (default: the recipe's)")
+    parser.add_argument("--batch", type=cli.positive, help="images a step (default: the recipe's)")
     parser.add_argument("--learning-rate", type=float, help="peak rate (default: the recipe's)")
     parser.add_argument("--resize", choices=RESIZE_MODES, help="default: the recipe's")
     parser.add_argument("--evaluate-every", type=cli.positive, metavar="EPOCHS", help="default: the recipe's")
@@ -59,7 +59,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--full-precision", dest="bfloat16", action="store_false", default=None, help="compute in float32 instead of bfloat16"
     )
-    parser.add_argument("--strict", action="store_true", help="fail on the first picture that cannot be read")
+    parser.add_argument("--strict", action="store_true", help="fail on the first image that cannot be read")
     return parser.parse_args(arguments)
 
 

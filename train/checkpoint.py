@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from runtime.errors import InputError, ModelError
-from runtime.files import PathLike, replacing
+from runtime.files import PathLike, atomic_write
 from runtime.spec import ModelSpec
 from train.config import TrainConfig
 from train.model import DetectorModel, build_model
@@ -75,7 +75,7 @@ def write(path: PathLike, content: dict[str, Any]) -> None:
     # Through memory: given a path, torch writes the (temporary) name into the file, and hides the reason when the disk is full.
     stream = io.BytesIO()
     torch.save(content, stream)
-    with replacing(path) as temporary:
+    with atomic_write(path) as temporary:
         temporary.write_bytes(stream.getbuffer())
 
 

@@ -96,7 +96,7 @@ class LossConfig:
     """Smooth the class targets to 1 - 1/C and 1/C."""
     ignore_area: float | None = None
     """Share of a label's width and height in which the levels next to its own are left out of the objectness loss; 0 for the
-    cell with its centre alone, None for nothing (paper, Table 2: 0, 0.2, 0.5)."""
+    cell with its center alone, None for nothing (paper, Table 2: 0, 0.2, 0.5)."""
 
     def __post_init__(self) -> None:
         _require(self.ignore_area is None or 0 <= self.ignore_area <= 1, "ignore_area must be in 0-1, or None")
@@ -114,9 +114,9 @@ class TrainConfig:
     loss: LossConfig = field(default_factory=LossConfig)
     """Its loss."""
     augment: AugmentConfig = field(default_factory=AugmentConfig)
-    """What is done to training pictures."""
+    """What is done to training images."""
     resize: str = "letterbox"
-    """How pictures are brought to the input: `letterbox` or `stretch`."""
+    """How images are brought to the input: `letterbox` or `stretch`."""
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     """Per RGB channel in 0-1, subtracted from `pixel / 255`."""
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
@@ -138,11 +138,11 @@ class TrainConfig:
     warmup_epochs: int = 4
     """First epochs in which the learning rate rises with the 4th power of time."""
     mixup: bool = True
-    """Blend two pictures until the plain epochs."""
+    """Blend two images until the plain epochs."""
     dropblock: tuple[tuple[int, tuple[int, int, int]], ...] = ()
     """DropBlock's schedule: (first epoch, block sizes at P5, P4, P3), in order of time; nothing is dropped before the first."""
     batch: int = 64
-    """Pictures a step."""
+    """Images a step."""
     bfloat16: bool = True
     """Compute in bfloat16 on devices that are made for it."""
     train_split: str = "train"
@@ -161,7 +161,7 @@ class TrainConfig:
     """On convolution weights; not on biases and batch norm."""
     norm_momentum: float = 0.1
     """Share of each batch in batch norm's running statistics, which evaluation uses. Small batches need less: the statistics of
-    the last few pictures are too noisy to evaluate with."""
+    the last few images are too noisy to evaluate with."""
     clip_gradient: float = 0.0
     """Largest norm of the whole gradient; 0 for no limit."""
     evaluate_every: int = 5

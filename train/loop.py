@@ -31,7 +31,7 @@ from train.data.loader import Batch, TrainingSet, training_batches
 from train.model import DetectorModel, build_model
 from train.model.blocks import DropBlock
 from train.optim import build_optimizer, learning_rate
-from train.run_log import Journal, show_batch, tile
+from train.run_log import RunLogger, show_batch, tile
 from train.spec import model_spec
 from train.torch_backend import TorchBackend
 from train.weights.initial import start_from
@@ -46,7 +46,7 @@ class RunOptions:
     data: Path
     """Dataset folder, COCO or VOC layout."""
     output: Path
-    """Folder for checkpoints, metrics and pictures."""
+    """Folder for checkpoints, metrics and images."""
     device: str = "auto"
     """`auto`, `cpu`, `cuda`, `cuda:1`, ..."""
     init: Path | None = None
@@ -54,7 +54,7 @@ class RunOptions:
     workers: int = 1
     """Processes that prepare batches; 0 prepares them in this one."""
     strict: bool = False
-    """Fail on the first unreadable picture."""
+    """Fail on the first unreadable image."""
     progress: bool = True
     """Show progress bars on a terminal."""
 
@@ -88,15 +88,15 @@ def train(config: TrainConfig, options: RunOptions, resume: Checkpoint | None = 
     else:
         _remove_earlier_run(folder)
         state.save(folder / "last.pt")  # so that there is something to resume from at any moment
-    journal = Journal(folder, state.epoch, model.components)
-    log.info("training %s on %d pictures of %s (%s), %s", spec.name, len(train_data), options.data, train_data.split, device)
+    run_logger = RunLogger(folder, state.epoch, model.components)
+    log.info("training %s on %d images of %s (%s), %s", spec.name, len(train_data), options.data, train_data.split, device)
     try:
         while state.epoch < config.epochs:
-            _run_epoch(state, training_set, val_data, journal, folder, options)
+            _run_epoch(state, training_set, val_data, run_logger, folder, options)
     finally:
-        journal.close()
+        run_logger.close()
     if training_set.unreadable:
-        log.warning("%d of %d pictures could not be read and were left out", len(training_set.unreadable), len(train_data))
+        log.warning("%d of %d images could not be read and were left out", len(training_set.unreadable), len(train_data))
     if not (folder / "best.pt").is_file():
         raise InputError(f"{folder}: the run is complete but best.pt is missing; train again into another --output")
     return folder / "best.pt"
@@ -127,11 +127,11 @@ class _State:
     def restore(self, saved: Checkpoint) -> None:
         checkpoint.load_weights("the checkpoint", self.model, saved.weights)
         if saved.optimizer is None:
-            raise InputError("the checkpoint has no optimiser state to resume from; use last.pt")
+            raise InputError("the checkpoint has no optimizer state to resume from; use last.pt")
         try:
             self.optimizer.load_state_dict(saved.optimizer)
         except (ValueError, LookupError, TypeError, AttributeError, RuntimeError) as error:
-            raise ModelError(f"the checkpoint's optimiser state does not fit its model ({error})") from error
+            raise ModelError(f"the checkpoint's optimizer state does not fit its model ({error})") from error
         self.epoch, self.best_ap = saved.epoch, saved.best_ap
 
     def save(self, path: Path, for_use: bool = False) -> None:
@@ -141,27 +141,27 @@ class _State:
 
 
 def _run_epoch(
-    state: _State, training_set: TrainingSet, val_data: Dataset, journal: Journal, folder: Path, options: RunOptions
+    state: _State, training_set: TrainingSet, val_data: Dataset, run_logger: RunLogger, folder: Path, options: RunOptions
 ) -> None:
     """Train one epoch, evaluate if it is due, and write everything down."""
     config, number = state.config, state.epoch + 1
-    values = _train_epoch(state, training_set, journal, options)
+    values = _train_epoch(state, training_set, run_logger, options)
     state.epoch = number
     message = f"epoch {number}/{config.epochs}  loss {values['total']:.2f}  {values['images_per_second']:.1f} images/s"
     if number % config.evaluate_every == 0 or number == config.epochs:
         result = _evaluate(state, val_data, options)
         values.update(AP=result.ap, AP50=result.ap50)
         message += f"  AP {result.ap * 100:.1f}  AP50 {result.ap50 * 100:.1f}"
-        journal.picture("validation", _show_detections(state, val_data), number)
+        run_logger.add_image("validation", _show_detections(state, val_data), number)
         if result.ap >= state.best_ap:
             state.best_ap = result.ap
             state.save(folder / "best.pt", for_use=True)
     state.save(folder / "last.pt")
-    journal.record(number, values)
+    run_logger.record(number, values)
     log.info(message)
 
 
-def _train_epoch(state: _State, training_set: TrainingSet, journal: Journal, options: RunOptions) -> dict[str, float]:
+def _train_epoch(state: _State, training_set: TrainingSet, run_logger: RunLogger, options: RunOptions) -> dict[str, float]:
     """One pass over the training set; mean losses a step, the last learning rate, and images a second."""
     config, model, optimizer, epoch = state.config, state.model, state.optimizer, state.epoch
     device = next(model.parameters()).device
@@ -177,7 +177,7 @@ def _train_epoch(state: _State, training_set: TrainingSet, journal: Journal, opt
     start, images, rate = time.perf_counter(), 0, 0.0
     for step, batch in enumerate(_progress(batches, steps, f"epoch {epoch + 1}/{config.epochs}", options)):
         if step == 0 and epoch % 10 == 0:
-            journal.picture("training", show_batch(batch, state.spec), epoch + 1)
+            run_logger.add_image("training", show_batch(batch, state.spec), epoch + 1)
         rate = learning_rate(epoch + (step + 1) / steps, config)
         for group in optimizer.param_groups:
             group["lr"] = rate
@@ -226,25 +226,25 @@ def _evaluate(state: _State, val_data: Dataset, options: RunOptions) -> Evaluati
 
 
 def _show_detections(state: _State, val_data: Dataset, most: int = 8) -> Image:
-    """The first readable validation pictures with what the model finds in them."""
+    """The first readable validation images with what the model finds in them."""
     detector = Detector(TorchBackend(state.model, state.spec), score_threshold=0.25)
-    pictures: list[Image] = []
+    images: list[Image] = []
     for entry in val_data.images:
-        if len(pictures) == most:
+        if len(images) == most:
             break
         try:
-            picture = entry.read()
+            image = entry.read()
         except InputError:
             continue  # the evaluation has named it
-        pictures.append(draw(picture, detector(picture), state.spec.class_names))
-    return tile(pictures)
+        images.append(draw(image, detector(image), state.spec.class_names))
+    return tile(images)
 
 
 def _check_splits(spec: ModelSpec, train_data: Dataset, val_data: Dataset) -> None:
-    """Both splits have the model's classes; pictures in both are worth a warning, their AP would flatter."""
+    """Both splits have the model's classes; images in both are worth a warning, their AP would flatter."""
     shared = {image.path for image in train_data.images} & {image.path for image in val_data.images}
     if shared:
-        log.warning("%d pictures are in both %s and %s: AP will flatter", len(shared), train_data.split, val_data.split)
+        log.warning("%d images are in both %s and %s: AP will flatter", len(shared), train_data.split, val_data.split)
     for dataset in (train_data, val_data):
         if dataset.class_names != spec.class_names:
             raise InputError(

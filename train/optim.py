@@ -1,4 +1,4 @@
-"""The optimiser and the learning rate over time (training recipe)."""
+"""The optimizer and the learning rate over time (training recipe)."""
 
 from __future__ import annotations
 

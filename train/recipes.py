@@ -67,7 +67,7 @@ def yolov3_baseline_rfb() -> TrainConfig:
 
 
 def yolov3_ignore_centre() -> TrainConfig:
-    """The baseline, the neighbouring levels' cells at a label's centre left out of the objectness loss (Table 2)."""
+    """The baseline, the neighboring levels' cells at a label's center left out of the objectness loss (Table 2)."""
     return _ignoring(0.0, "yolov3-ignore-centre")
 
 
@@ -218,7 +218,7 @@ def _with_rfb(config: TrainConfig, name: str) -> TrainConfig:
 
 
 def _small(name: str, model: ModelConfig) -> TrainConfig:
-    """From scratch on a few hundred pictures: small batches, gentle augmentation, no mixup and no label smoothing."""
+    """From scratch on a few hundred images: small batches, gentle augmentation, no mixup and no label smoothing."""
     return TrainConfig(
         recipe=name,
         model=model,

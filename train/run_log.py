@@ -1,4 +1,4 @@
-"""What a run leaves to look at: a CSV of metrics, TensorBoard scalars and pictures."""
+"""What a run leaves to look at: a CSV of metrics, TensorBoard scalars and images."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from runtime.viz.annotate import draw
 from train.data.loader import Batch
 
 
-class Journal:
-    """Writes a run's metrics and pictures under its folder.
+class RunLogger:
+    """Writes a run's metrics and images under its folder.
 
     Args:
         epoch: epochs already completed; later rows of an interrupted run are dropped.
@@ -53,8 +53,8 @@ class Journal:
             self._board.add_scalar(f"{group}/{name}", value, epoch)
         self._board.flush()
 
-    def picture(self, name: str, image: Image, epoch: int) -> None:
-        """Keep a uint8 BGR picture as `<name>.jpg` and in TensorBoard."""
+    def add_image(self, name: str, image: Image, epoch: int) -> None:
+        """Keep a uint8 BGR image as `<name>.jpg` and in TensorBoard."""
         write_image(self._folder / f"{name}.jpg", image)
         self._board.add_image(name, image[..., ::-1], epoch, dataformats="HWC")
 
@@ -72,25 +72,25 @@ def _read(file: Path) -> list[dict[str, str]]:
 
 
 def show_batch(batch: Batch, spec: ModelSpec, most: int = 8) -> Image:
-    """A training batch as the network sees it, with its labels, as one uint8 BGR picture."""
+    """A training batch as the network sees it, with its labels, as one uint8 BGR image."""
     mean, std = (np.asarray(values, np.float32).reshape(3, 1, 1) for values in (spec.mean, spec.std))
-    pictures = []
+    images = []
     for planes, labels in zip(batch.images.numpy()[:most], batch.labels.numpy()[:most]):
         pixels = np.clip((planes * std + mean) * 255, 0, 255).round().astype(np.uint8).transpose(1, 2, 0)
         image = np.ascontiguousarray(pixels[..., ::-1] if spec.color == "rgb" else pixels)
         real = labels[np.abs(labels).sum(axis=1) > 0]
         boxes = box_ops.cxcywh_to_xyxy(real[:, 1:5])
-        pictures.append(draw(image, Detections.from_arrays(boxes, real[:, 5], real[:, 0]), spec.class_names))
-    return tile(pictures)
+        images.append(draw(image, Detections.from_arrays(boxes, real[:, 5], real[:, 0]), spec.class_names))
+    return tile(images)
 
 
-def tile(pictures: list[Image], columns: int = 4, side: int = 320) -> Image:
-    """Pictures of any size on a grid of grey squares."""
-    rows = -(-len(pictures) // columns)
-    canvas = np.full((rows * side, min(columns, len(pictures)) * side, 3), 60, np.uint8)
-    for index, picture in enumerate(pictures):
-        scale = side / max(picture.shape[:2])
-        height, width = (max(round(length * scale), 1) for length in picture.shape[:2])
+def tile(images: list[Image], columns: int = 4, side: int = 320) -> Image:
+    """Images of any size on a grid of gray squares."""
+    rows = -(-len(images) // columns)
+    canvas = np.full((rows * side, min(columns, len(images)) * side, 3), 60, np.uint8)
+    for index, image in enumerate(images):
+        scale = side / max(image.shape[:2])
+        height, width = (max(round(length * scale), 1) for length in image.shape[:2])
         top, left = index // columns * side, index % columns * side
-        canvas[top : top + height, left : left + width] = cv2.resize(picture, (width, height))
+        canvas[top : top + height, left : left + width] = cv2.resize(image, (width, height))
     return canvas

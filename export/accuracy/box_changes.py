@@ -27,7 +27,7 @@ class Box:
     """One detection and what became of it.
 
     Attributes:
-        box: (left, top, width, height) in pixels of the picture. category_id: as in the dataset.
+        box: (left, top, width, height) in pixels of the image. category_id: as in the dataset.
         score: after the change; before it for one that vanished. before: score before the change, None for one that appeared.
         kind: `kept`, `rescored` (by more than 0.05), `appeared` or `vanished`.
     """
@@ -49,10 +49,10 @@ def by_image(results: Iterable[Record]) -> dict[int, list[Record]]:
 
 
 def find_changes(reference: Sequence[Record], other: Sequence[Record]) -> list[Box]:
-    """Match one picture's detections, best reference first, each with the free one of its class that overlaps it most.
+    """Match one image's detections, best reference first, each with the free one of its class that overlaps it most.
 
     Args:
-        reference, other: COCO result records of one picture, best first.
+        reference, other: COCO result records of one image, best first.
     """
     free = list(other)
     found = []

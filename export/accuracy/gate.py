@@ -118,7 +118,7 @@ def verify(weights: Path, files: Sequence[Path], dataset: Dataset, budgets: Mapp
         for candidate in candidates:
             if candidate.backend:
                 _check_same_model(candidate.file, candidate.backend.spec, spec)
-        log.info("scoring PyTorch on %d pictures", len(dataset))
+        log.info("scoring PyTorch on %d images", len(dataset))
         reference = measure_step("PyTorch", pytorch, weights, dataset)
         if reference.evaluation.ap <= 0:
             raise CheckFailed(
@@ -205,7 +205,7 @@ def judge(reference: Step, step: Step, precision: str, budgets: Mapping[str, flo
 
 
 def _misdescribed(spec: ModelSpec, weights: ModelSpec) -> list[str]:
-    """Where a description would have pictures handled otherwise than in training; wrong even where this split shows no loss."""
+    """Where a description would have images handled otherwise than in training; wrong even where this split shows no loss."""
     pairs = ((field, getattr(spec, field), getattr(weights, field)) for field in _HANDLING)
     return [f"describes {field} as {mine}, the weights as {theirs}" for field, mine, theirs in pairs if mine != theirs]
 

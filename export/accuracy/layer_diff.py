@@ -1,4 +1,4 @@
-"""Which layer a conversion went wrong at: the same picture through two ONNX files, every tensor of the same name compared."""
+"""Which layer a conversion went wrong at: the same image through two ONNX files, every tensor of the same name compared."""
 
 from __future__ import annotations
 
@@ -35,11 +35,11 @@ class Layer:
     difference: float
 
 
-def compare_layers(first: Path, second: Path, picture: Image) -> list[Layer]:
+def compare_layers(first: Path, second: Path, image: Image) -> list[Layer]:
     """Every float tensor up to the maps that both files have, in the first one's graph order.
 
     Args:
-        picture: uint8 BGR `[H, W, 3]`, prepared as each file describes.
+        image: uint8 BGR `[H, W, 3]`, prepared as each file describes.
 
     Raises:
         InputError: a file cannot be used, or they have no tensor in common but the input.
@@ -51,7 +51,7 @@ def compare_layers(first: Path, second: Path, picture: Image) -> list[Layer]:
         if one.batch_size != other.batch_size:
             raise InputError(f"{first} and {second} differ in batch size; export both with the same --batch")
         images, theirs = (
-            np.repeat(preprocess(picture, backend.spec)[0][None], one.batch_size or 1, axis=0) for backend in (one, other)
+            np.repeat(preprocess(image, backend.spec)[0][None], one.batch_size or 1, axis=0) for backend in (one, other)
         )
     with ActivationRunner(first) as reference, ActivationRunner(second) as changed:
         names = [name for name in reference.names if name in changed.names]

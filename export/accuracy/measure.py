@@ -21,7 +21,7 @@ from runtime.media.image import Image
 from runtime.ops.preprocess import preprocess
 
 _COMPARED = 4
-"""Pictures whose raw outputs are compared with the reference's."""
+"""Images whose raw outputs are compared with the reference's."""
 _FIGURES = ("AP", "AP50", "AP75", "APs", "APm", "APl")
 _WORST_WIDTH = 24
 _VISIBLE = 0.005  # points that are written as 0.01
@@ -33,8 +33,8 @@ class Step:
 
     Attributes:
         name: what to call it. evaluation: its accuracy.
-        size: of its file in bytes. milliseconds: median of one picture, preprocessing to NMS, batch 1.
-        difference: largest |a - b| / max |a| of its outputs to the reference's, on a few pictures, each side preparing them
+        size: of its file in bytes. milliseconds: median of one image, preprocessing to NMS, batch 1.
+        difference: largest |a - b| / max |a| of its outputs to the reference's, on a few images, each side preparing them
             as its own description says; of raw maps, or of candidates as `parity.compare_outputs` does; None where there was
             nothing to compare with.
     """
@@ -59,9 +59,9 @@ def measure_step(name: str, backend: Backend, file: Path, dataset: Dataset, refe
     detector = Detector(backend, score_threshold=backend.spec.score_threshold)
     times: list[float] = []
 
-    def predict(pictures: Sequence[Image]) -> list[Detections]:
+    def predict(images: Sequence[Image]) -> list[Detections]:
         start = time.perf_counter()
-        found = detector(pictures)
+        found = detector(images)
         times.append((time.perf_counter() - start) * 1e3)
         return found
 
@@ -71,14 +71,14 @@ def measure_step(name: str, backend: Backend, file: Path, dataset: Dataset, refe
 
 
 def tensor_difference(reference: Backend, other: Backend, dataset: Dataset) -> float:
-    """The largest relative difference of any output on the split's first readable pictures; infinite for a NaN.
+    """The largest relative difference of any output on the split's first readable images; infinite for a NaN.
 
     Args:
         reference: one that gives out raw maps; see `parity.compare_outputs`.
     """
     found = [0.0]
-    for picture in _first_pictures(dataset):
-        mine, theirs = (preprocess(picture, backend.spec)[0] for backend in (reference, other))
+    for image in _first_images(dataset):
+        mine, theirs = (preprocess(image, backend.spec)[0] for backend in (reference, other))
         batch = np.resize(theirs, (other.batch_size or 1, *theirs.shape))
         outputs = [output[:1] for output in other.infer(batch)]
         differences = parity.compare_outputs(reference.spec, reference.infer(mine[None]), other.spec, outputs)
@@ -86,16 +86,16 @@ def tensor_difference(reference: Backend, other: Backend, dataset: Dataset) -> f
     return max(found)
 
 
-def _first_pictures(dataset: Dataset) -> list[Image]:
-    pictures: list[Image] = []
+def _first_images(dataset: Dataset) -> list[Image]:
+    images: list[Image] = []
     for entry in dataset.images:
-        if len(pictures) == _COMPARED:
+        if len(images) == _COMPARED:
             break
         try:
-            pictures.append(entry.read())
+            images.append(entry.read())
         except InputError:  # the evaluation names it, once
             continue
-    return pictures
+    return images
 
 
 def worst_class(reference: Step, step: Step) -> tuple[str, float] | None:
@@ -116,7 +116,7 @@ def table(steps: Sequence[Step]) -> str:
         worst = worst_class(steps[0], step) if step is not steps[0] else None
         lines.append(
             f"{step.name:{width}}"
-            + "".join(_percent(step.evaluation.figures[name]) for name in _FIGURES)
+            + "".join(_percent(step.evaluation.metrics[name]) for name in _FIGURES)
             + f"{step.change(steps[0]):+9.3f}  {_named(worst):{_WORST_WIDTH}}"
             + f"{step.size / 1e6:8.2f} MB{step.milliseconds:10.1f}"
             + (f"{'-':>10}" if step.difference is None else f"{step.difference:10.1e}")

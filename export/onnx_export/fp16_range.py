@@ -1,6 +1,6 @@
 """What half precision does inside a model: activations near or beyond its range, by layer.
 
-On a CPU, ONNX Runtime computes between neighbouring operators in float32, so that an overflow inside can leave no trace in the
+On a CPU, ONNX Runtime computes between neighboring operators in float32, so that an overflow inside can leave no trace in the
 maps. Here every tensor is asked for, as the half-precision value it will be on a GPU.
 """
 

@@ -61,7 +61,7 @@ def compare(
 def compare_outputs(
     spec: ModelSpec, reference: Sequence[NDArray[np.floating]], other_spec: ModelSpec, other: Sequence[NDArray[np.floating]]
 ) -> list[Difference]:
-    """What two backends' `infer` gave for the same pictures, the reference's being raw maps.
+    """What two backends' `infer` gave for the same images, the reference's being raw maps.
 
     Candidates are held against the boxes at their places in the maps: `boxes` (clipped to the input), `scores`, `classes` (the
     logit of the chosen class against that of the best), and `selection` (the scores against the highest that there are).

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from runtime.backends.inspection import inspection_shapes
 from runtime.backends.onnx_base import INPUT_NAME
 from runtime.errors import CheckFailed
-from runtime.ops.preprocess import normalisation
+from runtime.ops.preprocess import normalization
 from runtime.spec import ModelSpec
 from train.model import DetectorModel
 from train.model.blocks import ConvBlock
@@ -37,13 +37,13 @@ class _Contract(nn.Module):
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         if self.spec.input_type == "uint8":
-            images = _normalised(images, self.spec)
+            images = _normalized(images, self.spec)
         maps, fused = _run(self.model, images, self.inspect)
         return (_best(self.model, maps, self.spec), *fused, *maps) if self.spec.top_k else (*maps, *fused)
 
 
 def _run(model: DetectorModel, images: Tensor, inspect: bool) -> tuple[list[Tensor], list[Tensor]]:
-    """The maps of normalised images `[N, 3, H, W]`, and with `inspect` how the levels were fused for them."""
+    """The maps of normalized images `[N, 3, H, W]`, and with `inspect` how the levels were fused for them."""
     dtype = next(model.parameters()).dtype
     if dtype != images.dtype:
         images = images.to(dtype)
@@ -53,9 +53,9 @@ def _run(model: DetectorModel, images: Tensor, inspect: bool) -> tuple[list[Tens
     return maps, [*weights, *activations]
 
 
-def _normalised(pixels: Tensor, spec: ModelSpec) -> Tensor:
-    """uint8 `[N, H, W, 3]` to what `runtime.ops.preprocess.normalise` makes of them, float32 `[N, 3, H, W]`, bit by bit."""
-    offset, scale = (torch.from_numpy(values).reshape(1, 3, 1, 1) for values in normalisation(spec))
+def _normalized(pixels: Tensor, spec: ModelSpec) -> Tensor:
+    """uint8 `[N, H, W, 3]` to what `runtime.ops.preprocess.normalize` makes of them, float32 `[N, 3, H, W]`, bit by bit."""
+    offset, scale = (torch.from_numpy(values).reshape(1, 3, 1, 1) for values in normalization(spec))
     # TensorRT takes bytes only if they are cast at once.
     return (pixels.to(torch.float32).permute(0, 3, 1, 2) - offset) / scale
 
@@ -77,7 +77,7 @@ def _best(model: DetectorModel, maps: Sequence[Tensor], spec: ModelSpec) -> Tens
     rows = torch.cat([boxes[..., :4], torch.stack([scores, torch.cat(classes, dim=1)], dim=2)], dim=2)
     places = scores.topk(spec.top_k, dim=1).indices[..., None]
     best = torch.cat([rows.gather(1, places.expand(-1, -1, rows.shape[2])), places.float()], dim=2)
-    # Maxima and selections pass over what is not a number: a picture whose maps hold such says so in every row.
+    # Maxima and selections pass over what is not a number: an image whose maps hold such says so in every row.
     broken = torch.stack([torch.isnan(raw).flatten(1).float().amax(dim=1) for raw in maps]).amax(dim=0)
     return torch.where(broken[:, None, None] > 0, torch.tensor(float("nan")), best)
 

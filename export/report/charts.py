@@ -1,4 +1,4 @@
-"""The page's charts as inline SVG. Colours come from the page's style sheet, so that they follow light and dark."""
+"""The page's charts as inline SVG. Colors come from the page's style sheet, so that they follow light and dark."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Bar:
 
     Attributes:
         label: of the row. value: its length, in the chart's unit. note: what is written at its end.
-        kind: `plain`, `reference`, `good` or `bad`; chooses the colour.
+        kind: `plain`, `reference`, `good` or `bad`; chooses the color.
     """
 
     label: str

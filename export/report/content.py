@@ -1,4 +1,4 @@
-"""The figures of a verification as plain values: what `report.json` holds, and all that the page is drawn from but pictures."""
+"""The figures of a verification as plain values: what `report.json` holds, and all that the page is drawn from but images."""
 
 from __future__ import annotations
 
@@ -52,11 +52,11 @@ def content(found: Verification) -> dict[str, Any]:
 
 
 def dataset_sha256(dataset: Dataset) -> str:
-    """One hash of a split: its annotations, and the name and bytes of each picture, in order."""
+    """One hash of a split: its annotations, and the name and bytes of each image, in order."""
     digest = hashlib.sha256(json.dumps([dataset.class_names, dataset.annotations], sort_keys=True).encode())
     for entry in dataset.images:
-        picture = sha256(entry.path) if entry.path.is_file() else "missing"
-        digest.update(f"{entry.image_id} {entry.path.name} {picture}\n".encode())
+        image = sha256(entry.path) if entry.path.is_file() else "missing"
+        digest.update(f"{entry.image_id} {entry.path.name} {image}\n".encode())
     return digest.hexdigest()
 
 
@@ -73,7 +73,7 @@ def _versions() -> dict[str, str]:
 def _measured(step: Step) -> dict[str, Any]:
     return {
         "name": step.name,
-        "figures": step.evaluation.figures,
+        "figures": step.evaluation.metrics,
         "per_class": step.evaluation.per_class,
         "detections": len(step.evaluation.results),
         "bytes": step.size,
@@ -132,7 +132,7 @@ def _manifest(outcome: Outcome) -> dict[str, Any] | None:
 
 
 def _finite(value: Any) -> Any:
-    """JSON values with None for what JSON cannot hold: a layer that quantisation leaves alone has an infinite ratio."""
+    """JSON values with None for what JSON cannot hold: a layer that quantization leaves alone has an infinite ratio."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, Mapping):

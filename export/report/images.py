@@ -1,4 +1,4 @@
-"""The pictures that show best what each file changed: embedded once, the boxes drawn over them for every step."""
+"""The images that show best what each file changed: embedded once, the boxes drawn over them for every step."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import cv2
 
 from export.accuracy.box_changes import KEPT, Box, by_image, find_changes
 from export.accuracy.gate import Verification
-from runtime.datasets.dataset import LabelledImage
+from runtime.datasets.dataset import LabeledImage
 from runtime.errors import InputError
 from runtime.media.image import Image
 
@@ -18,12 +18,12 @@ _COUNT = 6
 _LONGEST_SIDE = 560
 _QUALITIES = (82, 60, 40, 20)
 _MAX_BYTES = 200_000
-"""Of one JPEG: six of them leave a page far below 5 MB, whatever the pictures."""
+"""Of one JPEG: six of them leave a page far below 5 MB, whatever the images."""
 
 
 @dataclass(frozen=True)
 class Shown:
-    """A picture and what each step found in it.
+    """An image and what each step found in it.
 
     Attributes:
         name: its file name. width, height: in pixels of the original, which the boxes are in. uri: a JPEG `data:` address.
@@ -38,8 +38,8 @@ class Shown:
     class_names: Mapping[int, str]
 
 
-def choose_pictures(found: Verification) -> list[Shown]:
-    """The readable pictures with most changed detections in any file, then those with most detections."""
+def choose_images(found: Verification) -> list[Shown]:
+    """The readable images with most changed detections in any file, then those with most detections."""
     steps = [outcome.step for outcome in found.outcomes if outcome.step]
     reference = by_image(found.reference.evaluation.results)
     results = {step.name: by_image(step.evaluation.results) for step in steps}
@@ -49,7 +49,7 @@ def choose_pictures(found: Verification) -> list[Shown]:
         changes = {name: find_changes(before, of.get(image_id, [])) for name, of in results.items()}
         return {found.reference.name: find_changes(before, before), **changes}
 
-    def interest(entry: LabelledImage) -> tuple[int, int]:
+    def interest(entry: LabeledImage) -> tuple[int, int]:
         every = [box for items in boxes(entry.image_id).values() for box in items]
         return sum(box.kind != KEPT for box in every), len(every)
 
@@ -66,14 +66,14 @@ def choose_pictures(found: Verification) -> list[Shown]:
     return shown
 
 
-def jpeg_uri(picture: Image) -> str:
-    """A uint8 BGR picture as a JPEG `data:` address, reduced to at most 560 pixels a side and 200 kB."""
-    scale = _LONGEST_SIDE / max(picture.shape[:2])
+def jpeg_uri(image: Image) -> str:
+    """A uint8 BGR image as a JPEG `data:` address, reduced to at most 560 pixels a side and 200 kB."""
+    scale = _LONGEST_SIDE / max(image.shape[:2])
     if scale < 1:
-        size = (max(round(picture.shape[1] * scale), 1), max(round(picture.shape[0] * scale), 1))
-        picture = cv2.resize(picture, size, interpolation=cv2.INTER_AREA).astype(picture.dtype)
+        size = (max(round(image.shape[1] * scale), 1), max(round(image.shape[0] * scale), 1))
+        image = cv2.resize(image, size, interpolation=cv2.INTER_AREA).astype(image.dtype)
     for quality in _QUALITIES:
-        _, data = cv2.imencode(".jpg", picture, [cv2.IMWRITE_JPEG_QUALITY, quality])
+        _, data = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, quality])
         if data.size <= _MAX_BYTES:
             break
     return "data:image/jpeg;base64," + base64.b64encode(data.tobytes()).decode()

@@ -19,19 +19,19 @@ _MARKS = {PASSED: ("passed", "✓ passed"), FAILED: ("failed", "✗ failed"), NO
 _COLUMNS = {"AP": "AP", "AP50": "AP50", "AP75": "AP75", "APs": "small", "APm": "medium", "APl": "large"}
 
 
-def page(figures: Figures, pictures: Sequence[Shown]) -> str:
-    """The whole page from the content of `report.json` and the pictures to show."""
+def page(figures: Figures, images: Sequence[Shown]) -> str:
+    """The whole page from the content of `report.json` and the images to show."""
     heading = f"Accuracy of {figures['model']} after export"
     body = [
         _header(heading, figures),
         _section(
             "Every step",
-            "Measured by one evaluation on the same pictures. Figures in percent, changes in points.",
+            "Measured by one evaluation on the same images. Figures in percent, changes in points.",
             _steps(figures),
         ),
         _section("Accuracy and budget", *sections.accuracy(figures)),
         _section("Change by class", *sections.classes(figures)),
-        _section("The same pictures through every step", *side_by_side(figures, pictures)),
+        _section("The same images through every step", *side_by_side(figures, images)),
         _section("Sensitivity by layer", *sections.sensitivity(figures)),
         _section("Calibration", *sections.calibration(figures)),
         _section("Lineage", "What was made from what. Hashes are SHA-256.", _lineage(figures)),
@@ -58,7 +58,7 @@ def _header(heading: str, figures: Figures) -> str:
     if not failed and len(ran) == 1:
         verdict = "The file that ran kept its accuracy."
     skipped = f", {len(data['skipped'])} more could not be read" if data["skipped"] else ""
-    where = f"{data['images']} pictures of {data['split']} ({data['root']}){skipped}, input {height} × {width}"
+    where = f"{data['images']} images of {data['split']} ({data['root']}){skipped}, input {height} × {width}"
     notes = [
         tag("li", tag("strong", text(file["name"])), ": ", text(note))
         for file in figures["files"]
@@ -107,7 +107,7 @@ def _step_row(step: Figures, measured: Figures | None, verdict: str) -> list[str
 def _lineage(figures: Figures) -> str:
     data, weights = figures["data"], figures["weights"]
     rows = [
-        ("data", f"{data['split']} of {data['root']} (annotations and pictures)", data["sha256"], ""),
+        ("data", f"{data['split']} of {data['root']} (annotations and images)", data["sha256"], ""),
         ("weights", weights["file"], weights["sha256"], ""),
     ]
     for file in figures["files"]:

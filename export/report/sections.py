@@ -109,7 +109,7 @@ def _calibrations(figures: Figures) -> Iterator[tuple[str, Figures]]:
 
 
 def sensitivity(figures: Figures) -> Section:
-    """How much each layer suffers from quantisation, the most sensitive first."""
+    """How much each layer suffers from quantization, the most sensitive first."""
     cards = []
     for name, found in _calibrations(figures):
         layers = [layer for layer in found.get("sensitivity") or () if layer["snr_db"] is not None]
@@ -118,7 +118,7 @@ def sensitivity(figures: Figures) -> Section:
             cards += [_sensitivity_card(name, layers, kept)]
     if not cards:
         return (NO_CALIBRATION,)
-    lead = "Signal-to-noise ratio of a layer's output when it alone is quantised: a short bar is a sensitive layer."
+    lead = "Signal-to-noise ratio of a layer's output when it alone is quantized: a short bar is a sensitive layer."
     return lead, *cards
 
 
@@ -132,7 +132,7 @@ def _sensitivity_card(name: str, layers: Sequence[Figures], kept: Mapping[str, s
         note = f"{layer['snr_db']:.1f} dB{loss}{where}"
         rows.append(Bar(layer["layer"], layer["snr_db"], note, "reference" if where else "plain"))
     more = f", the {_LAYERS} most sensitive of {len(layers)}" if len(layers) > _LAYERS else ""
-    chart = charts.bars(f"Sensitivity of the layers of {name}", rows, axis=f"dB{more}; grey: not quantised", width=_LAYER_WIDTH)
+    chart = charts.bars(f"Sensitivity of the layers of {name}", rows, axis=f"dB{more}; gray: not quantized", width=_LAYER_WIDTH)
     return _card(name, chart)
 
 
@@ -143,7 +143,7 @@ def calibration(figures: Figures) -> Section:
         images = found.get("images") or ()
         said = [f"method {found['method']}"] if found.get("method") else []
         said += [f"for {found['target']}"] if found.get("target") else []
-        said += [f"{len(images)} pictures" + (f", seed {found['seed']}" if "seed" in found else "")] if images else []
+        said += [f"{len(images)} images" + (f", seed {found['seed']}" if "seed" in found else "")] if images else []
         for key, what in (("float_layers", "FP32"), ("half_layers", "FP16")):
             said += [f"layers kept in {what}: {len(found[key])}"] if found.get(key) else []
         cards.append(

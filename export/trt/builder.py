@@ -1,4 +1,4 @@
-"""From a parsed network to a plan: builder options, the batch profile, progress, and cancelling."""
+"""From a parsed network to a plan: builder options, the batch profile, progress, and canceling."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tqdm import tqdm
 from export.trt.precision_check import NetworkPrecision, layer_inputs, layer_outputs, network_layers
 from runtime.backends.tensorrt.library import TensorRT
 from runtime.errors import InputError
-from runtime.files import replacing
+from runtime.files import atomic_write
 
 log = logging.getLogger(__name__)
 
@@ -45,13 +45,13 @@ def usable_options(trt: TensorRT, options: BuildOptions) -> BuildOptions:
     Raises:
         InputError: an engine was asked for that the library cannot make.
     """
-    if trt.flavour != "rtx":
+    if trt.flavor != "rtx":
         return options
     asked = {"--version-compatible": options.version_compatible, "--hardware-compatible": options.hardware_compatible}
     for flag in (flag for flag, wanted in asked.items() if wanted):
         raise InputError(
             f"{flag}: {trt.title} cannot make such engines; leave it out (its engines run on all GPUs from Ampere on),"
-            " or use --flavour tensorrt"
+            " or use --flavor tensorrt"
         )
     if options.timing_cache:
         log.info("%s has no timing cache; %s is neither read nor written", trt.title, options.timing_cache)
@@ -172,7 +172,7 @@ def load_timing_cache(trt: TensorRT, config: Any, path: Path) -> None:
 
 def save_timing_cache(config: Any, path: Path) -> None:
     """Write the timings known after a build, those read before among them."""
-    with replacing(path) as temporary:
+    with atomic_write(path) as temporary:
         temporary.write_bytes(memoryview(config.get_timing_cache().serialize()))
 
 
@@ -182,7 +182,7 @@ class BuildProgress:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._phases: dict[str, _Phase] = {}  # those under way, outermost first
-        self._cancelled = False
+        self._canceled = False
 
     def started(self, phase: str, parent: str, steps: int) -> None:
         """See `BuildObserver.started`."""
@@ -194,7 +194,7 @@ class BuildProgress:
         with self._lock:
             if phase in self._phases:
                 self._phases[phase].done = step + 1
-            return not self._cancelled
+            return not self._canceled
 
     def finished(self, phase: str) -> None:
         """See `BuildObserver.finished`."""
@@ -203,7 +203,7 @@ class BuildProgress:
 
     def cancel(self) -> None:
         """Make the builder stop at its next step."""
-        self._cancelled = True
+        self._canceled = True
 
     def read(self) -> tuple[str, float]:
         """The innermost phase under way, and the share of the whole build that is done, in [0, 1]."""

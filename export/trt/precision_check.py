@@ -88,9 +88,9 @@ def network_precision(trt: TensorRT, network: Any) -> NetworkPrecision:
     found: dict[str, list[str]] = {"fp32": [], "fp16": [], "int8": []}
     for layer in network_layers(network):
         if layer.type == kinds.CONVOLUTION:
-            quantised = _is_quantised(kinds, makers, layer)
+            quantized = _is_quantized(kinds, makers, layer)
             halves = {tensor.dtype.name for tensor in (layer.get_input(0), layer.get_output(0))} == {"HALF"}
-            found["int8" if quantised else "fp16" if halves else "fp32"].append(layer.name)
+            found["int8" if quantized else "fp16" if halves else "fp32"].append(layer.name)
     usual = ("FLOAT", "HALF", "INT8", "INT32", "INT64", "BOOL", "UINT8")
     return NetworkPrecision(
         fp32=tuple(found["fp32"]),
@@ -102,13 +102,13 @@ def network_precision(trt: TensorRT, network: Any) -> NetworkPrecision:
     )
 
 
-def _is_quantised(kinds: Any, makers: dict[str, Any], convolution: Any) -> bool:
+def _is_quantized(kinds: Any, makers: dict[str, Any], convolution: Any) -> bool:
     """Whether both data and weights come out of Dequantize layers, and the data went through a Quantize before that."""
     makes: list[Any] = [makers.get(tensor.name) for tensor in layer_inputs(convolution)[:2] if tensor is not None]
     if len(makes) < 2 or any(maker is None or maker.type != kinds.DEQUANTIZE for maker in makes):
         return False
-    quantise = makers.get(makes[0].get_input(0).name)
-    return quantise is not None and bool(quantise.type == kinds.QUANTIZE)
+    quantize = makers.get(makes[0].get_input(0).name)
+    return quantize is not None and bool(quantize.type == kinds.QUANTIZE)
 
 
 def check_network(source: object, found: NetworkPrecision, claimed: str) -> None:

@@ -14,7 +14,7 @@ from runtime.spec import ModelSpec
 
 
 class Backend(Protocol):
-    """A loaded model: prepared pictures in, outputs out, as its spec says. Everything before and after is done elsewhere."""
+    """A loaded model: prepared images in, outputs out, as its spec says. Everything before and after is done elsewhere."""
 
     @property
     def spec(self) -> ModelSpec:

@@ -24,7 +24,7 @@ class Gpu:
 
 
 def find_gpu() -> Optional[Gpu]:
-    """The first GPU that the driver shows (CUDA_VISIBLE_DEVICES is honoured), or None without a GPU or a driver."""
+    """The first GPU that the driver shows (CUDA_VISIBLE_DEVICES is honored), or None without a GPU or a driver."""
     try:
         cuda = ctypes.CDLL(DRIVER_LIBRARY)
     except OSError:

@@ -46,7 +46,7 @@ class OpenVinoBackend(OnnxBackend):
             raise MissingComponentError("this CPU does not compute in bfloat16; use float32 with --backend openvino")
         try:
             model = _read(path)
-            signed = _quantises_to_signed(model)
+            signed = _quantizes_to_signed(model)
             compiled = core.compile_model(model, "CPU", _options(precision, signed))
             metadata, inputs, outputs = _metadata(model), list(_ports(model.inputs)), list(_ports(model.outputs))
         except Exception as error:  # openvino raises RuntimeError and others for whatever is wrong with a file
@@ -86,8 +86,8 @@ def _read(path: PathLike) -> Any:
     return frontend.convert(frontend.load(str(path)))
 
 
-def _quantises_to_signed(model: Any) -> bool:
-    """Whether activations are quantised to int8 rather than uint8."""
+def _quantizes_to_signed(model: Any) -> bool:
+    """Whether activations are quantized to int8 rather than uint8."""
     return any(
         item.get_type_name() == "Convert"
         and item.get_output_element_type(0).to_dtype() == np.int8

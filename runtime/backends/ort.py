@@ -102,7 +102,7 @@ class BoundRuns:
         return found
 
     def _input(self, idle: deque[Any], images: NDArray[Any]) -> Any:
-        """The pictures on the device: where earlier ones of the same number were, or in new memory."""
+        """The images on the device: where earlier ones of the same number were, or in new memory."""
         try:
             bound = idle.pop()
         except IndexError:

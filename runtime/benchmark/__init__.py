@@ -1,1 +1,1 @@
-"""Times each step from a picture file to detections: `python -m runtime.benchmark`."""
+"""Times each step from an image file to detections: `python -m runtime.benchmark`."""

@@ -1,4 +1,4 @@
-"""`python -m runtime.benchmark`: what each step from a picture file to detections takes, of one model or of two in turns."""
+"""`python -m runtime.benchmark`: what each step from an image file to detections takes, of one model or of two in turns."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from runtime.backends.base import Backend
 from runtime.backends.open import BACKENDS, open_backend
 from runtime.benchmark import footprint, machine
 from runtime.benchmark.footprint import Footprint
-from runtime.benchmark.images import open_pictures
+from runtime.benchmark.images import open_images
 from runtime.benchmark.plot import plot
 from runtime.benchmark.report import ModelFacts, Protocol, Report, compare, row, table
-from runtime.benchmark.stages import Lap, run
-from runtime.benchmark.timing import take_turns
+from runtime.benchmark.stages import BatchTiming, run
+from runtime.benchmark.timing import interleave
 from runtime.detector import Detector
 from runtime.errors import InputError
 from runtime.files import check_writable
@@ -34,7 +34,7 @@ def parse(arguments: Optional[list[str]] = None) -> argparse.Namespace:
     """The command's arguments."""
     parser = cli.parser(
         "runtime.benchmark",
-        "Time each stage from a picture file to detections: load (read and decode the file), preprocess, copy (to a device\n"
+        "Time each stage from an image file to detections: load (read and decode the file), preprocess, copy (to a device\n"
         "and back), infer, decode, NMS. Of two models, which take turns, every ratio is of the same rounds.",
         "python -m runtime.benchmark --engine model.int8.onnx --compare model.onnx --batch 1,8,32 --plot times.png",
     )
@@ -42,12 +42,12 @@ def parse(arguments: Optional[list[str]] = None) -> argparse.Namespace:
     parser.add_argument("--compare", metavar="OTHER", help="a second model to alternate with; may be the same file")
     parser.add_argument("--compare-backend", choices=BACKENDS, default="auto", help="what runs the second model")
     parser.add_argument("--batch", type=_batches, default=(1,), metavar="N,N,…", help="batch sizes (default: 1)")
-    parser.add_argument("--source", help="a picture, folder or glob pattern (default: made-up pictures of 640x480)")
+    parser.add_argument("--source", help="an image, folder or glob pattern (default: made-up images of 640x480)")
     parser.add_argument("--conf", type=cli.probability, default=0.25, help="lowest score that reaches NMS (default: 0.25)")
     parser.add_argument("--repeats", type=cli.positive, default=50, help="rounds measured for each batch size (default: 50)")
     parser.add_argument("--warm-up", type=cli.count, default=5, help="rounds before those (default: 5)")
     parser.add_argument("--json", action="store_true", help="everything as JSON on stdout instead of a table")
-    parser.add_argument("--plot", type=Path, metavar="FILE.png", help="draw the stages as bars into a picture")
+    parser.add_argument("--plot", type=Path, metavar="FILE.png", help="draw the stages as bars into an image")
     return parser.parse_args(arguments)
 
 
@@ -96,16 +96,16 @@ def measure(options: argparse.Namespace) -> Report:
         models = [_open(opened, "A", Path(options.engine), options.backend, options)]
         if options.compare:
             models.append(_open(opened, "B", Path(options.compare), options.compare_backend, options))
-        files, pictures = opened.enter_context(open_pictures(options.source))
+        files, images = opened.enter_context(open_images(options.source))
         rows, comparisons = [], []
         for batch in options.batch:
-            laps = _take_turns([model for model in models if batch in model.batches], batch, files, options)
-            rows += [row(letter, batch, found) for letter, found in laps.items()]
-            if len(laps) == 2:
-                comparisons.append(compare(batch, laps["A"], laps["B"]))
+            timings = _interleave([model for model in models if batch in model.batches], batch, files, options)
+            rows += [row(letter, batch, found) for letter, found in timings.items()]
+            if len(timings) == 2:
+                comparisons.append(compare(batch, timings["A"], timings["B"]))
     # With all models closed: memory that they hold, and a GPU's above all, may be needed again.
     facts = [_facts(model, footprint.measure(model.file, model.asked, model.batches)) for model in models]
-    protocol = Protocol(options.warm_up, options.repeats, pictures, options.conf)
+    protocol = Protocol(options.warm_up, options.repeats, images, options.conf)
     return Report(here, protocol, facts, rows, comparisons)
 
 
@@ -120,16 +120,16 @@ def _open(opened: contextlib.ExitStack, letter: str, file: Path, asked: str, opt
     return _Model(letter, file, asked, backend, Detector(backend, score_threshold=options.conf), taken)
 
 
-def _take_turns(
+def _interleave(
     models: Sequence[_Model], batch: int, files: Sequence[Path], options: argparse.Namespace
-) -> dict[str, list[Lap]]:
-    """Laps of each model by its letter; in a round all get the same pictures, in the next one those that follow."""
+) -> dict[str, list[BatchTiming]]:
+    """Laps of each model by its letter; in a round all get the same images, in the next one those that follow."""
 
-    def lap(model: _Model, turn: int) -> Lap:
+    def timing(model: _Model, turn: int) -> BatchTiming:
         return run(model.backend, model.detector, [files[(turn * batch + i) % len(files)] for i in range(batch)])
 
-    ways = {model.letter: partial(lap, model) for model in models}
-    return take_turns(ways, options.repeats, options.warm_up, label=f"batch {batch}")
+    ways = {model.letter: partial(timing, model) for model in models}
+    return interleave(ways, options.repeats, options.warm_up, label=f"batch {batch}")
 
 
 def _facts(model: _Model, found: Optional[Footprint]) -> ModelFacts:

@@ -1,4 +1,4 @@
-"""Picture files to measure on."""
+"""Image files to measure on."""
 
 from __future__ import annotations
 
@@ -12,35 +12,35 @@ import cv2
 import numpy as np
 
 from runtime.media.image import Image, write_image
-from runtime.media.sources import Source, find_sources, for_each, read_picture
+from runtime.media.sources import Source, find_sources, for_each, read_source
 
 _MADE_UP, _WIDTH, _HEIGHT = 8, 640, 480
-_MOST_PICTURES = 64  # of --source; as much as the largest batch anyone asks for, and quickly read
+_MOST_IMAGES = 64  # of --source; as much as the largest batch anyone asks for, and quickly read
 
 
 @contextlib.contextmanager
-def open_pictures(source: Optional[str]) -> Iterator[tuple[list[Path], str]]:
-    """Files of pictures that can be read, and what they are in words."""
+def open_images(source: Optional[str]) -> Iterator[tuple[list[Path], str]]:
+    """Files of images that can be read, and what they are in words."""
     if source is None:
         with tempfile.TemporaryDirectory() as folder:
             files = [Path(folder) / f"{index}.jpg" for index in range(_MADE_UP)]
             for index, file in enumerate(files):
-                write_image(file, made_up_picture(np.random.default_rng(index)))
-            yield files, f"{_MADE_UP} made-up JPEG pictures of {_WIDTH}x{_HEIGHT}"
+                write_image(file, made_up_image(np.random.default_rng(index)))
+            yield files, f"{_MADE_UP} made-up JPEG images of {_WIDTH}x{_HEIGHT}"
         return
     readable: list[Path] = []
 
     def keep(item: Source, _: Image) -> None:
         readable.append(item.path)
 
-    for_each(find_sources(source)[:_MOST_PICTURES], read_picture, keep, label="read", strict=False)
-    yield readable, f"{len(readable)} pictures of {source}" if len(readable) > 1 else str(readable[0])
+    for_each(find_sources(source)[:_MOST_IMAGES], read_source, keep, label="read", strict=False)
+    yield readable, f"{len(readable)} images of {source}" if len(readable) > 1 else str(readable[0])
 
 
-def made_up_picture(rng: np.random.Generator) -> Image:
-    """A random uint8 BGR picture `[480, 640, 3]` with coarse and fine structure, about as hard for JPEG as a photograph."""
-    picture = np.zeros((_HEIGHT, _WIDTH, 3), np.float32)
+def made_up_image(rng: np.random.Generator) -> Image:
+    """A random uint8 BGR image `[480, 640, 3]` with coarse and fine structure, about as hard for JPEG as a photograph."""
+    image = np.zeros((_HEIGHT, _WIDTH, 3), np.float32)
     for cells, strength in ((3, 60), (10, 40), (40, 25), (240, 20)):
         coarse = rng.normal(0, strength, (cells, cells * _WIDTH // _HEIGHT, 3)).astype(np.float32)
-        picture += cv2.resize(coarse, (_WIDTH, _HEIGHT), interpolation=cv2.INTER_CUBIC)
-    return np.clip(picture + 120, 0, 255).astype(np.uint8)
+        image += cv2.resize(coarse, (_WIDTH, _HEIGHT), interpolation=cv2.INTER_CUBIC)
+    return np.clip(image + 120, 0, 255).astype(np.uint8)

@@ -1,4 +1,4 @@
-"""A benchmark as one picture: the stages as stacked bars, with inference and without it, which hides the rest."""
+"""A benchmark as one image: the stages as stacked bars, with inference and without it, which hides the rest."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _LARGEST_TICKS = 6
 
 
 def plot(report: Report) -> Image:
-    """One uint8 BGR picture: a bar for each batch size and model, in median milliseconds a picture."""
+    """One uint8 BGR image: a bar for each batch size and model, in median milliseconds an image."""
     rows, tops = _arranged(report.rows)
     outside = [stage for stage in STAGES if stage != "infer"]
     charts = beside(
@@ -59,7 +59,7 @@ def _height(tops: Sequence[int]) -> int:
 def _head(report: Report, width: int) -> Image:
     canvas = paper(width, 64)
     low, high = ends(report.rows[0].milliseconds[TOTAL])
-    write(canvas, "Milliseconds a picture, from its file to its detections", (0, 20), 0.7, INK)
+    write(canvas, "Milliseconds an image, from its file to its detections", (0, 20), 0.7, INK)
     x = 0
     for stage in STAGES:
         if any(stage in row.milliseconds for row in report.rows):
@@ -129,7 +129,7 @@ def _sum(row: Row, stages: Sequence[str]) -> float:
 
 
 def _figure(row: Row, stage: str, name: str = "median") -> float:
-    """Milliseconds a picture; 0 for a stage that the model does not have."""
+    """Milliseconds an image; 0 for a stage that the model does not have."""
     return row.milliseconds[stage][name] / row.batch if stage in row.milliseconds else 0.0
 
 
@@ -137,7 +137,7 @@ def _foot(report: Report, width: int) -> Image:
     """Which model is which, where and how they were measured."""
     texts = [f"{model.letter}: {Path(model.file).name}, {model.precision}, in {model.runs_in}" for model in report.models]
     here, protocol = report.machine, report.protocol
-    texts.append(f"{here.cpu}, {here.cores} cores; {protocol.warm_up} + {protocol.repeats} rounds; {protocol.pictures}")
+    texts.append(f"{here.cpu}, {here.cores} cores; {protocol.warm_up} + {protocol.repeats} rounds; {protocol.images}")
     canvas = paper(width, 20 * len(texts))
     for index, text in enumerate(texts):
         write(canvas, text, (0, 20 * index + 14), min(0.45, 0.45 * width / text_width(text, 0.45)), FAINT)

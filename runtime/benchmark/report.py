@@ -8,7 +8,7 @@ from typing import Optional
 
 from runtime.benchmark.footprint import Footprint
 from runtime.benchmark.machine import Machine
-from runtime.benchmark.stages import STAGES, Lap
+from runtime.benchmark.stages import STAGES, BatchTiming
 from runtime.benchmark.timing import ends, spread
 
 TOTAL = "total"
@@ -41,12 +41,12 @@ class Protocol:
 
     Attributes:
         warm_up, repeats: rounds not counted and counted, for each batch size.
-        pictures: which, in words. score_threshold: of what reaches NMS.
+        images: which, in words. score_threshold: of what reaches NMS.
     """
 
     warm_up: int
     repeats: int
-    pictures: str
+    images: str
     score_threshold: float
 
 
@@ -57,9 +57,9 @@ class Row:
     Attributes:
         letter: of the model. batch: the size.
         milliseconds: of a whole batch, by stage and `total`; without `copy` where there is none or it is part of `infer`.
-        images_per_second: from files to detections. inferences_per_second: pictures a second of the stage `infer` alone.
+        images_per_second: from files to detections. inferences_per_second: images a second of the stage `infer` alone.
             Both from the median time.
-        candidates, detections: mean number of boxes in a picture before and after NMS.
+        candidates, detections: mean number of boxes in an image before and after NMS.
     """
 
     letter: str
@@ -94,29 +94,29 @@ class Report:
     comparisons: list[Comparison]
 
 
-def times(laps: Sequence[Lap]) -> dict[str, list[float]]:
-    """Milliseconds of each lap, by stage and `total`."""
-    stages = {name: [lap.milliseconds[name] for lap in laps] for name in STAGES if name in laps[0].milliseconds}
-    return {**stages, TOTAL: [lap.total for lap in laps]}
+def times(timings: Sequence[BatchTiming]) -> dict[str, list[float]]:
+    """Milliseconds of each timing, by stage and `total`."""
+    stages = {name: [timing.milliseconds[name] for timing in timings] for name in STAGES if name in timings[0].milliseconds}
+    return {**stages, TOTAL: [timing.total for timing in timings]}
 
 
-def row(letter: str, batch: int, laps: Sequence[Lap]) -> Row:
-    """The figures of one model's laps."""
-    found = {name: spread(values) for name, values in times(laps).items()}
-    pictures = batch * len(laps)
+def row(letter: str, batch: int, timings: Sequence[BatchTiming]) -> Row:
+    """The figures of one model's timings."""
+    found = {name: spread(values) for name, values in times(timings).items()}
+    images = batch * len(timings)
     return Row(
         letter,
         batch,
         found,
         images_per_second=batch * 1e3 / found[TOTAL]["median"],
         inferences_per_second=batch * 1e3 / found["infer"]["median"],
-        candidates=sum(lap.candidates for lap in laps) / pictures,
-        detections=sum(len(boxes) for lap in laps for boxes in lap.found) / pictures,
+        candidates=sum(timing.candidates for timing in timings) / images,
+        detections=sum(len(boxes) for timing in timings for boxes in timing.found) / images,
     )
 
 
-def compare(batch: int, first: Sequence[Lap], second: Sequence[Lap]) -> Comparison:
-    """Ratios of laps that were run in the same rounds; of the stages that both have."""
+def compare(batch: int, first: Sequence[BatchTiming], second: Sequence[BatchTiming]) -> Comparison:
+    """Ratios of timings that were run in the same rounds; of the stages that both have."""
     mine, theirs = times(first), times(second)
     ratios = {name: [a / b for a, b in zip(mine[name], theirs[name])] for name in mine if name in theirs}
     return Comparison(batch, {name: spread(values) for name, values in ratios.items()})
@@ -137,7 +137,7 @@ def _header(report: Report) -> Iterable[str]:
     turns = ", models in turns and in reverse order every other round" if len(report.models) > 1 else ""
     yield (
         f"how     {protocol.warm_up} + {protocol.repeats} rounds a batch size, the first {protocol.warm_up} not counted{turns};"
-        f" {protocol.pictures}; scores from {protocol.score_threshold:g}"
+        f" {protocol.images}; scores from {protocol.score_threshold:g}"
     )
     for model in report.models:
         height, width = model.input_size
@@ -170,8 +170,8 @@ def _block(batch: int, report: Report) -> list[str]:
             line.append(_ratio(ratios.get(stage)))
     lines = _aligned(cells)
     lines += [
-        f"{found.letter}: {found.images_per_second:.1f} pictures/s, {found.inferences_per_second:.1f} in inference alone;"
-        f" {found.candidates:.1f} boxes a picture before NMS, {found.detections:.1f} after"
+        f"{found.letter}: {found.images_per_second:.1f} images/s, {found.inferences_per_second:.1f} in inference alone;"
+        f" {found.candidates:.1f} boxes an image before NMS, {found.detections:.1f} after"
         for found in rows
     ]
     return lines

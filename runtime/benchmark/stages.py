@@ -1,4 +1,4 @@
-"""One batch from picture files to detections, by the very functions that `Detector` calls, with the time that each takes."""
+"""One batch from image files to detections, by the very functions that `Detector` calls, with the time that each takes."""
 
 from __future__ import annotations
 
@@ -17,25 +17,25 @@ from runtime.media.image import read_image
 from runtime.ops.preprocess import preprocess
 
 STAGES = ("load", "preprocess", "copy", "infer", "decode", "NMS")
-"""In the order in which a picture goes through them."""
+"""In the order in which an image goes through them."""
 
 
 @runtime_checkable
 class CopyingBackend(Backend, Protocol):
-    """A backend that computes in other memory than the pictures are in, and can tell what the way there and back costs."""
+    """A backend that computes in other memory than the images are in, and can tell what the way there and back costs."""
 
     def copy(self, images: NDArray[Any]) -> None:
         """Take as long as `infer` takes for all but computing: input to the device, outputs to arrays of the caller."""
 
 
 @dataclass(frozen=True)
-class Lap:
+class BatchTiming:
     """One batch.
 
     Attributes:
         milliseconds: of the whole batch, by stage. `copy` is missing where it is none or cannot be told from `infer`.
-        candidates: how many boxes reached the score threshold in all its pictures together.
-        found: what was detected in each picture.
+        candidates: how many boxes reached the score threshold in all its images together.
+        found: what was detected in each image.
     """
 
     milliseconds: dict[str, float]
@@ -48,13 +48,13 @@ class Lap:
         return sum(self.milliseconds.values())
 
 
-def run(backend: Backend, detector: Detector, files: Sequence[Path]) -> Lap:
-    """Detect in picture files as one batch, which the backend must take. `detector` is one of this backend.
+def run(backend: Backend, detector: Detector, files: Sequence[Path]) -> BatchTiming:
+    """Detect in image files as one batch, which the backend must take. `detector` is one of this backend.
 
     Copying is timed apart, since it cannot be seen within an inference that is one CUDA graph, and taken off that.
 
     Raises:
-        InputError: a file is not a picture.
+        InputError: a file is not an image.
         ModelError: the model failed.
     """
     clock = _Clock()
@@ -73,7 +73,7 @@ def run(backend: Backend, detector: Detector, files: Sequence[Path]) -> Lap:
         backend.copy(batch)
         clock.stop("copy")
         clock.milliseconds["infer"] -= clock.milliseconds["copy"]
-    return Lap(clock.milliseconds, sum(len(boxes.scores) for boxes in candidates), found)
+    return BatchTiming(clock.milliseconds, sum(len(boxes.scores) for boxes in candidates), found)
 
 
 class _Clock:

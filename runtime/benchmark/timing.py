@@ -14,7 +14,7 @@ T = TypeVar("T")
 _SHOWN = (5, 50, 95, 99)
 
 
-def take_turns(ways: Mapping[str, Callable[[int], T]], rounds: int, warm_up: int, label: str = "") -> dict[str, list[T]]:
+def interleave(ways: Mapping[str, Callable[[int], T]], rounds: int, warm_up: int, label: str = "") -> dict[str, list[T]]:
     """What each way gave in each of `rounds` rounds, after `warm_up` more that do not count.
 
     A round calls each way once with the round's number, from 0; every other round in reverse order. So a busy moment hits

@@ -1,4 +1,4 @@
-"""Reader of the COCO layout: `annotations/instances_<split>.json`, pictures in `<split>/`, `images/<split>/` or `images/`."""
+"""Reader of the COCO layout: `annotations/instances_<split>.json`, images in `<split>/`, `images/<split>/` or `images/`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
-from runtime.datasets.dataset import Dataset, find_image, labelled_image, report_dropped
+from runtime.datasets.dataset import Dataset, find_image, labeled_image, report_dropped
 from runtime.errors import InputError
 
 _PREFIX = "instances_"
@@ -23,7 +23,7 @@ def read(root: Path, split: str) -> Dataset:
     """Read one split. Category ids may be sparse; classes are ordered by category id.
 
     Raises:
-        InputError: not JSON, not COCO, a missing picture, an unknown image or category, a box that is NaN or has a
+        InputError: not JSON, not COCO, a missing image, an unknown image or category, a box that is NaN or has a
             negative side. The message names the file and the record.
     """
     source = root / "annotations" / f"{_PREFIX}{split}.json"
@@ -50,7 +50,7 @@ def read(root: Path, split: str) -> Dataset:
             raise InputError(f"{source}: image {record['file_name']} is in none of {split}/, images/{split}/, images/")
         marked = by_image[image_id]
         images.append(
-            labelled_image(
+            labeled_image(
                 image_id,
                 path,
                 (record["width"], record["height"]),

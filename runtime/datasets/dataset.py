@@ -1,4 +1,4 @@
-"""The one description of a labelled set of images that training, calibration and evaluation share, whatever its layout."""
+"""The one description of a labeled set of images that training, calibration and evaluation share, whatever its layout."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
-class LabelledImage:
+class LabeledImage:
     """One image and what is marked in it.
 
     Attributes:
         image_id: the id in the source annotations (COCO) or the position in the split (VOC).
-        path: the picture file.
+        path: the image file.
         width, height: in pixels, as annotated.
         boxes: float32 `[N, 4]` xyxy in pixels, inside the image, each with a positive area.
         class_ids: int64 `[N]`, indices into `Dataset.class_names`.
@@ -39,7 +39,7 @@ class LabelledImage:
     crowd: NDArray[np.bool_]
 
     def read(self) -> Image:
-        """The picture, uint8 BGR `[height, width, 3]`, in the frame its boxes were drawn in.
+        """The image, uint8 BGR `[height, width, 3]`, in the frame its boxes were drawn in.
 
         Raises:
             InputError: it cannot be read, or is of another size than annotated.
@@ -49,7 +49,7 @@ class LabelledImage:
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """A split of a labelled set.
+    """A split of a labeled set.
 
     Attributes:
         root, split: where it came from.
@@ -64,15 +64,15 @@ class Dataset:
     split: str
     class_names: tuple[str, ...]
     category_ids: tuple[int, ...]
-    images: tuple[LabelledImage, ...]
+    images: tuple[LabeledImage, ...]
     annotations: tuple[dict[str, Any], ...]
 
     def __len__(self) -> int:
         return len(self.images)
 
 
-def labelled_image(image_id: int, path: Path, size: tuple[int, int], boxes: Any, class_ids: Any, crowd: Any) -> LabelledImage:
-    """Build a `LabelledImage` from raw annotation rows: boxes are clipped to the image and those left without area dropped.
+def labeled_image(image_id: int, path: Path, size: tuple[int, int], boxes: Any, class_ids: Any, crowd: Any) -> LabeledImage:
+    """Build a `LabeledImage` from raw annotation rows: boxes are clipped to the image and those left without area dropped.
 
     Args:
         boxes: anything of shape `[N, 4]`, xyxy in pixels; may reach out of the image or be degenerate.
@@ -80,7 +80,7 @@ def labelled_image(image_id: int, path: Path, size: tuple[int, int], boxes: Any,
     raw = np.asarray(boxes, np.float32).reshape(-1, 4)
     inside = box_ops.clip(raw, *size).astype(np.float32)
     keep = (inside[:, 2] > inside[:, 0]) & (inside[:, 3] > inside[:, 1])
-    return LabelledImage(
+    return LabeledImage(
         image_id=image_id,
         path=path,
         width=size[0],

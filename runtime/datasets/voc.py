@@ -7,7 +7,7 @@ import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 from typing import Any, Optional
 
-from runtime.datasets.dataset import Dataset, LabelledImage, find_image, labelled_image, report_dropped
+from runtime.datasets.dataset import Dataset, LabeledImage, find_image, labeled_image, report_dropped
 from runtime.errors import InputError
 from runtime.media.image import IMAGE_SUFFIXES
 
@@ -28,7 +28,7 @@ def read(root: Path, split: str) -> Dataset:
     VOC counts pixels from 1 and includes the last one: (xmin, ymin, xmax, ymax) covers `[xmin - 1, xmax]` x `[ymin - 1, ymax]`.
 
     Raises:
-        InputError: an annotation that is missing or not VOC XML, a missing picture, a box that is not finite or inverted.
+        InputError: an annotation that is missing or not VOC XML, a missing image, a box that is not finite or inverted.
     """
     stems = {stem for name in splits(root) for stem in _stems(root, name) if name == split or _annotation(root, stem).is_file()}
     everything = {stem: _parse(root, stem) for stem in sorted(stems)}
@@ -37,13 +37,13 @@ def read(root: Path, split: str) -> Dataset:
         raise InputError(f"{root / 'Annotations'}: no object is marked in any image")
     class_of = {name: index for index, name in enumerate(names)}
     listed = _stems(root, split)
-    images: list[LabelledImage] = []
+    images: list[LabeledImage] = []
     annotations: list[dict[str, Any]] = []
     for image_id, stem in enumerate(listed, 1):
         parsed = everything[stem]
-        image = labelled_image(
+        image = labeled_image(
             image_id,
-            _picture(root, stem, parsed["filename"]),
+            _image(root, stem, parsed["filename"]),
             parsed["size"],
             [thing["box"] for thing in parsed["objects"]],
             [class_of[thing["name"]] for thing in parsed["objects"]],
@@ -114,11 +114,11 @@ def _text(node: ElementTree.Element, path: str) -> str:
     return text.strip()
 
 
-def _picture(root: Path, stem: str, filename: Optional[str]) -> Path:
-    """The annotation's own file name if it exists, else the list's name with any picture suffix."""
+def _image(root: Path, stem: str, filename: Optional[str]) -> Path:
+    """The annotation's own file name if it exists, else the list's name with any image suffix."""
     candidates = ([filename] if filename else []) + [f"{stem}{suffix}" for suffix in sorted(IMAGE_SUFFIXES)]
     for candidate in candidates:
         path = find_image([root / "JPEGImages"], candidate)
         if path is not None:
             return path
-    raise InputError(f"{root}: no picture for {stem} in JPEGImages/")
+    raise InputError(f"{root}: no image for {stem} in JPEGImages/")

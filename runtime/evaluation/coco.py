@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from runtime.datasets.dataset import Dataset, LabelledImage
+from runtime.datasets.dataset import Dataset, LabeledImage
 from runtime.detections import Detections
 from runtime.errors import InputError, MissingComponentError, ModelError
 from runtime.media.image import Image
@@ -22,8 +22,8 @@ log = logging.getLogger(__name__)
 
 Predict = Callable[[Sequence[Image]], Sequence[Detections]]
 
-FIGURES = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
-"""The 12 COCO figures in pycocotools' order; s, m, l: areas below 32^2, up to 96^2, and above."""
+METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
+"""The 12 COCO metrics in pycocotools' order; s, m, l: areas below 32^2, up to 96^2, and above."""
 
 
 @dataclass(frozen=True)
@@ -31,14 +31,14 @@ class Evaluation:
     """What was measured.
 
     Attributes:
-        figures: the 12 COCO figures by name, in [0, 1]; -1 where the split has no such object.
+        metrics: the 12 COCO metrics by name, in [0, 1]; -1 where the split has no such object.
         per_class: AP by class name, in [0, 1]; -1 for a class without objects in the split.
         images: how many images were scored.
-        skipped: pictures that could not be read, one line each; they are in no figure.
+        skipped: images that could not be read, one line each; they are in no figure.
         results: COCO result records with original image and category ids.
     """
 
-    figures: dict[str, float]
+    metrics: dict[str, float]
     per_class: dict[str, float]
     images: int
     skipped: tuple[str, ...]
@@ -47,17 +47,17 @@ class Evaluation:
     @property
     def ap(self) -> float:
         """AP averaged over IoU 0.50:0.95."""
-        return self.figures["AP"]
+        return self.metrics["AP"]
 
     @property
     def ap50(self) -> float:
         """AP at IoU 0.5."""
-        return self.figures["AP50"]
+        return self.metrics["AP50"]
 
     def to_dict(self) -> dict[str, Any]:
         """Everything but the result records, for JSON."""
         return {
-            "figures": self.figures,
+            "figures": self.metrics,
             "per_class": self.per_class,
             "images": self.images,
             "skipped": list(self.skipped),
@@ -76,14 +76,14 @@ def evaluate(
     """Run `predict` over a split and score it with pycocotools.
 
     Args:
-        predict: uint8 BGR pictures to one `Detections` each, in original pixels, down to a score of 0.01.
+        predict: uint8 BGR images to one `Detections` each, in original pixels, down to a score of 0.01.
         class_names: of the predictions' class ids. Classes are matched to the dataset's by name.
-        batch: pictures handed to `predict` at a time.
-        strict: raise on the first picture that cannot be read instead of naming and leaving it out.
+        batch: images handed to `predict` at a time.
+        strict: raise on the first image that cannot be read instead of naming and leaving it out.
 
     Raises:
         ModelError: the model's classes are not the dataset's.
-        InputError: `strict` and a bad picture, or no picture can be read.
+        InputError: `strict` and a bad image, or no image can be read.
     """
     category_ids = match_classes(class_names, dataset)
     results: list[dict[str, Any]] = []
@@ -93,17 +93,17 @@ def evaluate(
     with bar:
         for start in range(0, len(dataset), batch):
             chosen = dataset.images[start : start + batch]
-            entries, pictures = _read(chosen, strict, skipped)
-            for entry, found in zip(entries, predict(pictures) if pictures else []):
+            entries, images = _read(chosen, strict, skipped)
+            for entry, found in zip(entries, predict(images) if images else []):
                 scored.append(entry.image_id)
                 results.extend(to_coco_results(entry.image_id, found, category_ids))
             bar.update(len(chosen))
     if not scored:
-        raise InputError(f"{dataset.root}: none of the {len(dataset)} pictures of {dataset.split} can be read ({skipped[0]})")
+        raise InputError(f"{dataset.root}: none of the {len(dataset)} images of {dataset.split} can be read ({skipped[0]})")
     if skipped:
-        log.warning("%d of %d pictures could not be read and are in no figure", len(skipped), len(dataset))
-    figures, per_class = score(dataset, results, scored)
-    return Evaluation(figures, per_class, len(scored), tuple(skipped), results)
+        log.warning("%d of %d images could not be read and are in no figure", len(skipped), len(dataset))
+    metrics, per_class = score(dataset, results, scored)
+    return Evaluation(metrics, per_class, len(scored), tuple(skipped), results)
 
 
 def match_classes(class_names: Sequence[str], dataset: Dataset) -> list[int]:
@@ -125,7 +125,7 @@ def match_classes(class_names: Sequence[str], dataset: Dataset) -> list[int]:
 
 
 def to_coco_results(image_id: int, found: Detections, category_ids: Sequence[int]) -> list[dict[str, Any]]:
-    """One picture's detections as COCO result records: bbox is (left, top, width, height) in original pixels."""
+    """One image's detections as COCO result records: bbox is (left, top, width, height) in original pixels."""
     boxes = box_ops.xyxy_to_xywh(found.boxes.astype(np.float64)).tolist()
     return [
         {"image_id": image_id, "category_id": category_ids[class_id], "bbox": box, "score": confidence}
@@ -136,7 +136,7 @@ def to_coco_results(image_id: int, found: Detections, category_ids: Sequence[int
 def score(
     dataset: Dataset, results: Sequence[dict[str, Any]], image_ids: Sequence[int]
 ) -> tuple[dict[str, float], dict[str, float]]:
-    """The 12 figures and AP per class of COCO result records over the given images; crowds are ignored as COCO does."""
+    """The 12 metrics and AP per class of COCO result records over the given images; crowds are ignored as COCO does."""
     try:
         from pycocotools.coco import COCO
         from pycocotools.cocoeval import COCOeval
@@ -169,7 +169,7 @@ def score(
         dataset.class_names[dataset.category_ids.index(category_id)]: _mean(precision[:, :, k])
         for k, category_id in enumerate(judge.params.catIds)
     }
-    return {name: float(value) for name, value in zip(FIGURES, judge.stats)}, per_class
+    return {name: float(value) for name, value in zip(METRICS, judge.stats)}, per_class
 
 
 def _mean(precision: Any) -> float:
@@ -177,11 +177,11 @@ def _mean(precision: Any) -> float:
     return float(valid.mean()) if valid.size else -1.0
 
 
-def _read(entries: Sequence[LabelledImage], strict: bool, skipped: list[str]) -> tuple[list[LabelledImage], list[Image]]:
-    readable, pictures = [], []
+def _read(entries: Sequence[LabeledImage], strict: bool, skipped: list[str]) -> tuple[list[LabeledImage], list[Image]]:
+    readable, images = [], []
     for entry in entries:
         try:
-            pictures.append(entry.read())
+            images.append(entry.read())
         except InputError as error:
             if strict:
                 raise
@@ -189,4 +189,4 @@ def _read(entries: Sequence[LabelledImage], strict: bool, skipped: list[str]) ->
             skipped.append(str(error))
         else:
             readable.append(entry)
-    return readable, pictures
+    return readable, images

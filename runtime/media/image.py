@@ -1,4 +1,4 @@
-"""Reading and writing pictures. Every picture in the project enters through `read_image`, as uint8 BGR `[H, W, 3]`."""
+"""Reading and writing images. Every image in the project enters through `read_image`, as uint8 BGR `[H, W, 3]`."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runtime.errors import InputError, OutputError
-from runtime.files import PathLike, replacing
+from runtime.files import PathLike, atomic_write
 from runtime.media.image_header import claimed_size
 
 Image = NDArray[np.uint8]
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".jpe", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm"})
 MAX_PIXELS = 1 << 28
-"""Of a picture that is read: 16384 x 16384, 0.8 GB, twice that while it is decoded. (Kinds of files that are not in
+"""Of an image that is read: 16384 x 16384, 0.8 GB, twice that while it is decoded. (Kinds of files that are not in
 `IMAGE_SUFFIXES` are read as far as OpenCV does, which stops at four times that.)"""
 _LARGEST_FILE = 8 * MAX_PIXELS  # four channels of 16 bits, not compressed
 
 
 def check_image(image: Image) -> Image:
-    """The picture itself; raises InputError unless it is uint8 `[H, W, 3]` and not empty."""
+    """The image itself; raises InputError unless it is uint8 `[H, W, 3]` and not empty."""
     if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
         found = f"{image.dtype} {list(image.shape)}" if isinstance(image, np.ndarray) else type(image).__name__
         raise InputError(f"image: expected uint8 BGR [H, W, 3], got {found}")
@@ -32,27 +32,27 @@ def check_image(image: Image) -> Image:
 
 
 def read_image(path: PathLike, size: Optional[tuple[int, int]] = None) -> Image:
-    """Read any common picture (grey, CMYK, alpha, 16 bit) as uint8 BGR `[H, W, 3]`, EXIF orientation applied.
+    """Read any common image (gray, CMYK, alpha, 16 bit) as uint8 BGR `[H, W, 3]`, EXIF orientation applied.
 
     Args:
-        size: (width, height) in pixels that an annotation gives for the picture. Annotations are sometimes made on the
-            picture as stored, before the EXIF rotation; where only that frame fits `size`, the picture is left unrotated.
+        size: (width, height) in pixels that an annotation gives for the image. Annotations are sometimes made on the
+            image as stored, before the EXIF rotation; where only that frame fits `size`, the image is left unrotated.
 
     Raises:
-        InputError: missing, empty, truncated or not a picture, of more than `MAX_PIXELS`, or of another size than `size`.
+        InputError: missing, empty, truncated or not an image, of more than `MAX_PIXELS`, or of another size than `size`.
     """
     data = _read(path)
     if not data:
         raise InputError(f"{path}: the file is empty")
     if _is_truncated(data):
-        raise InputError(f"{path}: the picture is truncated")
+        raise InputError(f"{path}: the image is truncated")
     _check_size(path, data)
     image = _decode(path, data, cv2.IMREAD_COLOR)
     if size is not None and (image.shape[1], image.shape[0]) != size:
         stored = _decode(path, data, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
         if (stored.shape[1], stored.shape[0]) != size:
             raise InputError(
-                f"{path}: the picture is {image.shape[1]}x{image.shape[0]} but its annotation says {size[0]}x{size[1]}"
+                f"{path}: the image is {image.shape[1]}x{image.shape[0]} but its annotation says {size[0]}x{size[1]}"
             )
         image = stored
     return image
@@ -71,14 +71,14 @@ def _read(path: PathLike) -> bytes:
 
 
 def _check_size(path: PathLike, data: bytes) -> None:
-    """Raise InputError for a picture too large to be decoded, by what its header claims."""
+    """Raise InputError for an image too large to be decoded, by what its header claims."""
     try:
         width, height = claimed_size(data) or (1, 1)
     except ValueError as error:
-        raise InputError(f"{path}: not a picture that can be decoded ({error})") from error
+        raise InputError(f"{path}: not an image that can be decoded ({error})") from error
     if width * height > MAX_PIXELS:
         raise InputError(
-            f"{path}: the picture is {width}x{height}, at most {MAX_PIXELS // 10**6} million pixels are read;"
+            f"{path}: the image is {width}x{height}, at most {MAX_PIXELS // 10**6} million pixels are read;"
             " scale it down, or cut it into parts"
         )
 
@@ -87,14 +87,14 @@ def _decode(path: PathLike, data: bytes, flags: int) -> Image:
     try:
         image = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
     except cv2.error as error:
-        raise InputError(f"{path}: the picture cannot be decoded ({error.err})") from error
+        raise InputError(f"{path}: the image cannot be decoded ({error.err})") from error
     if image is None:
-        raise InputError(f"{path}: not a picture that can be decoded")
+        raise InputError(f"{path}: not an image that can be decoded")
     return np.asarray(image, dtype=np.uint8)
 
 
 def _is_truncated(data: bytes) -> bool:
-    """Whether a JPEG or PNG lacks its end. OpenCV fills what is missing with grey and says nothing, so it is checked here.
+    """Whether a JPEG or PNG lacks its end. OpenCV fills what is missing with gray and says nothing, so it is checked here.
 
     Inside a JPEG scan every 0xFF is followed by a stuffed zero, so the last start-of-scan marker is a real one, and a
     whole file has an end-of-image marker after it (the one of an embedded thumbnail comes before).
@@ -107,12 +107,12 @@ def _is_truncated(data: bytes) -> bool:
 
 
 def write_image(path: PathLike, image: Image) -> None:
-    """Write a uint8 BGR picture; the suffix chooses the format. Whole or not at all."""
+    """Write a uint8 BGR image; the suffix chooses the format. Whole or not at all."""
     try:
         encoded, data = cv2.imencode(Path(path).suffix, image)
     except cv2.error as error:
         raise OutputError(f"cannot write {path}: {error.err}") from error
     if not encoded:
-        raise OutputError(f"cannot write {path}: OpenCV cannot encode this picture as {Path(path).suffix}")
-    with replacing(path) as temporary:  # not cv2.imwrite, which reports success for a BMP cut short by a full disk
+        raise OutputError(f"cannot write {path}: OpenCV cannot encode this image as {Path(path).suffix}")
+    with atomic_write(path) as temporary:  # not cv2.imwrite, which reports success for a BMP cut short by a full disk
         temporary.write_bytes(data.tobytes())

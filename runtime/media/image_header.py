@@ -1,4 +1,4 @@
-"""The size that a picture file claims in its header, so that one too large for memory is refused before it is decoded."""
+"""The size that an image file claims in its header, so that one too large for memory is refused before it is decoded."""
 
 from __future__ import annotations
 

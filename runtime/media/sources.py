@@ -1,4 +1,4 @@
-"""What `--source` may name: a picture, a folder, a glob pattern or a video; and work through all of it."""
+"""What `--source` may name: an image, a folder, a glob pattern or a video; and work through all of it."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from tqdm import tqdm
 from runtime.errors import InputError, OutputError
 from runtime.media.image import IMAGE_SUFFIXES, Image, read_image
 from runtime.media.video import VIDEO_SUFFIXES
-from runtime.streaming.prefetch import ahead, closing
+from runtime.streaming.prefetch import close_generator, prefetch
 
 log = logging.getLogger(__name__)
 
-_WRITABLE = IMAGE_SUFFIXES - {".pgm"}  # which holds grey pictures alone
+_WRITABLE = IMAGE_SUFFIXES - {".pgm"}  # which holds gray images alone
 
 Content = TypeVar("Content")
 
@@ -29,7 +29,7 @@ class Source:
     """One file to detect in.
 
     Attributes:
-        path: the picture or video.
+        path: the image or video.
         name: where its result goes, relative to the output folder; unique within one run.
     """
 
@@ -50,7 +50,7 @@ def find_sources(source: str) -> list[Source]:
     """
     path = Path(source)
     if not source:
-        raise InputError("no source given; name a picture, folder, glob pattern or video")
+        raise InputError("no source given; name an image, folder, glob pattern or video")
     if path.is_dir():
         files = sorted(item for item in path.iterdir() if item.is_file() and not item.name.startswith("."))
         if not files:
@@ -60,7 +60,7 @@ def find_sources(source: str) -> list[Source]:
     else:
         files = sorted(Path(item) for item in glob.glob(source, recursive=True) if os.path.isfile(item))
         if not files:
-            raise InputError(f"{source}: no such picture, folder, video, or files of that pattern")
+            raise InputError(f"{source}: no such image, folder, video, or files of that pattern")
     common = Path(os.path.commonpath([file.absolute().parent for file in files]))
     return [Source(file, file.absolute().relative_to(common)) for file in files]
 
@@ -108,9 +108,9 @@ def for_each(
             return source, error
 
     skipped, last_error = 0, ""
-    contents = ahead(sources, attempt, depth=1)
+    contents = prefetch(sources, attempt, depth=1)
     quiet = None if len(sources) > 1 else True  # None: where stderr is no terminal
-    with closing(contents):
+    with close_generator(contents):
         for source, content in tqdm(contents, desc=label, total=len(sources), unit="file", disable=quiet, leave=False):
             try:
                 if isinstance(content, InputError):
@@ -129,6 +129,6 @@ def for_each(
         log.warning("%d of %d files skipped", skipped, len(sources))
 
 
-def read_picture(source: Source) -> Image:
-    """The picture of a source, see `read_image`."""
+def read_source(source: Source) -> Image:
+    """The image of a source, see `read_image`."""
     return read_image(source.path)

@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 
 from runtime.errors import InputError, OutputError
-from runtime.files import PathLike, replacing
+from runtime.files import PathLike, atomic_write
 from runtime.media.image import Image
 from runtime.ops.preprocess import fit, resize
 
@@ -137,7 +137,7 @@ def write_video(path: PathLike, rate: float) -> Iterator[Callable[[Image], None]
     Raises:
         OutputError: it cannot be written.
     """
-    with replacing(path) as temporary:
+    with atomic_write(path) as temporary:
         writer = _Writer(temporary, rate)
         try:
             yield writer.add

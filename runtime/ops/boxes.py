@@ -1,4 +1,4 @@
-"""Pure functions over boxes. `xyxy` is (x1, y1, x2, y2), `cxcywh` is (centre x, centre y, width, height); float, in pixels."""
+"""Pure functions over boxes. `xyxy` is (x1, y1, x2, y2), `cxcywh` is (center x, center y, width, height); float, in pixels."""
 
 from __future__ import annotations
 

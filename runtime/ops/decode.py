@@ -13,9 +13,9 @@ from runtime.errors import ModelError
 from runtime.ops import boxes as box_ops
 from runtime.spec import CANDIDATES_NAME, ModelSpec
 
-# exp(30) times any anchor covers every picture many times over, and its square still fits float32.
+# exp(30) times any anchor covers every image many times over, and its square still fits float32.
 _MAX_LOG_SIDE = np.float32(30)
-# A million anchors away is outside of every picture, and finite.
+# A million anchors away is outside of every image, and finite.
 _MAX_SHIFT = np.float32(1e6)
 # The same for boxes in pixels.
 _FARTHEST, _LARGEST = np.float32(1e9), np.float32(1e16)
@@ -72,8 +72,8 @@ def _unpack(rows: NDArray[np.float32], spec: ModelSpec, score_threshold: float) 
     order = order[rows[order, 4] >= score_threshold]
     chosen = rows[order]
     # As far out and as large as what is decoded here can be.
-    centres, sides = np.clip(chosen[:, :2], -_FARTHEST, _FARTHEST), np.minimum(chosen[:, 2:4], _LARGEST)
-    boxes = box_ops.cxcywh_to_xyxy(np.concatenate([centres, sides], axis=1))
+    centers, sides = np.clip(chosen[:, :2], -_FARTHEST, _FARTHEST), np.minimum(chosen[:, 2:4], _LARGEST)
+    boxes = box_ops.cxcywh_to_xyxy(np.concatenate([centers, sides], axis=1))
     levels = np.searchsorted(ends, place[order], side="right")
     return Candidates(boxes, chosen[:, 4], chosen[:, 5].astype(np.int64), levels)
 
@@ -103,11 +103,11 @@ def _decode_level(
         _refuse_nan(box, spec.map_names[level])
         corners = np.stack([cells % width, cells // width]).astype(np.float32)
         if is_yolo:
-            centres = (_sigmoid(box[:2]) + corners) * stride
+            centers = (_sigmoid(box[:2]) + corners) * stride
         else:
-            centres = (corners + np.float32(0.5)) * stride + np.clip(box[:2], -_MAX_SHIFT, _MAX_SHIFT) * sides
+            centers = (corners + np.float32(0.5)) * stride + np.clip(box[:2], -_MAX_SHIFT, _MAX_SHIFT) * sides
         sides = sides * np.exp(np.minimum(box[2:], _MAX_LOG_SIDE))
-    boxes = box_ops.cxcywh_to_xyxy(np.concatenate([centres, sides]).T)
+    boxes = box_ops.cxcywh_to_xyxy(np.concatenate([centers, sides]).T)
     return boxes.astype(np.float32, copy=False), scores[keep], np.argmax(classes.T, axis=1)
 
 

@@ -1,4 +1,4 @@
-"""`DetectionQueue`: one model, any number of asyncio tasks; and an asynchronous stream of pictures through it."""
+"""`DetectionQueue`: one model, any number of asyncio tasks; and an asynchronous stream of images through it."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ Detect = Callable[[Sequence[Image]], list[Detections]]
 
 
 class DetectionQueue:
-    """Pictures from any number of asyncio tasks, run in the order in which they came, as many at a time as are waiting.
+    """Images from any number of asyncio tasks, run in the order in which they came, as many at a time as are waiting.
 
-    Made by `Detector.queue`, used by `async with`. At most `batch` pictures wait while `batch` run; who brings more waits for
+    Made by `Detector.queue`, used by `async with`. At most `batch` images wait while `batch` run; who brings more waits for
     room. At the end of the block what is running is answered, what is waiting is refused.
 
     Args:
-        detect: pictures to the detections in each; called in another thread, never twice at once.
-        batch: pictures run at a time, at most.
+        detect: images to the detections in each; called in another thread, never twice at once.
+        batch: images run at a time, at most.
     """
 
     def __init__(self, detect: Detect, batch: int) -> None:
@@ -47,16 +47,16 @@ class DetectionQueue:
         await asyncio.wait([self._worker])
 
     async def detect(self, image: Image) -> Detections:
-        """The detections in one uint8 BGR picture `[H, W, 3]`; one whose task is cancelled before its turn is not run.
+        """The detections in one uint8 BGR image `[H, W, 3]`; one whose task is canceled before its turn is not run.
 
         Raises:
-            InputError: a picture of another dtype or shape, or the queue is closed.
+            InputError: an image of another dtype or shape, or the queue is closed.
             ModelError: the model was closed, or is damaged.
         """
         return await (await self.put(image))
 
     async def put(self, image: Image) -> asyncio.Future[Detections]:
-        """Leave a picture, once there is room; its detections are what awaiting the result gives. Raises what `detect` does."""
+        """Leave an image, once there is room; its detections are what awaiting the result gives. Raises what `detect` does."""
         check_image(image)
         if not self._is_open:
             raise _closed()
@@ -66,7 +66,7 @@ class DetectionQueue:
             raise _closed()
         answer: asyncio.Future[Detections] = asyncio.get_running_loop().create_future()
         self._waiting[answer] = image
-        answer.add_done_callback(self._take)  # cancelled, it makes room
+        answer.add_done_callback(self._take)  # canceled, it makes room
         self._news.set()
         return answer
 
@@ -92,7 +92,7 @@ class DetectionQueue:
         except Exception as caught:
             error = caught
         for index, answer in enumerate(jobs):
-            if answer.done():  # cancelled meanwhile
+            if answer.done():  # canceled meanwhile
                 continue
             if error is None:
                 answer.set_result(found[index])
@@ -109,7 +109,7 @@ async def detect_async(
 ) -> AsyncGenerator[tuple[Image, Detections], None]:
     """See `Detector.astream`: a task reads `images` at most 2 batches ahead, a `DetectionQueue` runs them."""
     made: asyncio.Queue[Union[tuple[Image, asyncio.Future[Detections]], Optional[BaseException]]] = asyncio.Queue()
-    room = asyncio.Semaphore(2 * batch - 1)  # the first picture needs none
+    room = asyncio.Semaphore(2 * batch - 1)  # the first image needs none
 
     async def read() -> None:
         error = None

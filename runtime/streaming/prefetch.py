@@ -16,7 +16,7 @@ class _End(NamedTuple):
     error: Optional[BaseException]
 
 
-def ahead(items: Iterable[Given], work: Callable[[Given], Made], depth: int) -> Generator[Made, None, None]:
+def prefetch(items: Iterable[Given], work: Callable[[Given], Made], depth: int) -> Generator[Made, None, None]:
     """`work` of each item, in order, done by another thread while the results before it are used.
 
     An error of `items` or `work` is raised where its result would have come, and ends the stream. Closing it early, or letting
@@ -26,7 +26,7 @@ def ahead(items: Iterable[Given], work: Callable[[Given], Made], depth: int) -> 
         depth: results that may wait or be in the making, at least 1.
 
     Example:
-        >>> list(ahead(["a", "b"], str.upper, depth=2))
+        >>> list(prefetch(["a", "b"], str.upper, depth=2))
         ['A', 'B']
     """
     made: queue.SimpleQueue[Union[Made, _End]] = queue.SimpleQueue()
@@ -36,7 +36,7 @@ def ahead(items: Iterable[Given], work: Callable[[Given], Made], depth: int) -> 
     def produce() -> None:
         error = None
         try:
-            with closing(items):
+            with close_generator(items):
                 for item in items:
                     made.put(work(item))
                     slots.acquire()
@@ -47,7 +47,7 @@ def ahead(items: Iterable[Given], work: Callable[[Given], Made], depth: int) -> 
         made.put(_End(error))
 
     # A daemon, so that a stream which nobody closed does not keep the interpreter from ending.
-    thread = threading.Thread(target=produce, name="ahead", daemon=True)
+    thread = threading.Thread(target=produce, name="prefetch", daemon=True)
     thread.start()
     try:
         while True:
@@ -72,7 +72,7 @@ def batches(items: Iterable[Given], size: int) -> Generator[list[Given], None, N
         [['a', 'b'], ['c', 'd'], ['e']]
     """
     part: list[Given] = []
-    with closing(items):
+    with close_generator(items):
         try:
             for item in items:
                 part.append(item)
@@ -89,13 +89,13 @@ def batches(items: Iterable[Given], size: int) -> Generator[list[Given], None, N
 
 def flat(parts: Iterable[Iterable[Given]]) -> Generator[Given, None, None]:
     """The items of each part, in order."""
-    with closing(parts):
+    with close_generator(parts):
         for part in parts:
             yield from part
 
 
 @contextlib.contextmanager
-def closing(items: object) -> Iterator[None]:
+def close_generator(items: object) -> Iterator[None]:
     """Close `items` after use if it is a generator, now rather than when it is collected: it may hold a file or a thread."""
     try:
         yield

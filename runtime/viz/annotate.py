@@ -1,4 +1,4 @@
-"""Detections drawn on a picture."""
+"""Detections drawn on an image."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from runtime.media.image import Image
 
 Color = tuple[int, int, int]
 
-_GOLDEN = 0.618034  # steps of the golden ratio keep neighbouring class ids far apart in hue
+_GOLDEN = 0.618034  # steps of the golden ratio keep neighboring class ids far apart in hue
 
 
 def class_color(class_id: int) -> Color:
-    """A steady, saturated BGR colour for a class id."""
+    """A steady, saturated BGR color for a class id."""
     red, green, blue = colorsys.hsv_to_rgb((0.05 + class_id * _GOLDEN) % 1, 0.8, 0.95)
     return round(blue * 255), round(green * 255), round(red * 255)
 
 
 def draw(image: Image, found: Detections, class_names: Sequence[str], colors: Optional[Sequence[Color]] = None) -> Image:
-    """A copy of a uint8 BGR picture `[H, W, 3]` with boxes and labels, the best detection on top.
+    """A copy of a uint8 BGR image `[H, W, 3]` with boxes and labels, the best detection on top.
 
     Args:
         colors: BGR, of each detection; by default its class's.
@@ -42,7 +42,7 @@ def draw(image: Image, found: Detections, class_names: Sequence[str], colors: Op
 
 
 def _label(canvas: Image, text: str, corner: tuple[int, int], color: Color, font_scale: float) -> None:
-    """A filled tag above `corner`, moved inside the picture where there is no room."""
+    """A filled tag above `corner`, moved inside the image where there is no room."""
     (width, height), baseline = cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, font_scale, 1)
     left = max(min(corner[0], canvas.shape[1] - width - 2), 0)
     bottom = max(corner[1], height + baseline)

@@ -1,4 +1,4 @@
-"""Drawing on paper: the texts and the arrangement that figures and plots share. Every part is a uint8 BGR picture."""
+"""Drawing on paper: the texts and the arrangement that figures and plots share. Every part is a uint8 BGR image."""
 
 from __future__ import annotations
 
@@ -48,9 +48,9 @@ def stack(parts: Sequence[Image], gap: int) -> Image:
     return canvas
 
 
-def pad(picture: Image) -> Image:
+def pad(image: Image) -> Image:
     """A margin around it."""
-    height, width = picture.shape[:2]
+    height, width = image.shape[:2]
     canvas = paper(width + 2 * MARGIN, height + 2 * MARGIN)
-    canvas[MARGIN : MARGIN + height, MARGIN : MARGIN + width] = picture
+    canvas[MARGIN : MARGIN + height, MARGIN : MARGIN + width] = image
     return canvas

@@ -1,4 +1,4 @@
-"""A `View` as one picture: detections coloured by the level that made them, and what each fused level took from where."""
+"""A `View` as one image: detections colored by the level that made them, and what each fused level took from where."""
 
 from __future__ import annotations
 
@@ -17,44 +17,44 @@ from runtime.viz.canvas import FAINT, GAP, INK, beside, pad, paper, stack, text_
 from runtime.viz.fusion_view import View
 
 _LONG_SIDE = 300  # of a heat map in pixels
-_LARGE_HEIGHT = 660  # of the picture with the detections at most; beside the legend it is as wide as the grid below it
-_LEAST_WIDTH, _LEAST_HEIGHT = 190, 84  # of a grid cell, so that its texts fit whatever the picture's shape is
+_LARGE_HEIGHT = 660  # of the image with the detections at most; beside the legend it is as wide as the grid below it
+_LEAST_WIDTH, _LEAST_HEIGHT = 190, 84  # of a grid cell, so that its texts fit whatever the image's shape is
 _LEGEND_WIDTH = 380
 _BAR_WIDTH, _LINE = 360, 26
 _ROW_LABEL, _CAPTION = 118, 26
 _LEVEL_COLORS: tuple[Color, ...] = ((235, 120, 20), (50, 170, 40), (40, 50, 230), (200, 60, 170), (0, 170, 230))
 _SHARE_COLORS, _ACTIVATION_COLORS = cv2.COLORMAP_TURBO, cv2.COLORMAP_INFERNO
-_OPACITY = 0.6  # of a heat map over the grey picture
+_OPACITY = 0.6  # of a heat map over the gray image
 _SHARES = ("alpha", "beta", "gamma")
 
 
 def level_color(stride: int) -> Color:
-    """A steady BGR colour for the level of a stride, a power of 2."""
+    """A steady BGR color for the level of a stride, a power of 2."""
     return _LEVEL_COLORS[(stride.bit_length() - 1) % len(_LEVEL_COLORS)]
 
 
 def figure(view: View, spec: ModelSpec) -> Image:
-    """One uint8 BGR picture of a view, 980 to 1,420 pixels wide.
+    """One uint8 BGR image of a view, 980 to 1,420 pixels wide.
 
-    Above, the picture with its detections and a legend. Below, a row for each fused level (strides 32, 16, 8): the share of
-    each level in it as heat maps (0 to 1), and the fused feature's activation (0 to its largest value in the picture).
+    Above, the image with its detections and a legend. Below, a row for each fused level (strides 32, 16, 8): the share of
+    each level in it as heat maps (0 to 1), and the fused feature's activation (0 to its largest value in the image).
     """
     grid = _grid(view)
     return pad(stack([_head(view, spec, grid.shape[1]), grid], gap=2 * GAP))
 
 
-def heat(values: NDArray[np.float32], picture: Image, colors: int) -> Image:
-    """A map of numbers in [0, 1] float32 `[h, w]` in an OpenCV colour map over the greyed uint8 BGR picture, in its size."""
-    size = (picture.shape[1], picture.shape[0])
+def heat(values: NDArray[np.float32], image: Image, colors: int) -> Image:
+    """A map of numbers in [0, 1] float32 `[h, w]` in an OpenCV color map over the greyed uint8 BGR image, in its size."""
+    size = (image.shape[1], image.shape[0])
     levels = np.round(np.clip(values, 0, 1) * 255).astype(np.uint8)
-    # Nearest: a cell keeps its own value and shows how fine its level is; between two values lies a third one's colour.
+    # Nearest: a cell keeps its own value and shows how fine its level is; between two values lies a third one's color.
     painted = cv2.applyColorMap(cv2.resize(levels, size, interpolation=cv2.INTER_NEAREST), colors)
-    grey = cv2.cvtColor(cv2.cvtColor(picture, cv2.COLOR_BGR2GRAY), cv2.COLOR_GRAY2BGR)
-    return np.asarray(cv2.addWeighted(painted, _OPACITY, grey, 1 - _OPACITY, 0), np.uint8)
+    gray = cv2.cvtColor(cv2.cvtColor(image, cv2.COLOR_BGR2GRAY), cv2.COLOR_GRAY2BGR)
+    return np.asarray(cv2.addWeighted(painted, _OPACITY, gray, 1 - _OPACITY, 0), np.uint8)
 
 
 def _grid(view: View) -> Image:
-    small = _fitted(view.picture, _LONG_SIDE, _LONG_SIDE)
+    small = _fitted(view.image, _LONG_SIDE, _LONG_SIDE)
     width, height = max(small.shape[1], _LEAST_WIDTH), max(small.shape[0], _LEAST_HEIGHT)
     headings = [f"{share}: from {_level(stride)}" for share, stride in zip(_SHARES, FUSED_STRIDES)]
     rows = [beside([paper(_ROW_LABEL, _CAPTION), *(_caption(text, width) for text in (*headings, "activation"))])]
@@ -67,11 +67,11 @@ def _grid(view: View) -> Image:
     return stack(rows, gap=GAP)
 
 
-def _cell(picture: Image, text: str, width: int, height: int) -> Image:
+def _cell(image: Image, text: str, width: int, height: int) -> Image:
     """A heat map with its caption below, in a cell of at least its size."""
     canvas = paper(width, height + _CAPTION)
-    canvas[: picture.shape[0], : picture.shape[1]] = picture
-    write(canvas, text, (0, picture.shape[0] + 18), 0.48, FAINT)
+    canvas[: image.shape[0], : image.shape[1]] = image
+    write(canvas, text, (0, image.shape[0] + 18), 0.48, FAINT)
     return canvas
 
 
@@ -90,8 +90,8 @@ def _row_label(stride: int, height: int) -> Image:
 
 
 def _head(view: View, spec: ModelSpec, width: int) -> Image:
-    large = _fitted(view.picture, width - _LEGEND_WIDTH - 2 * GAP, _LARGE_HEIGHT)
-    boxes = view.found.boxes * np.array([large.shape[1] / view.picture.shape[1], large.shape[0] / view.picture.shape[0]] * 2)
+    large = _fitted(view.image, width - _LEGEND_WIDTH - 2 * GAP, _LARGE_HEIGHT)
+    boxes = view.found.boxes * np.array([large.shape[1] / view.image.shape[1], large.shape[0] / view.image.shape[0]] * 2)
     found = Detections.from_arrays(boxes, view.found.scores, view.found.class_ids)
     colors = [level_color(spec.strides[level]) for level in view.levels]
     annotated = draw(large, found, spec.class_names, colors)
@@ -99,7 +99,7 @@ def _head(view: View, spec: ModelSpec, width: int) -> Image:
 
 
 def _legend(view: View, spec: ModelSpec) -> Image:
-    """What the colours mean, how many detections each level made, and where its feature comes from on average."""
+    """What the colors mean, how many detections each level made, and where its feature comes from on average."""
     height, width = spec.input_size
     title = paper(_LEGEND_WIDTH, 62)
     write(title, spec.name, (0, 20), min(0.75, 0.75 * _LEGEND_WIDTH / text_width(spec.name, 0.75)), INK)
@@ -121,7 +121,7 @@ def _counts(view: View, spec: ModelSpec) -> Image:
 
 
 def _mean_shares(view: View) -> Image:
-    """For each fused level a bar of the picture's mean shares, in the colours of the levels they come from."""
+    """For each fused level a bar of the image's mean shares, in the colors of the levels they come from."""
     canvas = paper(_LEGEND_WIDTH, 32 + _LINE * len(FUSED_STRIDES))
     write(canvas, "What each level is fused from, on average", (0, 16), 0.55, INK)
     for row, (stride, shares) in enumerate(zip(FUSED_STRIDES, view.weights)):
@@ -134,7 +134,7 @@ def _mean_shares(view: View) -> Image:
 
 
 def _color_bar(title: str, colors: int, ticks: Sequence[str]) -> Image:
-    """The very colours that `heat` paints with, on middle grey, and ticks at even distances."""
+    """The very colors that `heat` paints with, on middle gray, and ticks at even distances."""
     canvas, top, height = paper(_LEGEND_WIDTH, 66), 26, 16
     write(canvas, title, (0, 16), 0.55, INK)
     ramp = np.tile(np.linspace(0, 1, _BAR_WIDTH, dtype=np.float32), (height, 1))
@@ -151,8 +151,8 @@ def _level(stride: int) -> str:
     return level_name("P", stride)
 
 
-def _fitted(picture: Image, width: int, height: int) -> Image:
-    """A picture enlarged or reduced until it just fits, its aspect ratio kept."""
-    scale = min(width / picture.shape[1], height / picture.shape[0])
-    size = (max(round(picture.shape[1] * scale), 1), max(round(picture.shape[0] * scale), 1))
-    return np.asarray(cv2.resize(picture, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR), np.uint8)
+def _fitted(image: Image, width: int, height: int) -> Image:
+    """An image enlarged or reduced until it just fits, its aspect ratio kept."""
+    scale = min(width / image.shape[1], height / image.shape[0])
+    size = (max(round(image.shape[1] * scale), 1), max(round(image.shape[0] * scale), 1))
+    return np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR), np.uint8)

@@ -1,4 +1,4 @@
-"""One picture, what was found in it, and how the levels were fused where it is."""
+"""One image, what was found in it, and how the levels were fused where it is."""
 
 from __future__ import annotations
 
@@ -17,42 +17,42 @@ from runtime.ops.preprocess import Geometry, preprocess
 
 @dataclass(frozen=True, eq=False)
 class View:
-    """One picture, what was found in it, and how the levels were fused where the picture is.
+    """One image, what was found in it, and how the levels were fused where the image is.
 
     Attributes:
-        picture: uint8 BGR `[h, w, 3]`.
+        image: uint8 BGR `[h, w, 3]`.
         found: the detections, best first. levels: int64 `[N]`, index into the spec's strides of what made each.
         weights: per fused level, float32 `[3, h', w']` in [0, 1], and
-        activations: per fused level, float32 `[h', w']` >= 0, both over exactly the picture (no border), in input pixels.
+        activations: per fused level, float32 `[h', w']` >= 0, both over exactly the image (no border), in input pixels.
     """
 
-    picture: Image
+    image: Image
     found: Detections
     levels: NDArray[np.int64]
     weights: list[NDArray[np.float32]]
     activations: list[NDArray[np.float32]]
 
 
-def look(detector: Detector, backend: InspectableBackend, picture: Image) -> View:
-    """Run a model on one uint8 BGR picture `[h, w, 3]`.
+def look(detector: Detector, backend: InspectableBackend, image: Image) -> View:
+    """Run a model on one uint8 BGR image `[h, w, 3]`.
 
     Args:
         detector: of this very backend; its thresholds choose the detections.
     """
-    prepared, geometry = preprocess(picture, backend.spec)
+    prepared, geometry = preprocess(image, backend.spec)
     seen = backend.inspect(np.repeat(prepared[None], backend.batch_size or 1, axis=0))
     found, levels = detector.select(detector.candidates([output[0] for output in seen.outputs]), geometry)
     return View(
-        picture,
+        image,
         found,
         levels,
-        [np.stack([over_picture(share, geometry, backend.spec.input_size) for share in level[0]]) for level in seen.weights],
-        [over_picture(level[0, 0], geometry, backend.spec.input_size) for level in seen.activations],
+        [np.stack([over_image(share, geometry, backend.spec.input_size) for share in level[0]]) for level in seen.weights],
+        [over_image(level[0, 0], geometry, backend.spec.input_size) for level in seen.activations],
     )
 
 
-def over_picture(cells: NDArray[np.float32], geometry: Geometry, input_size: tuple[int, int]) -> NDArray[np.float32]:
-    """A map float32 `[H/s, W/s]` over the input, as what lies over the picture in it: `[resized height, resized width]`."""
+def over_image(cells: NDArray[np.float32], geometry: Geometry, input_size: tuple[int, int]) -> NDArray[np.float32]:
+    """A map float32 `[H/s, W/s]` over the input, as what lies over the image in it: `[resized height, resized width]`."""
     height, width = input_size
     pixels = cv2.resize(cells, (width, height), interpolation=cv2.INTER_NEAREST)
     top, left = geometry.pad_y, geometry.pad_x

@@ -14,26 +14,26 @@ import pytest
 import torch
 
 from benchmarks import runtime as benchmark
-from runtime.benchmark.images import made_up_picture
-from runtime.benchmark.timing import milliseconds, take_turns
+from runtime.benchmark.images import made_up_image
+from runtime.benchmark.timing import interleave, milliseconds
 from runtime.media.image import Image
 from runtime.ops.decode import decode
 from runtime.ops.preprocess import preprocess
 
 
 @pytest.fixture(scope="module")
-def picture() -> Image:
-    return made_up_picture(np.random.default_rng(0))
+def image() -> Image:
+    return made_up_image(np.random.default_rng(0))
 
 
 @pytest.mark.parametrize("shape", [(480, 640), (640, 480), (304, 608)])
-def test_references_of_preprocessing_give_the_same_input(shape: tuple[int, int], picture: Image) -> None:
+def test_references_of_preprocessing_give_the_same_input(shape: tuple[int, int], image: Image) -> None:
     spec = benchmark.make_spec()
-    image = cv2.resize(picture, shape[::-1])
-    ours = preprocess(image, spec)[0][None]
-    np.testing.assert_allclose(benchmark.opencv_preprocess(image, spec), ours, atol=1e-5)
+    resized = cv2.resize(image, shape[::-1])
+    ours = preprocess(resized, spec)[0][None]
+    np.testing.assert_allclose(benchmark.opencv_preprocess(resized, spec), ours, atol=1e-5)
     one_level = 1 / 255 / min(spec.std)  # naive interpolation does not round to whole pixel values
-    np.testing.assert_allclose(benchmark.naive_preprocess(image, spec), ours, atol=1.01 * one_level)
+    np.testing.assert_allclose(benchmark.naive_preprocess(resized, spec), ours, atol=1.01 * one_level)
 
 
 def test_naive_decode_gives_the_same_boxes() -> None:
@@ -100,39 +100,39 @@ def install(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
 
 
 @pytest.mark.parametrize("newer", [True, False])
-def test_ultralytics_takes_part_where_it_is_installed(newer: bool, install: Callable[..., None], picture: Image) -> None:
+def test_ultralytics_takes_part_where_it_is_installed(newer: bool, install: Callable[..., None], image: Image) -> None:
     install(newer)
     threads = cv2.getNumThreads()
     theirs = benchmark.find_ultralytics()
     assert cv2.getNumThreads() == threads
     assert theirs and theirs.title == "Ultralytics 1.2.3 (its own NMS)"
     plain = benchmark.make_spec().replace(mean=(0, 0, 0), std=(1, 1, 1))
-    np.testing.assert_allclose(theirs.preprocess(picture).numpy(), preprocess(picture, plain)[0][None], atol=1e-6)
+    np.testing.assert_allclose(theirs.preprocess(image).numpy(), preprocess(image, plain)[0][None], atol=1e-6)
     title = f"{theirs.title}, decoded before"
-    found = {case: list(ways) for case, ways in benchmark.cases(picture, theirs).items()}  # which also compares the results
+    found = {case: list(ways) for case, ways in benchmark.cases(image, theirs).items()}  # which also compares the results
     assert found["preprocess"][-1] == theirs.title
     assert found["decode + NMS, 1,000 boxes"][-1] == found["all outside inference, 1,000 boxes"][-1] == title
     assert title not in found["decode + NMS, 5,000 boxes"]  # where its own NMS takes seconds
 
 
-def test_a_reference_that_finds_something_else_is_none(install: Callable[..., None], picture: Image) -> None:
+def test_a_reference_that_finds_something_else_is_none(install: Callable[..., None], image: Image) -> None:
     def shifted(*arguments: Any, **options: Any) -> list[torch.Tensor]:
         return [found + torch.tensor([1, 1, 1, 1, 0, 0]) for found in non_max_suppression(*arguments, **options)]
 
     install(True, shifted)
     with pytest.raises(AssertionError, match=r"Ultralytics 1\.2\.3.*: 0% of its boxes are ours"):
-        benchmark.cases(picture, benchmark.find_ultralytics())
+        benchmark.cases(image, benchmark.find_ultralytics())
 
 
 def test_without_ultralytics_the_rest_is_measured(
-    monkeypatch: pytest.MonkeyPatch, picture: Image, capsys: pytest.CaptureFixture[str]
+    monkeypatch: pytest.MonkeyPatch, image: Image, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setitem(sys.modules, "ultralytics", None)
     found = benchmark.find_ultralytics()
     assert found is None
     assert "without Ultralytics: " in capsys.readouterr().err
     ways = {"ours": lambda: None, "naive numpy": lambda: None}
-    monkeypatch.setattr(benchmark, "cases", lambda image, theirs: {"preprocess": ways, "decode + NMS, 1,000 boxes": ways})
+    monkeypatch.setattr(benchmark, "cases", lambda photo, theirs: {"preprocess": ways, "decode + NMS, 1,000 boxes": ways})
     assert benchmark.main(["--repeats", "3"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "preprocess" and lines[3] == "decode + NMS, 1,000 boxes (ours may take 3 ms)"
@@ -142,18 +142,18 @@ def test_without_ultralytics_the_rest_is_measured(
 
 
 def test_a_share_is_ours_divided_by_the_other_of_the_same_round() -> None:
-    found = benchmark.summarise({"ours": [1.0, 20.0, 3.0], "other": [2.0, 40.0, 6.0]})
+    found = benchmark.summarize({"ours": [1.0, 20.0, 3.0], "other": [2.0, 40.0, 6.0]})
     assert found["other"]["ours_to_it"] == {"min": 0.5, "median": 0.5, "max": 0.5}
     assert found["other"]["milliseconds"]["max"] == 40
 
 
-def test_the_runtime_is_quicker_than_its_references(picture: Image) -> None:
+def test_the_runtime_is_quicker_than_its_references(image: Image) -> None:
     """By the least of some rounds in turns, which other programs on this machine lengthen least."""
     least = {}
-    for case, ways in benchmark.cases(picture, None).items():
+    for case, ways in benchmark.cases(image, None).items():
         if "5,000" not in case:
             chosen = {name: lambda _, call=call: milliseconds(call) for name, call in ways.items()}
-            least[case] = {name: min(times) for name, times in take_turns(chosen, rounds=12, warm_up=2).items()}
+            least[case] = {name: min(times) for name, times in interleave(chosen, rounds=12, warm_up=2).items()}
     decoding = least["decode + NMS, 1,000 boxes"]
     opencv = decoding["OpenCV (NMSBoxesBatched, without decode)"] + least["preprocess"]["OpenCV (blobFromImageWithParams)"]
     assert least["preprocess"]["ours"] < 0.3 * least["preprocess"]["naive numpy"]

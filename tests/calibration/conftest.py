@@ -21,7 +21,7 @@ from runtime.media.image import write_image
 from tests.support.small_models import CLASSES, noise, settled, tiny
 from train.spec import model_spec
 
-SIDE = 64  # of pictures, as of the model's input
+SIDE = 64  # of images, as of the model's input
 
 
 @pytest.fixture(scope="session")
@@ -55,7 +55,7 @@ def plain_model(export: Callable[..., Path]) -> Path:
 
 @pytest.fixture(scope="session")
 def ranges_of() -> Callable[[Path, str], dict[str, Range]]:
-    """The whole range of every activation that a target quantises, over a little noise."""
+    """The whole range of every activation that a target quantizes, over a little noise."""
 
     def find(path: Path, target: str) -> dict[str, Range]:
         tensors = list(place(Graph(onnx.load(path)), target).tensors)
@@ -67,17 +67,17 @@ def ranges_of() -> Callable[[Path, str], dict[str, Range]]:
 
 
 def blobs(rng: np.random.Generator) -> np.ndarray:
-    """A picture with structure at several sizes, uint8 `[SIDE, SIDE, 3]`."""
-    picture = np.zeros((SIDE, SIDE, 3))
+    """An image with structure at several sizes, uint8 `[SIDE, SIDE, 3]`."""
+    image = np.zeros((SIDE, SIDE, 3))
     for step in (4, 16):
         coarse = rng.normal(size=(SIDE // step, SIDE // step, 3))
-        picture += np.kron(coarse, np.ones((step, step, 1)))
-    return np.clip(picture * 45 + 128, 0, 255).astype(np.uint8)
+        image += np.kron(coarse, np.ones((step, step, 1)))
+    return np.clip(image * 45 + 128, 0, 255).astype(np.uint8)
 
 
 @pytest.fixture(scope="session")
 def own_set(tmp_path_factory: pytest.TempPathFactory, plain_model: Path) -> Path:
-    """A COCO set of 6 + 6 pictures whose objects are what `plain_model` itself is surest of, so that its AP is 100."""
+    """A COCO set of 6 + 6 images whose objects are what `plain_model` itself is surest of, so that its AP is 100."""
     root, rng = tmp_path_factory.mktemp("own"), np.random.default_rng(0)
     with Detector(plain_model, score_threshold=0.01) as detector:
         scores = np.concatenate([detector(blobs(np.random.default_rng(seed))).scores for seed in range(6)])
@@ -85,10 +85,10 @@ def own_set(tmp_path_factory: pytest.TempPathFactory, plain_model: Path) -> Path
         for split in ("train", "val"):
             images, annotations = [], []
             for index in range(6):
-                picture = blobs(rng)
-                write_image(root / split / f"{index}.png", picture)
+                image = blobs(rng)
+                write_image(root / split / f"{index}.png", image)
                 images.append({"id": index, "file_name": f"{index}.png", "width": SIDE, "height": SIDE})
-                found = detector(picture)
+                found = detector(image)
                 found = found[found.scores > sure]
                 for box, kind in zip(found.boxes.tolist(), found.class_ids.tolist()):
                     x, y, width, height = box[0], box[1], box[2] - box[0], box[3] - box[1]

@@ -188,8 +188,8 @@ def test_an_interrupted_ranking_is_taken_up(calibrate: Command, tmp_path: Path, 
     assert runs[0] == 100 + 6 + 4 * (1 + left)  # scoring the float model, its outputs, and the layers that were left
 
 
-def test_calibrating_on_pictures_of_another_kind_is_seen(calibrate: Command, own_set: Path, tmp_path: Path) -> None:
-    """Pictures of nothing but grey leave ranges far too small; the budget says so."""
+def test_calibrating_on_images_of_another_kind_is_seen(calibrate: Command, own_set: Path, tmp_path: Path) -> None:
+    """Images of nothing but gray leave ranges far too small; the budget says so."""
     data = Path(shutil.copytree(own_set, tmp_path / "grey"))
     for path in (data / "train").iterdir():
         write_image(path, np.random.default_rng(0).integers(122, 126, (64, 64, 3), dtype=np.uint8))
@@ -212,19 +212,19 @@ def test_models_of_a_fixed_batch_size(batch: int, calibrate: Command, export: Ca
         assert backend.batch_size == batch
 
 
-def test_a_picture_that_cannot_be_read_is_replaced(calibrate: Command, own_set: Path, tmp_path: Path) -> None:
+def test_an_image_that_cannot_be_read_is_replaced(calibrate: Command, own_set: Path, tmp_path: Path) -> None:
     data = Path(shutil.copytree(own_set, tmp_path / "torn"))
-    (data / "train" / "2.png").write_bytes(b"no picture")
+    (data / "train" / "2.png").write_bytes(b"no image")
     code, _, err = calibrate("--images", 5, "--max-ap-drop", "none", data=data)
     assert code == 0 and "left out of calibration" in err and "2.png" in err
     names = [item["name"] for item in read_manifest(tmp_path / "m.int8.onnx.json").details["calibration"]["images"]]
     assert names == ["0.png", "1.png", "3.png", "4.png", "5.png"]
     code, _, err = calibrate("--images", 6, "--max-ap-drop", "none", data=data)
-    assert code == 2 and "has 5 pictures that can be read, 6 are needed" in one_line(err)
+    assert code == 2 and "has 5 images that can be read, 6 are needed" in one_line(err)
     for path in (data / "train").iterdir():
-        path.write_bytes(b"no picture")
+        path.write_bytes(b"no image")
     code, _, err = calibrate("--max-ap-drop", "none", data=data)
-    assert code == 2 and "0 pictures that can be read" in one_line(err)
+    assert code == 2 and "0 images that can be read" in one_line(err)
 
 
 def change_json(data: Path, split: str, change: Callable[[dict[str, Any]], None]) -> None:
@@ -247,8 +247,8 @@ def test_data_that_cannot_serve(calibrate: Command, own_set: Path, tmp_path: Pat
         assert code == 2 and message in one_line(err)
     assert not list(tmp_path.glob("m.int8.onnx*.onnx"))
     for arguments, message in (
-        (("--images", 7), "has 6 pictures, 7 were asked for"),
-        (("--calibration-split", "val"), "6 calibration pictures are in the split that is scored (val)"),
+        (("--images", 7), "has 6 images, 7 were asked for"),
+        (("--calibration-split", "val"), "6 calibration images are in the split that is scored (val)"),
         (("--split", "none"), "none"),
     ):
         code, _, err = calibrate(*arguments)

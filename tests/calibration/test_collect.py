@@ -1,4 +1,4 @@
-"""Histograms over pictures: right, kept, taken up, and never taken from anything else."""
+"""Histograms over images: right, kept, taken up, and never taken from anything else."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ TENSORS = ("images", "/backbone/stem/conv/Conv_output_0", "p4")
 
 
 class Bench:
-    """A model, pictures and a cache; counts how many pictures are really run."""
+    """A model, images and a cache; counts how many images are really run."""
 
     def __init__(self, model: Path, data: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self.model, self.cache, self.runs = model, folder / "cache.npz", 0
@@ -87,7 +87,7 @@ def test_an_interrupted_run_goes_on_and_ends_alike(bench: Bench, tmp_path: Path)
     assert bench.runs == 2  # four of six were kept
 
 
-def change_picture(bench: Bench) -> None:
+def change_image(bench: Bench) -> None:
     bench.images[0] = replace(bench.images[0], sha256="0" * 64)
 
 
@@ -107,7 +107,7 @@ def change_weights(bench: Bench) -> None:
     onnx.save(model, bench.model)
 
 
-@pytest.mark.parametrize("change", [change_picture, change_order, change_preprocessing, change_weights])
+@pytest.mark.parametrize("change", [change_image, change_order, change_preprocessing, change_weights])
 def test_a_cache_of_anything_else_is_not_used(change: Callable[[Bench], None], bench: Bench) -> None:
     bench.collect()
     change(bench)
@@ -166,19 +166,19 @@ def test_values_that_are_not_finite_name_their_layer(bench: Bench, tmp_path: Pat
     assert not bench.cache.exists()
 
 
-def test_the_choice_of_pictures(own_set: Path) -> None:
+def test_the_choice_of_images(own_set: Path) -> None:
     dataset = open_dataset(own_set, "train")
     chosen = {seed: [image.entry.image_id for image in choose_images(dataset, 3, seed)] for seed in range(6)}
     assert all(len(set(ids)) == 3 and ids == sorted(ids) for ids in chosen.values())
     assert len({tuple(ids) for ids in chosen.values()}) > 1
     assert [image.entry.image_id for image in choose_images(dataset, 3, 0)] == chosen[0]
-    with pytest.raises(InputError, match="has 6 pictures, 7 were asked for"):
+    with pytest.raises(InputError, match="has 6 images, 7 were asked for"):
         choose_images(dataset, 7, 0)
-    with pytest.raises(InputError, match="has no picture to calibrate on"):
+    with pytest.raises(InputError, match="has no image to calibrate on"):
         choose_images(replace(dataset, images=()), None, 0)
 
 
-def test_a_fixed_batch_repeats_the_picture(bench: Bench) -> None:
+def test_a_fixed_batch_repeats_the_image(bench: Bench) -> None:
     single, four = bench.images[0].load(bench.spec), bench.images[0].load(bench.spec, 4)
     assert single.shape == (1, 3, 64, 64)
     assert np.array_equal(four, np.concatenate([single] * 4))

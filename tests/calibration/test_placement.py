@@ -69,9 +69,9 @@ def test_for_tensorrt_pairs_sit_before_convolutions_additions_and_concatenations
     pairs = 0
     for node in graph.nodes:
         if node.op_type == "QuantizeLinear":
-            maker, (dequantise,) = graph.maker(node.input[0]), graph.takers(node.output[0])
-            assert dequantise.op_type == "DequantizeLinear" and list(dequantise.input[1:]) == list(node.input[1:])
-            takers = graph.takers(dequantise.output[0])
+            maker, (dequantize,) = graph.maker(node.input[0]), graph.takers(node.output[0])
+            assert dequantize.op_type == "DequantizeLinear" and list(dequantize.input[1:]) == list(node.input[1:])
+            takers = graph.takers(dequantize.output[0])
             assert takers and {taker.op_type for taker in takers} <= {"Conv", "Add", "Concat"}
             assert not {taker.name for taker in takers} & float_layers
             if maker is not None and maker.op_type == "Conv":  # its activation would have to follow at once
@@ -81,25 +81,25 @@ def test_for_tensorrt_pairs_sit_before_convolutions_additions_and_concatenations
             pairs += 1
         if node.op_type in ACTIVATIONS:
             assert graph.maker(node.input[0]).op_type in ("Conv", "Add")  # type: ignore[union-attr]
-        if node.op_type == "Concat" and any(_is_dequantised(graph, name) for name in node.input):
+        if node.op_type == "Concat" and any(_is_dequantized(graph, name) for name in node.input):
             scales = [graph.maker(name).input[1] for name in node.input]  # type: ignore[union-attr]
             assert len({float(constants[name]) for name in scales}) == 1
         if node.op_type == "Conv" and node.name not in float_layers:
-            assert _is_dequantised(graph, node.input[0])
+            assert _is_dequantized(graph, node.input[0])
             _check_weight(graph, constants, node)
     assert pairs >= len(place(Graph(source), "tensorrt").layers) // 2
 
 
-def _is_dequantised(graph: Graph, tensor: str) -> bool:
+def _is_dequantized(graph: Graph, tensor: str) -> bool:
     maker = graph.maker(tensor)
     return maker is not None and maker.op_type == "DequantizeLinear"
 
 
 def _check_weight(graph: Graph, constants: dict[str, np.ndarray], conv: onnx.NodeProto) -> None:
-    dequantise = graph.maker(conv.input[1])
-    assert dequantise is not None and dequantise.op_type == "DequantizeLinear"
-    assert {a.name: a.i for a in dequantise.attribute} == {"axis": 0}
-    weight, scale, zero = (constants[name] for name in dequantise.input)
+    dequantize = graph.maker(conv.input[1])
+    assert dequantize is not None and dequantize.op_type == "DequantizeLinear"
+    assert {a.name: a.i for a in dequantize.attribute} == {"axis": 0}
+    weight, scale, zero = (constants[name] for name in dequantize.input)
     assert weight.dtype == np.int8 and zero.dtype == np.int8 and not zero.any()
     assert scale.shape == zero.shape == (len(weight),)
     assert np.abs(weight.astype(int)).max() == 127
@@ -107,17 +107,17 @@ def _check_weight(graph: Graph, constants: dict[str, np.ndarray], conv: onnx.Nod
     assert bias is not None and bias.dtype == np.float32
 
 
-def test_for_tensorrt_every_residual_addition_is_quantised_on_both_sides(export: Callable[..., Path]) -> None:
+def test_for_tensorrt_every_residual_addition_is_quantized_on_both_sides(export: Callable[..., Path]) -> None:
     source = onnx.load(export())
     graph = Graph(quantize(source, all_ranges(Graph(source), "tensorrt"), "tensorrt"))
     residual = [node for node in graph.nodes if node.op_type == "Add" and node.name.startswith("/backbone")]
     pyramid = [node for node in graph.nodes if node.op_type == "Concat" and node.name.startswith("/neck")]
     assert len(residual) >= 5 and len(pyramid) == 3
     for node in residual + pyramid:
-        assert all(_is_dequantised(graph, name) for name in node.input), node.name
+        assert all(_is_dequantized(graph, name) for name in node.input), node.name
 
 
-def test_for_cpus_results_are_quantised_too(path: Path) -> None:
+def test_for_cpus_results_are_quantized_too(path: Path) -> None:
     source = onnx.load(path)
     model = quantize(source, all_ranges(Graph(source), "cpu"), "cpu")
     graph, constants = Graph(model), {item.name: numpy_helper.to_array(item) for item in model.graph.initializer}

@@ -19,7 +19,7 @@ from onnx import TensorProto, helper, numpy_helper
 from calibration.activations import ActivationRunner
 from calibration.graph import Graph
 from calibration.placement import TARGETS, place
-from calibration.quantize import quantise_weight, quantize
+from calibration.quantize import quantize, quantize_weight
 from calibration.ranges import Range
 from calibration.sensitivity import signal_to_noise
 from runtime.backends.ort import OrtBackend
@@ -37,10 +37,10 @@ def infer(model: onnx.ModelProto, images: NDArray[np.float32]) -> list[NDArray[n
 @settings(max_examples=100, deadline=None)
 @given(arrays.arrays(np.float32, st.tuples(st.integers(1, 4), st.integers(1, 3)), elements=st.floats(-1e4, 1e4, width=32)))
 def test_weights_are_off_by_half_a_step_at_most(weight: NDArray[np.float32]) -> None:
-    quantised, scale = quantise_weight(weight)
-    assert quantised.dtype == np.int8 and scale.dtype == np.float32 and scale.shape == (len(weight),)
-    assert np.abs(quantised.astype(int)).max() <= 127 and (scale > 0).all()
-    error = np.abs(quantised * scale[:, None].astype(np.float64) - weight)
+    quantized, scale = quantize_weight(weight)
+    assert quantized.dtype == np.int8 and scale.dtype == np.float32 and scale.shape == (len(weight),)
+    assert np.abs(quantized.astype(int)).max() <= 127 and (scale > 0).all()
+    error = np.abs(quantized * scale[:, None].astype(np.float64) - weight)
     assert (error <= scale[:, None] * 0.5001).all()
 
 
@@ -108,7 +108,7 @@ def test_whole_models_stay_close(
 
 
 @pytest.mark.parametrize("target", TARGETS)
-def test_half_layers_run_in_half_and_their_neighbours_stay_right(
+def test_half_layers_run_in_half_and_their_neighbors_stay_right(
     target: str, tiny_model: Path, ranges_of: FindRanges, tmp_path: Path
 ) -> None:
     source, ranges = onnx.load(tiny_model), ranges_of(tiny_model, target)

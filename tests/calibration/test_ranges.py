@@ -96,7 +96,7 @@ def test_percentile_is_numpys_within_a_bin(shape: str) -> None:
 
 
 def slow_entropy(counts: np.ndarray) -> int:
-    """The number of bins to keep, by the definition, in loops: quantise what is kept to 128 levels, spread each level over
+    """The number of bins to keep, by the definition, in loops: quantize what is kept to 128 levels, spread each level over
     the bins that hold something, compare with the distribution whose last bin took what was cut."""
     used = max(i for i, count in enumerate(counts) if count) + 1
     best, least = used, math.inf

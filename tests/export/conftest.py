@@ -18,7 +18,7 @@ from runtime.detector import Detector
 from runtime.evaluation.coco import to_coco_results
 from runtime.media.image import write_image
 from tests.support.small_models import CLASSES, settled, tiny
-from tests.support.small_sets import PICTURES, Exported, write_labels
+from tests.support.small_sets import IMAGES, Exported, write_labels
 from train import checkpoint
 from train.checkpoint import Checkpoint
 from train.spec import model_spec
@@ -30,8 +30,8 @@ _OBJECTS = 20
 @pytest.fixture(scope="session")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> Exported:
     """The ground truth is what the random model itself finds, its best boxes of each class; so it scores an AP of 100, and
-    whatever changes what it finds costs AP, just as it would a trained model. The pictures are coloured and not square, so
-    that swapped colours and a wrong resize change what it finds."""
+    whatever changes what it finds costs AP, just as it would a trained model. The images are colored and not square, so
+    that swapped colors and a wrong resize change what it finds."""
     torch.manual_seed(0)
     root = tmp_path_factory.mktemp("exported")
     config = tiny()
@@ -43,10 +43,10 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Exported:
     rng = np.random.default_rng(0)
     detector = Detector(TorchBackend(model, spec), score_threshold=0.01)
     found = []
-    for index in range(PICTURES):
-        picture = np.kron(rng.integers(0, 256, (6, 10, 3)), np.ones((12, 12, 1))).astype(np.uint8)
-        write_image(data / "val2017" / f"{index}.png", picture)
-        found += to_coco_results(index, detector(picture), range(len(CLASSES)))
+    for index in range(IMAGES):
+        image = np.kron(rng.integers(0, 256, (6, 10, 3)), np.ones((12, 12, 1))).astype(np.uint8)
+        write_image(data / "val2017" / f"{index}.png", image)
+        found += to_coco_results(index, detector(image), range(len(CLASSES)))
     objects = []
     for category_id in range(len(CLASSES)):
         mine = sorted((r for r in found if r["category_id"] == category_id), key=lambda r: -r["score"])

@@ -38,8 +38,8 @@ def run(exported: object, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> R
     shutil.copy(exported.weights, weights)  # type: ignore[attr-defined]
     rng = np.random.default_rng(5)
     for index in range(3):
-        picture = np.kron(rng.integers(0, 256, (6, 10, 3)), np.ones((12, 12, 1))).astype(np.uint8)
-        write_image(data / "train2017" / f"{index}.png", picture)
+        image = np.kron(rng.integers(0, 256, (6, 10, 3)), np.ones((12, 12, 1))).astype(np.uint8)
+        write_image(data / "train2017" / f"{index}.png", image)
     content = {
         "images": [{"id": i, "file_name": f"{i}.png", "width": 120, "height": 72} for i in range(3)],
         "categories": [{"id": i, "name": name} for i, name in enumerate(CLASSES)],
@@ -50,7 +50,7 @@ def run(exported: object, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> R
 
     def call(*arguments: str) -> tuple[int, list[str]]:
         caplog.clear()
-        code = chain.main(["--weights", str(weights), "--data", str(data), "--flavour", "rtx", *arguments])
+        code = chain.main(["--weights", str(weights), "--data", str(data), "--flavor", "rtx", *arguments])
         made = [line.split(" --")[0].removeprefix("+ python -m ") for line in caplog.messages if line.startswith("+ ")]
         return code, made
 

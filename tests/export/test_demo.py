@@ -29,9 +29,9 @@ def test_the_demo_walks_the_whole_road(tmp_path: Path) -> None:
         assert "model.int8.engine: built, not run" in result.stdout
         assert (tmp_path / "model.int8.engine").stat().st_size > 1e6
     assert (tmp_path / "report.html").is_file()
-    assert len(list((tmp_path / "pictures").iterdir())) == 8
+    assert len(list((tmp_path / "images").iterdir())) == 8
     sheet = read_image(tmp_path / "detections.jpg")
-    assert sheet.std() > 10  # a picture, not a blank
+    assert sheet.std() > 10  # an image, not a blank
     with Detector(tmp_path / "model.onnx") as detector:
         assert detector.spec.class_names == ("circle", "square", "star", "triangle")
 

@@ -18,7 +18,7 @@ from export.accuracy.gate import judge, parse_budgets
 from export.accuracy.measure import Step, table, worst_class
 from export.onnx import Export, export_onnx
 from runtime.errors import CheckFailed, InputError, MissingComponentError, ModelError, OutputError
-from runtime.evaluation.coco import FIGURES, Evaluation
+from runtime.evaluation.coco import METRICS, Evaluation
 from runtime.manifest import manifest_path, read_manifest
 from tests.support.small_models import CLASSES
 from tests.support.small_sets import write_labels
@@ -46,7 +46,7 @@ def run(
 
 
 def step(ap: float, per_class: dict[str, float] | None = None, name: str = "step") -> Step:
-    figures = dict.fromkeys(FIGURES, 0.0) | {"AP": ap}
+    figures = dict.fromkeys(METRICS, 0.0) | {"AP": ap}
     return Step(name, Evaluation(figures, per_class or {}, 1, (), []), 2_000_000, 3.0)
 
 
@@ -320,15 +320,15 @@ def test_a_stale_manifest_never_survives_a_new_model(
 def test_bisection_names_the_layer_that_was_altered(
     exported: Exported, altered: Alter, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    picture = str(exported.data / "val2017" / "0.png")
+    image = str(exported.data / "val2017" / "0.png")
     broken = altered(layer=LAYER, factor=8)
-    assert verify.main(["--bisect", "--image", picture, str(exported.model), str(broken)]) == 1
+    assert verify.main(["--bisect", "--image", image, str(exported.model), str(broken)]) == 1
     out = capsys.readouterr().out
     assert f"first to differ by more than 0.05: {LAYER} (Conv)" in out.splitlines()[0]
-    assert verify.main(["--bisect", "--image", picture, str(exported.model), str(exported.model)]) == 0
+    assert verify.main(["--bisect", "--image", image, str(exported.model), str(exported.model)]) == 0
     assert "no layer differs by more than 0.05" in capsys.readouterr().out
     # A threshold above the damage lets the first layer pass, and with it the rest of its kind.
-    assert verify.main(["--bisect", "--image", picture, "--threshold", "1e9", str(exported.model), str(broken)]) == 0
+    assert verify.main(["--bisect", "--image", image, "--threshold", "1e9", str(exported.model), str(broken)]) == 0
 
 
 def test_bisection_sees_values_that_are_not_numbers(exported: Exported, altered: Alter) -> None:

@@ -43,8 +43,8 @@ def make_spec() -> Callable[..., ModelSpec]:
 
 @pytest.fixture(scope="session")
 def known_maps() -> Callable[[ModelSpec], list[np.ndarray]]:
-    """Raw maps `[C, H, W]` of a black picture. 20 x the mean brightness (0-1) is to be added to every objectness; so a
-    white picture holds one `ring` at level 1, anchor 2, row 1, column 2: in input pixels (32, 18, 48, 30), score 0.9999."""
+    """Raw maps `[C, H, W]` of a black image. 20 x the mean brightness (0-1) is to be added to every objectness; so a
+    white image holds one `ring` at level 1, anchor 2, row 1, column 2: in input pixels (32, 18, 48, 30), score 0.9999."""
 
     def build(spec: ModelSpec) -> list[np.ndarray]:
         maps = []
@@ -132,17 +132,17 @@ def tiny_onnx(tmp_path_factory: pytest.TempPathFactory, write_onnx: WriteOnnx) -
 
 @pytest.fixture
 def make_coco(tmp_path: Path) -> Callable[..., Path]:
-    """Write a COCO folder: `images` are (id, width, height, grey level), `boxes` are (image id, category id, bbox, extras)."""
+    """Write a COCO folder: `images` are (id, width, height, gray level), `boxes` are (image id, category id, bbox, extras)."""
 
     def build(
         images: Any = (), boxes: Any = (), categories: Any = ((3, "dot"), (9, "ring")), split: str = "val2017", folder: str = ""
     ) -> Path:
         root = tmp_path / "coco"
-        pictures = root / (folder or split)
-        pictures.mkdir(parents=True, exist_ok=True)
+        folder_of_split = root / (folder or split)
+        folder_of_split.mkdir(parents=True, exist_ok=True)
         (root / "annotations").mkdir(exist_ok=True)
-        for image_id, width, height, grey in images:
-            cv2.imwrite(str(pictures / f"{image_id}.png"), np.full((height, width, 3), grey, np.uint8))
+        for image_id, width, height, gray in images:
+            cv2.imwrite(str(folder_of_split / f"{image_id}.png"), np.full((height, width, 3), gray, np.uint8))
         content = {
             "images": [{"id": i, "file_name": f"{i}.png", "width": w, "height": h} for i, w, h, _ in images],
             "annotations": [

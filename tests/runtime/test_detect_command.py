@@ -31,7 +31,7 @@ from runtime.media.video import read_video
 from runtime.spec import FORMAT_VERSION, ModelSpec
 
 Command = Callable[..., tuple[int, str, str]]
-# What the tiny model finds in a white picture of 128 x 64.
+# What the tiny model finds in a white image of 128 x 64.
 RING: dict[str, Any] = {"box": [64.0, 4.0, 96.0, 28.0], "class_id": 1, "class_name": "ring"}
 
 
@@ -40,13 +40,13 @@ def white(width: int = 128, height: int = 64) -> np.ndarray:
 
 
 @pytest.fixture
-def pictures(tmp_path: Path) -> Path:
-    """Two good pictures, one of them black, and three bad files."""
+def images(tmp_path: Path) -> Path:
+    """Two good images, one of them black, and three bad files."""
     folder = tmp_path / "in"
     write_image(folder / "a.png", white())
     write_image(folder / "b.jpg", np.zeros((50, 40, 3), np.uint8))
     (folder / "empty.png").write_bytes(b"")
-    (folder / "notes.txt").write_text("no picture")
+    (folder / "notes.txt").write_text("no image")
     (folder / "cut.jpg").write_bytes((folder / "b.jpg").read_bytes()[:-40])
     return folder
 
@@ -70,44 +70,44 @@ def one_error(err: str) -> str:
 # --- what it finds
 
 
-def test_json_lines(command: Command, tiny_onnx: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_json_lines(command: Command, tiny_onnx: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    code, out, err = command(main, "--engine", tiny_onnx, "--source", pictures, "--json")
+    code, out, err = command(main, "--engine", tiny_onnx, "--source", images, "--json")
     assert code == 0
     first, second = lines(out)
     assert list(first) == ["source", "width", "height", "detections"]
-    assert (first["source"], first["width"], first["height"]) == (str(pictures / "a.png"), 128, 64)
+    assert (first["source"], first["width"], first["height"]) == (str(images / "a.png"), 128, 64)
     (found,) = first["detections"]
     assert list(found) == ["box", "score", "class_id", "class_name"]
     assert {key: found[key] for key in RING} == RING
     assert 0.9 < found["score"] < 1
-    assert second == {"source": str(pictures / "b.jpg"), "width": 40, "height": 50, "detections": []}
+    assert second == {"source": str(images / "b.jpg"), "width": 40, "height": 50, "detections": []}
     for name in ("empty.png", "notes.txt", "cut.jpg"):
         assert f"{name}: " in err
     assert "3 of 5 files skipped" in err
-    assert [path.name for path in tmp_path.iterdir()] == ["in"]  # --json alone writes no picture
+    assert [path.name for path in tmp_path.iterdir()] == ["in"]  # --json alone writes no image
 
 
-def test_pictures_go_to_runs_detect_unless_told(
+def test_images_go_to_runs_detect_unless_told(
     command: Command, tiny_onnx: Path, good: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     code, _, err = command(main, "--engine", tiny_onnx, "--source", good)
-    assert code == 0 and (tmp_path / "runs" / "detect" / "a.png").is_file() and "annotated pictures are in runs/detect" in err
+    assert code == 0 and (tmp_path / "runs" / "detect" / "a.png").is_file() and "annotated images are in runs/detect" in err
 
 
-def test_annotated_pictures_keep_their_names(command: Command, tiny_onnx: Path, pictures: Path, tmp_path: Path) -> None:
-    code, out, _ = command(main, "--engine", tiny_onnx, "--source", pictures, "--output", tmp_path / "out")
+def test_annotated_images_keep_their_names(command: Command, tiny_onnx: Path, images: Path, tmp_path: Path) -> None:
+    code, out, _ = command(main, "--engine", tiny_onnx, "--source", images, "--output", tmp_path / "out")
     assert code == 0
-    assert out.splitlines() == [f"{pictures}/a.png: 1 ring", f"{pictures}/b.jpg: nothing found"]
+    assert out.splitlines() == [f"{images}/a.png: 1 ring", f"{images}/b.jpg: nothing found"]
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["a.png", "b.jpg"]
     drawn = read_image(tmp_path / "out" / "a.png")
     assert drawn.shape == (64, 128, 3) and (drawn[20, 64] != 255).any() and (drawn[40:] == 255).all()
     assert read_image(tmp_path / "out" / "b.jpg").max() == 0
-    np.testing.assert_array_equal(read_image(pictures / "a.png"), white())
+    np.testing.assert_array_equal(read_image(images / "a.png"), white())
 
 
-def test_json_and_pictures_together(command: Command, tiny_onnx: Path, good: Path, tmp_path: Path) -> None:
+def test_json_and_images_together(command: Command, tiny_onnx: Path, good: Path, tmp_path: Path) -> None:
     code, out, _ = command(main, "--engine", tiny_onnx, "--source", good, "--output", tmp_path / "out", "--json")
     assert code == 0 and len(lines(out)) == 1
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["a.png"]
@@ -196,7 +196,7 @@ def test_videos_of_one_stem_stay_apart(command: Command, tiny_onnx: Path, tmp_pa
     assert sorted(len(list(read_video(path))) for path in (tmp_path / "out").iterdir()) == [2, 3]
 
 
-def test_a_bad_video_among_pictures(command: Command, tiny_onnx: Path, good: Path, tmp_path: Path) -> None:
+def test_a_bad_video_among_images(command: Command, tiny_onnx: Path, good: Path, tmp_path: Path) -> None:
     (good.parent / "bad.mp4").write_bytes(b"no video")
     code, out, err = command(main, "--engine", tiny_onnx, "--source", good.parent, "--output", tmp_path / "out")
     assert code == 0 and "1 ring" in out
@@ -220,7 +220,7 @@ def test_a_cut_video_gives_what_it_has(command: Command, tiny_onnx: Path, tmp_pa
     assert said == (
         f"{source}: the video is cut short or damaged; {len(found)} of 20 frames could be decoded, the last one perhaps in part"
     )
-    assert end.startswith("annotated pictures are in")
+    assert end.startswith("annotated images are in")
     assert len(list(read_video(tmp_path / "out" / "film.avi.mp4", strict=True))) == len(found)
 
 
@@ -270,25 +270,25 @@ def test_an_error_in_mid_video_leaves_nothing(
     code, out, err = command(main, "--engine", tiny_onnx, "--source", source, "--output", tmp_path / "out", "--json")
     assert (code, one_error(err)) == (2, "error: the model is damaged\n")
     assert len(lines(out)) == 7 and list((tmp_path / "out").iterdir()) == []
-    assert not ahead_threads()
+    assert not prefetch_threads()
 
 
-def ahead_threads() -> list[threading.Thread]:
-    return [thread for thread in threading.enumerate() if thread.name == "ahead"]
+def prefetch_threads() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name == "prefetch"]
 
 
 def test_an_interrupt_ends_the_threads_before_it_is_passed_on(
     tiny_onnx: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def interrupted(*_: object) -> None:
-        assert ahead_threads()
+        assert prefetch_threads()
         raise KeyboardInterrupt
 
     monkeypatch.setattr(detect, "draw", interrupted)
     source = write_video(tmp_path / "film.mp4", 50)
     with pytest.raises(KeyboardInterrupt) as held:  # with its traceback, and all that the frames in it hold
         main(["--engine", str(tiny_onnx), "--source", str(source), "--output", str(tmp_path / "out")])
-    assert held.value and not ahead_threads() and list((tmp_path / "out").iterdir()) == []
+    assert held.value and not prefetch_threads() and list((tmp_path / "out").iterdir()) == []
 
 
 def test_a_video_whose_frames_change_their_size(command: Command, tiny_onnx: Path, tmp_path: Path) -> None:
@@ -329,17 +329,17 @@ def test_ctrl_c_in_mid_video(tiny_onnx: Path, tmp_path: Path) -> None:
 # --- bad files and folders
 
 
-def test_strict_stops_at_the_first_bad_file(command: Command, tiny_onnx: Path, pictures: Path) -> None:
-    code, out, err = command(main, "--engine", tiny_onnx, "--source", pictures, "--json", "--strict")
+def test_strict_stops_at_the_first_bad_file(command: Command, tiny_onnx: Path, images: Path) -> None:
+    code, out, err = command(main, "--engine", tiny_onnx, "--source", images, "--json", "--strict")
     assert code == 2
     assert len(lines(out)) == 2  # a.png, b.jpg; then cut.jpg
-    assert "cut.jpg: the picture is truncated" in one_error(err)
+    assert "cut.jpg: the image is truncated" in one_error(err)
 
 
-def test_no_good_file_at_all(command: Command, tiny_onnx: Path, pictures: Path) -> None:
+def test_no_good_file_at_all(command: Command, tiny_onnx: Path, images: Path) -> None:
     for name in ("a.png", "b.jpg"):
-        (pictures / name).unlink()
-    code, out, err = command(main, "--engine", tiny_onnx, "--source", pictures, "--json")
+        (images / name).unlink()
+    code, out, err = command(main, "--engine", tiny_onnx, "--source", images, "--json")
     assert (code, out) == (2, "")
     assert "error: none of the 3 files could be used (the last: " in err and "notes.txt" in err
 
@@ -347,18 +347,18 @@ def test_no_good_file_at_all(command: Command, tiny_onnx: Path, pictures: Path) 
 @pytest.mark.parametrize(
     ("source", "message"),
     [
-        ("gone.jpg", "gone.jpg: no such picture, folder, video"),
+        ("gone.jpg", "gone.jpg: no such image, folder, video"),
         ("hollow", "hollow: the folder has no files"),
-        ("*.gone", "no such picture, folder, video, or files of that pattern"),
+        ("*.gone", "no such image, folder, video, or files of that pattern"),
         ("in/empty.png", "empty.png: the file is empty"),
-        ("in/notes.txt", "notes.txt: not a picture that can be decoded"),
-        ("in/cut.jpg", "cut.jpg: the picture is truncated"),
+        ("in/notes.txt", "notes.txt: not an image that can be decoded"),
+        ("in/cut.jpg", "cut.jpg: the image is truncated"),
     ],
 )
 def test_a_bad_source(
-    source: str, message: str, command: Command, tiny_onnx: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch
+    source: str, message: str, command: Command, tiny_onnx: Path, images: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.chdir(pictures.parent)
+    monkeypatch.chdir(images.parent)
     Path("hollow").mkdir()
     code, out, err = command(main, "--engine", tiny_onnx, "--source", source, "--json")
     assert (code, out) == (2, "")
@@ -366,7 +366,7 @@ def test_a_bad_source(
 
 
 @pytest.mark.parametrize(("width", "height"), [(1, 1), (20_000, 1), (1, 20_000)])
-def test_thin_pictures(width: int, height: int, command: Command, tiny_onnx: Path, tmp_path: Path) -> None:
+def test_thin_images(width: int, height: int, command: Command, tiny_onnx: Path, tmp_path: Path) -> None:
     for name in ("a.png", "a.jpg"):
         write_image(tmp_path / name, white(width, height))
         code, out, _ = command(main, "--engine", tiny_onnx, "--source", tmp_path / name, "--output", tmp_path / "out", "--json")
@@ -375,13 +375,13 @@ def test_thin_pictures(width: int, height: int, command: Command, tiny_onnx: Pat
         assert read_image(tmp_path / "out" / name).shape == (height, width, 3)
 
 
-def test_a_picture_larger_than_memory_is_skipped(command: Command, tiny_onnx: Path, good: Path) -> None:
+def test_an_image_larger_than_memory_is_skipped(command: Command, tiny_onnx: Path, good: Path) -> None:
     (good.parent / "huge.ppm").write_bytes(b"P6 60000 60000 255\n")
     code, out, err = command(main, "--engine", tiny_onnx, "--source", good.parent, "--json")
     assert code == 0 and len(lines(out)) == 1
-    assert "skipped: " in err and "huge.ppm: the picture is 60000x60000, at most 268 million pixels are read" in err
+    assert "skipped: " in err and "huge.ppm: the image is 60000x60000, at most 268 million pixels are read" in err
     code, out, err = command(main, "--engine", tiny_onnx, "--source", good.parent / "huge.ppm", "--json")
-    assert (code, out) == (2, "") and "huge.ppm: the picture is 60000x60000" in one_error(err)
+    assert (code, out) == (2, "") and "huge.ppm: the image is 60000x60000" in one_error(err)
 
 
 def test_output_that_cannot_be_written(command: Command, tiny_onnx: Path, good: Path, tmp_path: Path) -> None:
@@ -574,20 +574,20 @@ def test_detector_opens_a_path(tiny_onnx: Path) -> None:
         np.testing.assert_allclose(detector(white()).boxes, [RING["box"]], atol=1e-3)
 
 
-def test_the_command_line(tiny_onnx: Path, pictures: Path, tmp_path: Path) -> None:
+def test_the_command_line(tiny_onnx: Path, images: Path, tmp_path: Path) -> None:
     def call(*arguments: object) -> subprocess.CompletedProcess[str]:
         text = [sys.executable, "-m", "runtime.detect", "--engine", tiny_onnx, *map(str, arguments)]
         return subprocess.run(text, capture_output=True, text=True, timeout=60, check=False)
 
-    done = call("--source", pictures, "--output", tmp_path / "out")
+    done = call("--source", images, "--output", tmp_path / "out")
     assert done.returncode == 0
-    assert done.stdout == f"{pictures}/a.png: 1 ring\n{pictures}/b.jpg: nothing found\n"
+    assert done.stdout == f"{images}/a.png: 1 ring\n{images}/b.jpg: nothing found\n"
     runs_in, *further = done.stderr.splitlines()
     assert runs_in.startswith(f"{tiny_onnx} runs in ONNX Runtime ")
     assert [line.split(":")[0] for line in further] == ["skipped"] * 3 + [
         "3 of 5 files skipped",
-        f"annotated pictures are in {tmp_path}/out",
+        f"annotated images are in {tmp_path}/out",
     ]
     failed = call("--source", "gone")
     assert (failed.returncode, failed.stdout) == (2, "")
-    assert one_error(failed.stderr) == "error: gone: no such picture, folder, video, or files of that pattern\n"
+    assert one_error(failed.stderr) == "error: gone: no such image, folder, video, or files of that pattern\n"

@@ -1,4 +1,4 @@
-"""`Detector` from picture to boxes in the picture's own pixels, over a backend whose answer is known."""
+"""`Detector` from image to boxes in the image's own pixels, over a backend whose answer is known."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ MakeSpec = Callable[..., ModelSpec]
 
 
 class KnownBackend:
-    """Answers every picture with the given maps; objectness rises by 20 times the mean brightness."""
+    """Answers every image with the given maps; objectness rises by 20 times the mean brightness."""
 
     def __init__(self, spec: ModelSpec, maps: list[np.ndarray], batch_size: int | None = None) -> None:
         self.spec, self.batch_size = spec, batch_size
@@ -90,7 +90,7 @@ def test_boxes_are_in_original_pixels(
 
 def test_what_lies_in_the_border_alone_is_dropped(backend: Callable[..., KnownBackend]) -> None:
     detector = Detector(backend(pad_value=255))
-    assert len(detector(white(640, 70))) == 1  # y from 28 or 29: the object reaches 1 or 2 px into the picture
+    assert len(detector(white(640, 70))) == 1  # y from 28 or 29: the object reaches 1 or 2 px into the image
     assert len(detector(white(640, 20))) == 0  # y from 31: beyond the object
 
 
@@ -100,11 +100,11 @@ def test_black_holds_nothing(backend: Callable[..., KnownBackend]) -> None:
 
 
 @pytest.mark.parametrize("batch_size", [None, 1, 2, 3, 5])
-def test_a_list_equals_its_pictures(batch_size: int | None, backend: Callable[..., KnownBackend]) -> None:
-    pictures = [white(64, 64), np.zeros((30, 40, 3), np.uint8), white(128, 64), white(1, 1), white(40, 64)]
-    one_by_one = [Detector(backend())(picture) for picture in pictures]
+def test_a_list_equals_its_images(batch_size: int | None, backend: Callable[..., KnownBackend]) -> None:
+    images = [white(64, 64), np.zeros((30, 40, 3), np.uint8), white(128, 64), white(1, 1), white(40, 64)]
+    one_by_one = [Detector(backend())(image) for image in images]
     model = backend(batch_size=batch_size)
-    together = Detector(model)(pictures)
+    together = Detector(model)(images)
     assert [len(found) for found in together] == [1, 0, 1, 1, 1]
     for single, found in zip(one_by_one, together, strict=True):
         np.testing.assert_array_equal(found.boxes, single.boxes)
@@ -138,10 +138,10 @@ def test_an_empty_list(nothing: list[np.ndarray], backend: Callable[..., KnownBa
         (np.zeros((8, 8, 3), np.float32), r"got float32 \[8, 8, 3\]"),
         (np.zeros((8, 8, 3), np.uint16), r"got uint16 \[8, 8, 3\]"),
         (None, "got NoneType"),
-        ("picture.jpg", "got str"),
+        ("image.jpg", "got str"),
     ],
 )
-def test_wrong_pictures(image: object, message: str, backend: Callable[..., KnownBackend]) -> None:
+def test_wrong_images(image: object, message: str, backend: Callable[..., KnownBackend]) -> None:
     model = backend()
     with pytest.raises(InputError, match=f"expected uint8 BGR .*{message}"):
         Detector(model)([white(8, 8), image])  # type: ignore[list-item]
@@ -179,14 +179,14 @@ def everywhere(spec: ModelSpec) -> list[np.ndarray]:
 
 def test_thresholds_are_applied(make_spec: MakeSpec) -> None:
     model = KnownBackend(make_spec(), everywhere(make_spec()))
-    picture = np.zeros((64, 64, 3), np.uint8)
-    counts = [len(Detector(model, iou_threshold=iou, max_detections=1000)(picture)) for iou in (0.1, 0.6, 1)]
+    image = np.zeros((64, 64, 3), np.uint8)
+    counts = [len(Detector(model, iou_threshold=iou, max_detections=1000)(image)) for iou in (0.1, 0.6, 1)]
     assert counts[0] < counts[1] < counts[2] == 4 * (4 + 16 + 64)
-    assert len(Detector(model, iou_threshold=1, max_detections=7)(picture)) == 7
-    assert len(Detector(model, score_threshold=0.9999)(picture)) == 0
-    assert len(Detector(model, max_detections=1000)(picture)) == counts[1]  # the spec's own 0.6
+    assert len(Detector(model, iou_threshold=1, max_detections=7)(image)) == 7
+    assert len(Detector(model, score_threshold=0.9999)(image)) == 0
+    assert len(Detector(model, max_detections=1000)(image)) == counts[1]  # the spec's own 0.6
     stricter = KnownBackend(make_spec(nms_threshold=0.1), everywhere(make_spec()))
-    assert len(Detector(stricter, max_detections=1000)(picture)) == counts[0]
+    assert len(Detector(stricter, max_detections=1000)(image)) == counts[0]
 
 
 def test_best_first(make_spec: MakeSpec) -> None:
@@ -224,15 +224,15 @@ def same(found: Detections, expected: Detections) -> bool:
 
 
 def test_several_threads_get_what_one_gets(tiny_onnx: Path) -> None:
-    pictures = mixed()
+    images = mixed()
     with Detector(tiny_onnx) as detector, ThreadPoolExecutor(6) as pool:
-        expected = [detector(picture) for picture in pictures]
+        expected = [detector(image) for image in images]
         assert {len(found) for found in expected} == {0, 1}
-        orders = [np.random.default_rng(seed).permutation(len(pictures)) for seed in range(30)]
+        orders = [np.random.default_rng(seed).permutation(len(images)) for seed in range(30)]
 
         def work(number: int) -> bool:
             order = orders[number]
-            chosen = [pictures[index] for index in order]
+            chosen = [images[index] for index in order]
             together = detector(chosen) if number % 2 else [found for _, found in detector.stream(chosen)]
             return all(same(found, expected[index]) for found, index in zip(together, order, strict=True))
 
@@ -263,15 +263,15 @@ def test_closing_while_other_threads_detect(tiny_onnx: Path) -> None:
 
 
 @pytest.mark.parametrize(("fixed", "batch", "runs"), [(None, None, 7), (None, 3, 3), (4, None, 2), (2, 3, 5)])
-def test_a_stream_gives_each_picture_and_its_detections(
+def test_a_stream_gives_each_image_and_its_detections(
     fixed: int | None, batch: int | None, runs: int, backend: Callable[..., KnownBackend]
 ) -> None:
-    model, pictures = backend(batch_size=fixed), mixed()
+    model, images = backend(batch_size=fixed), mixed()
     detector = Detector(model)
-    streamed = list(detector.stream(iter(pictures), batch=batch))
+    streamed = list(detector.stream(iter(images), batch=batch))
     assert len(model.batches) == runs
-    for (picture, found), given_, expected in zip(streamed, pictures, detector(pictures), strict=True):
-        assert picture is given_ and same(found, expected)
+    for (image, found), given_, expected in zip(streamed, images, detector(images), strict=True):
+        assert image is given_ and same(found, expected)
 
 
 def test_a_stream_holds_five_batches_at_most(backend: Callable[..., KnownBackend]) -> None:
@@ -290,7 +290,7 @@ def test_a_stream_holds_five_batches_at_most(backend: Callable[..., KnownBackend
             assert taken - used < 5 * batch
 
 
-def test_a_bad_picture_in_a_stream_comes_after_those_before_it(backend: Callable[..., KnownBackend]) -> None:
+def test_a_bad_image_in_a_stream_comes_after_those_before_it(backend: Callable[..., KnownBackend]) -> None:
     results = Detector(backend()).stream([white(8, 8)] * 4 + [np.zeros((8, 8, 3))], batch=3)
     assert [len(next(results)[1]) for _ in range(4)] == [1] * 4
     with pytest.raises(InputError, match=r"got float64 \[8, 8, 3\]"):

@@ -1,4 +1,4 @@
-"""The examples in docstrings do what they say: a model, two pictures and a video lie where they look for them."""
+"""The examples in docstrings do what they say: a model, two images and a video lie where they look for them."""
 
 from __future__ import annotations
 

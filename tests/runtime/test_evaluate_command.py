@@ -16,17 +16,17 @@ import onnx
 import pytest
 
 from runtime.evaluate import main
-from runtime.evaluation.coco import FIGURES
+from runtime.evaluation.coco import METRICS
 from runtime.spec import ModelSpec
 
 Command = Callable[..., tuple[int, str, str]]
 MakeCoco = Callable[..., Path]
-BOX = (32, 18, 16, 12)  # where the tiny model finds a `ring` in a white 64 x 64 picture
+BOX = (32, 18, 16, 12)  # where the tiny model finds a `ring` in a white 64 x 64 image
 
 
 @pytest.fixture
 def data(make_coco: MakeCoco) -> Path:
-    """Two white pictures with the ring (found), and a black one with a dot (missed)."""
+    """Two white images with the ring (found), and a black one with a dot (missed)."""
     images = [(41, 64, 64, 255), (7, 128, 128, 255), (900_000_000_000, 64, 64, 0)]
     boxes = [(41, 9, BOX), (7, 9, tuple(2 * value for value in BOX)), (900_000_000_000, 3, (1, 1, 20, 20))]
     return make_coco(images, boxes)
@@ -37,7 +37,7 @@ def test_figures_as_json(command: Command, tiny_onnx: Path, data: Path) -> None:
     assert (code, err) == (0, "")
     report = json.loads(out)
     assert list(report) == ["figures", "per_class", "images", "skipped"]
-    assert tuple(report["figures"]) == FIGURES and len(FIGURES) == 12
+    assert tuple(report["figures"]) == METRICS and len(METRICS) == 12
     assert report["figures"]["AP"] == pytest.approx(0.5, abs=1e-9)  # of two classes one is found, perfectly
     assert report["figures"]["APl"] == -1
     assert report["per_class"] == {"dot": 0, "ring": pytest.approx(1, abs=1e-9)}
@@ -48,7 +48,7 @@ def test_figures_as_a_table(command: Command, tiny_onnx: Path, data: Path) -> No
     code, out, _ = command(main, "--engine", tiny_onnx, "--data", data, "--batch", 2)
     assert code == 0
     rows = out.splitlines()
-    assert [row.split()[0] for row in rows[:12]] == list(FIGURES)
+    assert [row.split()[0] for row in rows[:12]] == list(METRICS)
     assert rows[0].split() == ["AP", "50.00"] and rows[5].split() == ["APl", "-"]
     assert [row.split() for row in rows[13:16]] == [["class", "AP"], ["dot", "0.00"], ["ring", "100.00"]]
     assert rows[-1] == "3 images, 2 detections"
@@ -83,16 +83,16 @@ def test_thresholds_are_the_models_own(
     everything = write_onnx(tmp_path / "all.onnx", spec=make_spec(score_threshold=0, nms_threshold=1))
     results = tmp_path / "results.json"
     code, _, _ = command(main, "--engine", everything, "--data", data, "--coco-results", results)
-    assert code == 0 and len(json.loads(results.read_text())) == 300  # 100 of 336 a picture
+    assert code == 0 and len(json.loads(results.read_text())) == 300  # 100 of 336 an image
 
 
-def test_unreadable_pictures(command: Command, tiny_onnx: Path, data: Path) -> None:
+def test_unreadable_images(command: Command, tiny_onnx: Path, data: Path) -> None:
     (data / "val2017" / "900000000000.png").write_bytes(b"")
     code, out, err = command(main, "--engine", tiny_onnx, "--data", data, "--json")
     report = json.loads(out)
     assert code == 0 and report["images"] == 2 and report["figures"]["AP"] == pytest.approx(1, abs=1e-9)
     assert len(report["skipped"]) == 1 and "900000000000.png: the file is empty" in report["skipped"][0]
-    assert "1 of 3 pictures could not be read" in err
+    assert "1 of 3 images could not be read" in err
     code, out, _ = command(main, "--engine", tiny_onnx, "--data", data)
     assert code == 0 and out.splitlines()[-1] == "2 images, 1 skipped, 2 detections"
     code, out, err = command(main, "--engine", tiny_onnx, "--data", data, "--strict")

@@ -13,12 +13,12 @@ from pathlib import Path
 import pytest
 
 from runtime.errors import InputError
-from runtime.files import output_folder, replacing, sha256, write_json, write_text
+from runtime.files import atomic_write, output_folder, sha256, write_json, write_text
 
 
 def test_replacing_writes_beside_and_renames(tmp_path: Path) -> None:
     target = tmp_path / "new" / "deep" / "a.json"
-    with replacing(target) as temporary:
+    with atomic_write(target) as temporary:
         assert temporary.parent == target.parent and temporary.suffix == ".json" and temporary.name.startswith(".")
         temporary.write_text("text")
         assert not target.exists()
@@ -42,7 +42,7 @@ def test_a_failure_inside_leaves_what_was_there(tmp_path: Path, error: type[Base
     target = tmp_path / "a.txt"
     if old:
         target.write_text(old)
-    with pytest.raises(error), replacing(target) as temporary:  # noqa: PT012 - the write must come before the failure
+    with pytest.raises(error), atomic_write(target) as temporary:  # noqa: PT012 - the write must come before the failure
         temporary.write_text("half")
         raise error
     assert [path.read_text() for path in tmp_path.iterdir()] == ([old] if old else [])

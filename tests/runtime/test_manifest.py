@@ -35,7 +35,7 @@ def exported(tmp_path: Path) -> Path:
     (tmp_path / "w.pt").write_bytes(b"weights")
     (tmp_path / "out" / "m.onnx").write_bytes(b"model")
     file = tmp_path / "out" / "m.int8.onnx"
-    file.write_bytes(b"quantised")
+    file.write_bytes(b"quantized")
     sources = [source("weights", tmp_path / "w.pt", file), source("onnx", tmp_path / "out" / "m.onnx", file)]
     write_manifest(file, SPEC, sources, {"method": "entropy", "images": ["a.jpg"]})
     return file
@@ -59,7 +59,7 @@ def test_the_same_again_gives_the_same_bytes(exported: Path) -> None:
 
 
 def test_changes_are_named(exported: Path, tmp_path: Path) -> None:
-    exported.write_bytes(b"quantiseD")
+    exported.write_bytes(b"quantizeD")
     (tmp_path / "w.pt").write_bytes(b"other")
     first, second = find_changes(manifest_path(exported))
     assert "m.int8.onnx: changed" in first

@@ -212,7 +212,7 @@ def test_values_at_their_bounds(make_spec: Callable[..., ModelSpec]) -> None:
 
 def test_outputs_beyond_any_memory_are_refused(make_spec: Callable[..., ModelSpec]) -> None:
     many = tuple(map(str, range(300_000)))
-    with pytest.raises(ModelError, match="its maps would hold 1209620160 values a picture, at most 1073741824 are taken"):
+    with pytest.raises(ModelError, match="its maps would hold 1209620160 values an image, at most 1073741824 are taken"):
         make_spec(class_names=many, input_size=(256, 256), anchors=(((1.0, 1.0),) * 3,) * 3)
 
 

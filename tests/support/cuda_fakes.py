@@ -85,7 +85,7 @@ class Stream:
     def synchronize(self) -> None:
         gpu, handle = self.gpu, self.handle
         del self  # pycuda's functions are in no traceback and so keep nothing alive
-        gpu.call("synchronise")
+        gpu.call("synchronize")
         queue = gpu.streams[handle]
         while queue:
             queue.pop(0)()
@@ -251,7 +251,7 @@ class FakeGpu:
 
 
 class FakeContext:
-    """An execution context: each value of an output is the mean of its picture, plus the output's number."""
+    """An execution context: each value of an output is the mean of its image, plus the output's number."""
 
     def __init__(self, engine: FakeEngine) -> None:
         engine.gpu.call("context")
@@ -279,7 +279,7 @@ class FakeContext:
         return smallest <= shape[0] <= largest
 
     def get_tensor_shape(self, name: str) -> tuple[int, ...]:
-        rows = self.shape[0] * (1 if name == "images" else self.engine.rows_per_picture)
+        rows = self.shape[0] * (1 if name == "images" else self.engine.rows_per_image)
         return (rows, *self.engine.shapes[name][1:])
 
     def execute_async_v3(self, stream: int) -> bool:
@@ -317,7 +317,7 @@ class FakeEngine:
         self.types = {**dict.fromkeys(self.shapes, "FLOAT"), "images": "UINT8" if spec.input_type == "uint8" else "FLOAT"}
         self.num_io_tensors, self.is_loadable = len(self.shapes), True
         self.offset = 0.0  # of every value
-        self.rows_per_picture = 1  # of every output
+        self.rows_per_image = 1  # of every output
         self.complain: Callable[[str], None] = lambda line: None
         self.configs: list[Any] = []
 
@@ -384,8 +384,8 @@ def install(monkeypatch: pytest.MonkeyPatch, gpu: FakeGpu, engine: FakeEngine | 
         return SimpleNamespace(deserialize_cuda_engine=load)
 
     api.Runtime = runtime
-    flavour = "rtx" if version.startswith("1.") else "tensorrt"
-    monkeypatch.setitem(sys.modules, {"rtx": "tensorrt_rtx", "tensorrt": "tensorrt"}[flavour], api)
+    flavor = "rtx" if version.startswith("1.") else "tensorrt"
+    monkeypatch.setitem(sys.modules, {"rtx": "tensorrt_rtx", "tensorrt": "tensorrt"}[flavor], api)
     monkeypatch.setattr(tensorrt_adapter, "load_tensorrt", tensorrt_adapter.load_tensorrt.__wrapped__)
     monkeypatch.setattr("runtime.backends.tensorrt.backend.load_tensorrt", tensorrt_adapter.load_tensorrt)
     monkeypatch.setitem(sys.modules, "pycuda", ModuleType("pycuda"))

@@ -75,16 +75,16 @@ def _prepare(precision: str) -> Iterator[NodeProto]:
 
 
 def write_int8(fp32: Path, spec: ModelSpec, path: Path) -> None:
-    """An FP32 file quantised for TensorRT, with the ranges of one batch of noise: good enough to build an engine."""
+    """An FP32 file quantized for TensorRT, with the ranges of one batch of noise: good enough to build an engine."""
     model = onnx.load(str(fp32))
     tensors = list(place(Graph(model), "tensorrt").tensors)
     noise = as_input(np.random.default_rng(0).integers(0, 256, (*spec.input_size, 3), dtype=np.uint8), spec)[None]
     with ActivationRunner(fp32, tensors) as runner:
         ranges = {name: Range(min(float(x.min()), 0.0), max(float(x.max()), 0.0)) for name, x in runner.run(noise).items()}
-    quantised = quantize(model, ranges, "tensorrt")
-    del quantised.metadata_props[:]
-    helper.set_model_props(quantised, spec.replace(precision="int8").to_metadata())
-    onnx.save(quantised, str(path))
+    quantized = quantize(model, ranges, "tensorrt")
+    del quantized.metadata_props[:]
+    helper.set_model_props(quantized, spec.replace(precision="int8").to_metadata())
+    onnx.save(quantized, str(path))
 
 
 def write_precisions(model: DetectorModel, spec: ModelSpec, folder: Path) -> dict[str, Path]:

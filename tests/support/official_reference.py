@@ -225,7 +225,7 @@ def deformable(x: Tensor, offsets: Tensor, weight: Tensor, bias: Tensor, groups:
     images, channels, height, width = x.shape
     rows = torch.arange(height).reshape(1, -1, 1)
     columns = torch.arange(width).reshape(1, 1, -1)
-    picture = torch.arange(images).reshape(-1, 1, 1)
+    image = torch.arange(images).reshape(-1, 1, 1)
     out = bias.reshape(1, -1, 1, 1).repeat(images, 1, height, width)
     size = channels // groups
     for group in range(groups):
@@ -239,7 +239,7 @@ def deformable(x: Tensor, offsets: Tensor, weight: Tensor, bias: Tensor, groups:
                 for column in (left, left + 1):
                     inside = (row >= 0) & (row < height) & (column >= 0) & (column < width)
                     share = (1 - (y - row).abs()) * (1 - (z - column).abs()) * inside
-                    pixel = part[picture, :, row.clamp(0, height - 1), column.clamp(0, width - 1)]  # [N, H, W, C / groups]
+                    pixel = part[image, :, row.clamp(0, height - 1), column.clamp(0, width - 1)]  # [N, H, W, C / groups]
                     value += (pixel * share[..., None]).permute(0, 3, 1, 2)
             matrix = weight[:, group * size : (group + 1) * size, tap // 3, tap % 3]
             out += torch.einsum("oc,nchw->nohw", matrix, value)

@@ -34,7 +34,7 @@ def settled(config: TrainConfig, classes: int = len(CLASSES)) -> DetectorModel:
 
 
 def noise(seed: int, count: int = 2, side: int = 64) -> np.ndarray:
-    """Inputs of about the size that normalised pictures have, float32 `[count, 3, side, side]`."""
+    """Inputs of about the size that normalized images have, float32 `[count, 3, side, side]`."""
     return np.random.default_rng(seed).normal(size=(count, 3, side, side)).astype(np.float32)
 
 

@@ -1,4 +1,4 @@
-"""A small set of pictures in the COCO layout whose annotations several tests write."""
+"""A small set of images in the COCO layout whose annotations several tests write."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 from runtime.files import write_json
 from tests.support.small_models import CLASSES
 
-PICTURES = 6
+IMAGES = 6
 
 
 @dataclass(frozen=True)
@@ -22,9 +22,9 @@ class Exported:
 
 
 def write_labels(data: Path, objects: list[dict[str, Any]]) -> None:
-    """COCO annotations of the set's pictures: `bbox`, `category_id` and `image_id` of each object."""
+    """COCO annotations of the set's images: `bbox`, `category_id` and `image_id` of each object."""
     content = {
-        "images": [{"id": i, "file_name": f"{i}.png", "width": 120, "height": 72} for i in range(PICTURES)],
+        "images": [{"id": i, "file_name": f"{i}.png", "width": 120, "height": 72} for i in range(IMAGES)],
         "categories": [{"id": i, "name": name} for i, name in enumerate(CLASSES)],
         "annotations": [
             {**item, "id": number, "area": item["bbox"][2] * item["bbox"][3], "iscrowd": 0}

@@ -1,4 +1,4 @@
-"""Training end to end on a handful of small pictures."""
+"""Training end to end on a handful of small images."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def rows(folder: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def test_a_run_leaves_checkpoints_metrics_and_pictures(coco_set: Path, tmp_path: Path) -> None:
+def test_a_run_leaves_checkpoints_metrics_and_images(coco_set: Path, tmp_path: Path) -> None:
     plan = config(epochs=16, optimizer="adamw", learning_rate=1e-2, evaluate_every=8, batch=2)
     best = train(plan, options(coco_set, tmp_path / "run"))
     assert best == tmp_path / "run" / "best.pt"
@@ -148,16 +148,16 @@ def test_what_cannot_start_leaves_nothing(coco_set: Path, tmp_path: Path) -> Non
     assert not (tmp_path / "run").exists()
 
 
-def test_a_foreign_optimiser_state_is_refused(coco_set: Path, tmp_path: Path) -> None:
+def test_a_foreign_optimizer_state_is_refused(coco_set: Path, tmp_path: Path) -> None:
     train(config(epochs=1), options(coco_set, tmp_path / "run"))
     saved = checkpoint.load(tmp_path / "run" / "last.pt")
-    with pytest.raises(ModelError, match="optimiser state"):
+    with pytest.raises(ModelError, match="optimizer state"):
         train(saved.config, options(coco_set, tmp_path / "run"), dataclasses.replace(saved, optimizer={"state": {}}))
 
 
-def test_pictures_in_both_splits_are_warned_of(coco_set: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_images_in_both_splits_are_warned_of(coco_set: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     train(config(epochs=1, val_split="train"), options(coco_set, tmp_path / "run"))
-    assert "8 pictures are in both train and train" in caplog.text
+    assert "8 images are in both train and train" in caplog.text
 
 
 def test_smoothing_is_off_where_it_says_nothing() -> None:

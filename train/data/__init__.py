@@ -1,16 +1,16 @@
 """Training data: augmentation, mixup, and batches of tensors. `train.data.synthetic` makes a small set to try things on."""
 
 from train.data.augment import AugmentConfig, InputFrame, Sample, augment
-from train.data.epoch import Draw, epoch_batches
+from train.data.epoch import SampleIndex, epoch_batches
 from train.data.loader import Batch, TrainingSet, pack_labels, training_batches
 from train.data.mixup import mixup
 
 __all__ = [
     "AugmentConfig",
     "Batch",
-    "Draw",
     "InputFrame",
     "Sample",
+    "SampleIndex",
     "TrainingSet",
     "augment",
     "epoch_batches",

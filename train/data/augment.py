@@ -1,8 +1,8 @@
-"""Augmentation of one labelled picture: pure functions over arrays, every random number from the generator passed in.
+"""Augmentation of one labeled image: pure functions over arrays, every random number from the generator passed in.
 
 Zoom-out, crop, flip, affine and the resize to the network's input are composed into one matrix and cost one
 `cv2.warpAffine`; the photometric jitter works in uint8 by look-up tables, on no more pixels than are still visible.
-Coordinates are continuous pixel edges, as in `runtime.ops.preprocess`: a picture of width w covers [0, w].
+Coordinates are continuous pixel edges, as in `runtime.ops.preprocess`: an image of width w covers [0, w].
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from train.data.photometric import Tables, draw_tables, jitter
 
 Matrix = NDArray[np.float64]
 
-# SSD's choices for the least IoU between the crop and an object; None keeps the whole picture, 0 does not constrain.
+# SSD's choices for the least IoU between the crop and an object; None keeps the whole image, 0 does not constrain.
 _CROP_CHOICES = (None, 0.0, 0.1, 0.3, 0.5, 0.7, 0.9)
 _CROP_TRIES = 50
 _CROP_SCALE = (0.3, 1.0)
@@ -32,21 +32,21 @@ _CROP_ASPECT = 2.0
 
 @dataclass(frozen=True, kw_only=True)
 class AugmentConfig:
-    """What is done to a training picture, and how often (training recipe). Probabilities are in [0, 1].
+    """What is done to a training image, and how often (training recipe). Probabilities are in [0, 1].
 
     Attributes:
         photometric: probability of each of the four jitters below, drawn independently.
-        brightness: largest shift of the pixel values, in grey levels of 255.
+        brightness: largest shift of the pixel values, in gray levels of 255.
         contrast: (least, most) factor on the pixel values.
         saturation: (least, most) factor on the saturation.
         hue: largest shift of the hue, of 180.
-        zoom_out: probability of placing the picture on a larger canvas of the mean colour.
-        max_zoom: largest side of that canvas, in sides of the picture.
-        crop: probability of the IoU-constrained random crop; one of its choices is to keep the whole picture.
+        zoom_out: probability of placing the image on a larger canvas of the mean color.
+        max_zoom: largest side of that canvas, in sides of the image.
+        crop: probability of the IoU-constrained random crop; one of its choices is to keep the whole image.
         flip: probability of the horizontal flip.
         affine: probability of the random affine map.
         rotate: its largest rotation, in degrees.
-        shift: its largest shift, in sides of the picture.
+        shift: its largest shift, in sides of the image.
         scale: its (least, most) scale.
         shear: its largest shear, in degrees.
         min_side: boxes with a side below this many input pixels after everything are dropped.
@@ -82,7 +82,7 @@ class AugmentConfig:
 
     @classmethod
     def none(cls) -> AugmentConfig:
-        """Everything off, the size limit on boxes included: the picture is resized as for inference and no more."""
+        """Everything off, the size limit on boxes included: the image is resized as for inference and no more."""
         return cls(photometric=0.0, zoom_out=0.0, crop=0.0, flip=0.0, affine=0.0, min_side=0.0)
 
 
@@ -93,13 +93,13 @@ def _require(passed: bool, name: str, expected: str, value: object) -> None:
 
 @dataclass(frozen=True, eq=False)
 class Sample:
-    """A picture and its objects.
+    """An image and its objects.
 
     Attributes:
         image: uint8 BGR `[H, W, 3]`.
         boxes: float32 `[N, 4]` xyxy in pixels of `image`.
         class_ids: int64 `[N]`.
-        weights: float32 `[N]` in [0, 1], the share of the object's picture in a mixture; 1 without mixup.
+        weights: float32 `[N]` in [0, 1], the share of the object's image in a mixture; 1 without mixup.
     """
 
     image: Image
@@ -110,13 +110,13 @@ class Sample:
 
 @dataclass(frozen=True)
 class InputFrame:
-    """The network's input as far as geometry and colour of the surroundings go.
+    """The network's input as far as geometry and color of the surroundings go.
 
     Attributes:
         size: (height, width) in pixels.
         resize: `letterbox` or `stretch`, see `runtime.ops.preprocess.fit`.
-        pad_value: grey level of the letterbox border, 0-255.
-        fill: (blue, green, red), 0-255, of what lies outside the picture: the mean colour of the training set.
+        pad_value: gray level of the letterbox border, 0-255.
+        fill: (blue, green, red), 0-255, of what lies outside the image: the mean color of the training set.
     """
 
     size: tuple[int, int]
@@ -128,9 +128,9 @@ class InputFrame:
     def of(cls, spec: ModelSpec, size: tuple[int, int] | None = None) -> InputFrame:
         """The frame of a model, at (height, width) `size` instead of its own input size if given."""
         blue, green, red = spec.mean[::-1] if spec.color == "rgb" else spec.mean
-        # A spec normalised by plain x / 255 has mean 0: black would be a strange surrounding, its grey is the better one.
-        grey = spec.pad_value / 255
-        mean = (blue, green, red) if any(spec.mean) else (grey, grey, grey)
+        # A spec normalized by plain x / 255 has mean 0: black would be a strange surrounding, its gray is the better one.
+        gray = spec.pad_value / 255
+        mean = (blue, green, red) if any(spec.mean) else (gray, gray, gray)
         fill = tuple(min(max(round(255 * value), 0), 255) for value in mean)
         return cls(size or spec.input_size, spec.resize, spec.pad_value, (fill[0], fill[1], fill[2]))
 
@@ -142,7 +142,7 @@ def augment(sample: Sample, frame: InputFrame, rng: np.random.Generator, config:
         sample: in original pixels.
 
     Returns:
-        The image uint8 BGR `[*frame.size, 3]` and the boxes in its pixels, kept where their centre is still visible
+        The image uint8 BGR `[*frame.size, 3]` and the boxes in its pixels, kept where their center is still visible
         (as in SSD), clipped to what is visible, and with both sides positive and at least `config.min_side`.
     """
     height, width = sample.image.shape[:2]
@@ -174,7 +174,7 @@ def transform_boxes(boxes: NDArray[np.float32], matrix: Matrix) -> Matrix:
 def _draw_view(
     width: int, height: int, boxes: NDArray[np.float32], config: AugmentConfig, rng: np.random.Generator
 ) -> tuple[Matrix, tuple[int, int]]:
-    """Draw zoom-out, crop, flip and affine: the map from the picture into the view, and the view's (width, height)."""
+    """Draw zoom-out, crop, flip and affine: the map from the image into the view, and the view's (width, height)."""
     matrix, view = np.eye(3), (width, height)
     if rng.random() < config.zoom_out:
         ratio = rng.uniform(1.0, config.max_zoom)
@@ -193,7 +193,7 @@ def _draw_view(
 def _draw_crop(view: tuple[int, int], boxes: Matrix, rng: np.random.Generator) -> tuple[int, int, int, int]:
     """An IoU-constrained crop (SSD, training recipe): (x1, y1, x2, y2) in whole pixels, the whole view where none fits.
 
-    A crop is accepted when it overlaps at least one object by the least IoU drawn and keeps the centre of at least one.
+    A crop is accepted when it overlaps at least one object by the least IoU drawn and keeps the center of at least one.
     `boxes` is `[N, 4]` xyxy in the view.
     """
     width, height = view
@@ -209,8 +209,8 @@ def _draw_crop(view: tuple[int, int], boxes: Matrix, rng: np.random.Generator) -
     crops = np.concatenate([corner, corner + sides], axis=1)
     accepted = np.ones(_CROP_TRIES, bool)
     if len(boxes):
-        centres = (boxes[:, :2] + boxes[:, 2:]) / 2
-        inside = np.all((centres >= crops[:, None, :2]) & (centres <= crops[:, None, 2:]), axis=2)
+        centers = (boxes[:, :2] + boxes[:, 2:]) / 2
+        inside = np.all((centers >= crops[:, None, :2]) & (centers <= crops[:, None, 2:]), axis=2)
         accepted = np.any(inside, axis=1) & (box_ops.iou(crops, boxes).max(axis=1) >= least)
     if not accepted.any():
         return whole
@@ -219,7 +219,7 @@ def _draw_crop(view: tuple[int, int], boxes: Matrix, rng: np.random.Generator) -
 
 
 def _draw_affine(view: tuple[int, int], config: AugmentConfig, rng: np.random.Generator) -> Matrix:
-    """A rotation, shear and scale about the centre of the view, then a shift (training recipe); `[3, 3]`."""
+    """A rotation, shear and scale about the center of the view, then a shift (training recipe); `[3, 3]`."""
     angle = math.radians(rng.uniform(-config.rotate, config.rotate))
     shear_x, shear_y = np.tan(np.radians(rng.uniform(-config.shear, config.shear, 2)))
     scale = rng.uniform(*config.scale)
@@ -254,14 +254,14 @@ def _warp(
     left, top, right, bottom = _visible_part(image, matrix, size)
     if right > left and bottom > top:
         part, shrunk = _shrink(image[top:bottom, left:right], np.linalg.norm(matrix[:2, :2], axis=0))
-        # OpenCV counts from pixel centres, hence the shifts by half a pixel on both sides.
-        centres = _shift(-0.5, -0.5) @ matrix @ _shift(left, top) @ shrunk @ _shift(0.5, 0.5)
-        placed = cv2.warpAffine(jitter(part, tables), centres[:2], size, borderValue=frame.fill)
+        # OpenCV counts from pixel centers, hence the shifts by half a pixel on both sides.
+        centers = _shift(-0.5, -0.5) @ matrix @ _shift(left, top) @ shrunk @ _shift(0.5, 0.5)
+        placed = cv2.warpAffine(jitter(part, tables), centers[:2], size, borderValue=frame.fill)
     else:
         placed = np.full((size[1], size[0], 3), frame.fill, np.uint8)
     below, beside = frame.size[0] - size[1] - geometry.pad_y, frame.size[1] - size[0] - geometry.pad_x
-    grey = (round(frame.pad_value),) * 3
-    bordered = cv2.copyMakeBorder(placed, geometry.pad_y, below, geometry.pad_x, beside, cv2.BORDER_CONSTANT, value=grey)
+    gray = (round(frame.pad_value),) * 3
+    bordered = cv2.copyMakeBorder(placed, geometry.pad_y, below, geometry.pad_x, beside, cv2.BORDER_CONSTANT, value=gray)
     return np.asarray(bordered, np.uint8)
 
 
@@ -278,10 +278,10 @@ def _visible_part(image: Image, matrix: Matrix, size: tuple[int, int]) -> tuple[
 
 
 def _shrink(image: Image, scale: NDArray[np.float64]) -> tuple[Image, Matrix]:
-    """Average pixels where (x, y) `scale` halves the picture or more, as bilinear sampling alone would skip some of them.
+    """Average pixels where (x, y) `scale` halves the image or more, as bilinear sampling alone would skip some of them.
 
     Returns:
-        The picture, and the map from its frame back to that of `image`.
+        The image, and the map from its frame back to that of `image`.
     """
     height, width = image.shape[:2]
     by_x, by_y = (max(math.floor(1 / value), 1) for value in scale)

@@ -31,7 +31,7 @@ def generator(seed: int, epoch: int, position: int, purpose: Purpose) -> np.rand
     return np.random.default_rng([seed, epoch, position, int(purpose)])
 
 
-class Draw(NamedTuple):
+class SampleIndex(NamedTuple):
     """One place of one epoch.
 
     Attributes:
@@ -56,7 +56,7 @@ def epoch_batches(
     sizes: Sequence[int | tuple[int, int]],
     mixup: bool,
     resize_every: int = RESIZE_EVERY,
-) -> list[list[Draw]]:
+) -> list[list[SampleIndex]]:
     """The shuffled batches of one epoch; every `resize_every` of them the input size is drawn anew (training recipe).
 
     Args:
@@ -79,7 +79,7 @@ def epoch_batches(
     drawn = generator(seed, epoch, 0, Purpose.SIZES).integers(len(frames), size=changes).tolist()
     return [
         [
-            Draw(epoch, position, order[position], frames[drawn[number // resize_every]], mixup)
+            SampleIndex(epoch, position, order[position], frames[drawn[number // resize_every]], mixup)
             for position in range(number * batch_size, min((number + 1) * batch_size, count))
         ]
         for number in range(batches)

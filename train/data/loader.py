@@ -1,4 +1,4 @@
-"""From a labelled set to batches of tensors.
+"""From a labeled set to batches of tensors.
 
 Everything random follows from (seed, epoch, position in the epoch) alone, so a run gives the same batches with any number
 of workers and can be taken up at any batch.
@@ -27,10 +27,10 @@ from runtime.datasets.dataset import Dataset
 from runtime.errors import DetectorError, InputError
 from runtime.media.image import Image
 from runtime.ops import boxes as box_ops
-from runtime.ops.preprocess import normalise
+from runtime.ops.preprocess import normalize
 from runtime.spec import ModelSpec
 from train.data.augment import AugmentConfig, InputFrame, Sample, augment
-from train.data.epoch import RESIZE_EVERY, Draw, Purpose, epoch_batches, generator
+from train.data.epoch import RESIZE_EVERY, Purpose, SampleIndex, epoch_batches, generator
 from train.data.mixup import mixup
 
 log = logging.getLogger(__name__)
@@ -43,7 +43,7 @@ class Batch:
     """What the network trains on.
 
     Attributes:
-        images: float32 `[N, 3, H, W]`, normalised as the model's spec says.
+        images: float32 `[N, 3, H, W]`, normalized as the model's spec says.
         labels: float32 `[N, M, 6]`: class, cx, cy, w, h in input pixels, mixing weight in [0, 1]. M is the most objects of
             one image, at least 1; rows that are all zero are padding.
         sources: the file of each image; two joined by ' + ' with mixup.
@@ -78,9 +78,9 @@ class TrainingSet:
     ) -> None:
         """
         Args:
-            spec: its input size does not matter here, each `Draw` brings its own.
+            spec: its input size does not matter here, each `SampleIndex` brings its own.
             seed: not negative.
-            cache: keep the decoded pictures in memory if all of them fit in `cache_bytes`.
+            cache: keep the decoded images in memory if all of them fit in `cache_bytes`.
             strict: raise at the first unreadable image instead of replacing it.
 
         Raises:
@@ -103,7 +103,7 @@ class TrainingSet:
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def sample(self, draw: Draw, unreadable: dict[int, str]) -> tuple[Sample, str]:
+    def sample(self, draw: SampleIndex, unreadable: dict[int, str]) -> tuple[Sample, str]:
         """The augmented sample in input pixels and its source; images found unreadable are added to `unreadable`.
 
         Raises:
@@ -119,7 +119,7 @@ class TrainingSet:
             source = f"{source} + {other_source}"
         return augment(sample, frame, rng, self.augment), source
 
-    def batch(self, draws: Sequence[Draw]) -> Batch:
+    def batch(self, draws: Sequence[SampleIndex]) -> Batch:
         """The samples of `draws`, which share one size, as tensors.
 
         Raises:
@@ -130,7 +130,7 @@ class TrainingSet:
         samples, sources, unreadable = [], [], dict[int, str]()
         for target, draw in zip(pixels, draws):
             sample, source = self.sample(draw, unreadable)
-            target[:] = normalise(sample.image, self.spec)
+            target[:] = normalize(sample.image, self.spec)
             samples.append(sample)
             sources.append(source)
         return Batch(images, torch.from_numpy(pack_labels(samples)), sources, unreadable)
@@ -142,10 +142,12 @@ class TrainingSet:
                 self.unreadable[index] = reason
                 log.warning("left out of training: %s", reason)
 
-    def _rng(self, draw: Draw, purpose: Purpose) -> np.random.Generator:
+    def _rng(self, draw: SampleIndex, purpose: Purpose) -> np.random.Generator:
         return generator(self.seed, draw.epoch, draw.position, purpose)
 
-    def _read_or_replace(self, draw: Draw, index: int, purpose: Purpose, unreadable: dict[int, str]) -> tuple[Sample, str]:
+    def _read_or_replace(
+        self, draw: SampleIndex, index: int, purpose: Purpose, unreadable: dict[int, str]
+    ) -> tuple[Sample, str]:
         """Image `index`, or the first readable one of an order that depends on `draw` and `purpose` alone."""
         image = self._read(index, unreadable)
         if image is None:
@@ -163,7 +165,7 @@ class TrainingSet:
         return Sample(image, record.boxes[objects], record.class_ids[objects], weights), str(record.path)
 
     def _read(self, index: int, unreadable: dict[int, str]) -> Image | None:
-        """The picture, or None if it cannot be read, the reason then added to `unreadable`."""
+        """The image, or None if it cannot be read, the reason then added to `unreadable`."""
         if index in self._cache:
             return self._cache[index]
         if index in self.unreadable or index in unreadable:
@@ -177,7 +179,7 @@ class TrainingSet:
             return None
 
     def _fill_cache(self, limit: int) -> None:
-        """Decode every picture now, before workers are forked, so that they share the memory."""
+        """Decode every image now, before workers are forked, so that they share the memory."""
         needed = sum(3 * image.width * image.height for image in self.dataset.images)
         if needed > limit:
             log.info(
@@ -230,7 +232,7 @@ def training_batches(
     return _load(training_set, batches[start:], workers)
 
 
-def _load(training_set: TrainingSet, batches: list[list[Draw]], workers: int) -> Iterator[Batch]:
+def _load(training_set: TrainingSet, batches: list[list[SampleIndex]], workers: int) -> Iterator[Batch]:
     workers = min(workers, len(batches))
     loader: DataLoader[Batch | DetectorError] = DataLoader(
         _Batches(training_set, batches),
@@ -289,7 +291,7 @@ class _Batches(TorchDataset["Batch | DetectorError"]):
     An error is handed over as a value: raised in a worker, its message would be a traceback.
     """
 
-    def __init__(self, training_set: TrainingSet, batches: list[list[Draw]]) -> None:
+    def __init__(self, training_set: TrainingSet, batches: list[list[SampleIndex]]) -> None:
         self.training_set, self.batches = training_set, batches
 
     def __len__(self) -> int:

@@ -1,4 +1,4 @@
-"""Mixup of whole pictures (training recipe): the blend is made once, on the raw pictures, before the one geometric map."""
+"""Mixup of whole images (training recipe): the blend is made once, on the raw images, before the one geometric map."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import numpy as np
 from runtime.media.image import Image
 from train.data.augment import Sample
 
-# The mean colour of ImageNet as (blue, green, red); it normalises to zero.
-_MEAN_COLOUR = (104, 116, 124)
+# The mean color of ImageNet as (blue, green, red); it normalizes to zero.
+_MEAN_COLOR = (104, 116, 124)
 
 
 def mixup(
@@ -17,7 +17,7 @@ def mixup(
     second: Sample,
     rng: np.random.Generator,
     alpha: float = 1.5,
-    fill: tuple[int, int, int] = _MEAN_COLOUR,
+    fill: tuple[int, int, int] = _MEAN_COLOR,
 ) -> Sample:
     """Blend two samples by a share drawn from Beta(alpha, alpha) (training recipe: 1.5).
 
@@ -25,10 +25,10 @@ def mixup(
 
     Args:
         first, second: in original pixels.
-        fill: (blue, green, red) of the canvas where a picture does not reach.
+        fill: (blue, green, red) of the canvas where an image does not reach.
 
     Returns:
-        The boxes of both, first those of `first`; their weights are multiplied by the share of their picture.
+        The boxes of both, first those of `first`; their weights are multiplied by the share of their image.
     """
     share = float(rng.beta(alpha, alpha))
     height = max(first.image.shape[0], second.image.shape[0])
@@ -45,7 +45,7 @@ def mixup(
 
 
 def _on_canvas(image: Image, height: int, width: int, fill: tuple[int, int, int]) -> Image:
-    """The picture at the top left of a `[height, width, 3]` canvas; itself where it fills it."""
+    """The image at the top left of a `[height, width, 3]` canvas; itself where it fills it."""
     below, right = height - image.shape[0], width - image.shape[1]
     if not below and not right:
         return image

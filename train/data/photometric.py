@@ -19,11 +19,11 @@ class Tables(NamedTuple):
 
     Attributes:
         plain: uint8 `[256]`, for all three channels.
-        coloured: uint8 `[1, 256, 3]`, for hue, saturation and value.
+        colored: uint8 `[1, 256, 3]`, for hue, saturation and value.
     """
 
     plain: Image | None
-    coloured: Image | None
+    colored: Image | None
 
 
 def draw_tables(
@@ -36,16 +36,16 @@ def draw_tables(
 ) -> Tables:
     """Draw each of the four jitters with `probability`; the ranges are those of `AugmentConfig`."""
     ranges = ((-brightness, brightness), contrast, saturation, (-hue, hue))
-    shift, gain, colourfulness, turn = _draw(ranges, probability, rng)
+    shift, gain, colorfulness, turn = _draw(ranges, probability, rng)
     levels = np.arange(256, dtype=np.float64)
-    plain, coloured = None, None
+    plain, colored = None, None
     if shift or gain != 1:
         plain = _to_bytes((levels + shift) * gain)
-    if round(turn) or colourfulness != 1:
+    if round(turn) or colorfulness != 1:
         # OpenCV's 8-bit hue counts from 0 to 179.
-        tables = [_to_bytes((levels + round(turn)) % 180), _to_bytes(levels * colourfulness), _to_bytes(levels)]
-        coloured = np.stack(tables, axis=1)[None]
-    return Tables(plain, coloured)
+        tables = [_to_bytes((levels + round(turn)) % 180), _to_bytes(levels * colorfulness), _to_bytes(levels)]
+        colored = np.stack(tables, axis=1)[None]
+    return Tables(plain, colored)
 
 
 def _draw(ranges: tuple[tuple[float, float], ...], probability: float, rng: np.random.Generator) -> Iterator[float]:
@@ -58,10 +58,10 @@ def _to_bytes(values: NDArray[np.float64]) -> Image:
 
 
 def jitter(image: Image, tables: Tables) -> Image:
-    """Apply a drawn jitter to a uint8 BGR picture `[H, W, 3]`; a new picture, or `image` itself if there is nothing to do."""
+    """Apply a drawn jitter to a uint8 BGR image `[H, W, 3]`; a new image, or `image` itself if there is nothing to do."""
     if tables.plain is not None:
         image = np.asarray(cv2.LUT(image, tables.plain), np.uint8)
-    if tables.coloured is not None:
-        hsv = cv2.LUT(cv2.cvtColor(image, cv2.COLOR_BGR2HSV), tables.coloured)
+    if tables.colored is not None:
+        hsv = cv2.LUT(cv2.cvtColor(image, cv2.COLOR_BGR2HSV), tables.colored)
         image = np.asarray(cv2.cvtColor(hsv, cv2.COLOR_HSV2BGR), np.uint8)
     return image

@@ -1,6 +1,6 @@
-"""A small labelled set to try the whole chain on: `python -m train.data.synthetic --output DIR`.
+"""A small labeled set to try the whole chain on: `python -m train.data.synthetic --output DIR`.
 
-Four kinds of shapes, each in shades of its own colour, over dull textured backgrounds, in the COCO layout: sparse category
+Four kinds of shapes, each in shades of its own color, over dull textured backgrounds, in the COCO layout: sparse category
 ids, the three size ranges, overlaps in their visible order, crowds, and images without objects. It is made to be learnt in
 minutes on a CPU, so it is kept clean rather than cruel.
 """
@@ -97,7 +97,7 @@ def _remove_own(target: Path) -> None:
 
 
 def _write_images(folder: Path, split: str, count: int, seed: int) -> dict[str, Any]:
-    """Draw and write the pictures of a split; returns its COCO annotations."""
+    """Draw and write the images of a split; returns its COCO annotations."""
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
     for index in range(count):
@@ -169,7 +169,7 @@ def _draw_scene(index: int, rng: Rng) -> _Scene:
 
 
 def _background(width: int, height: int, rng: Rng) -> NDArray[np.float32]:
-    """A gradient between two colours, then stripes or blotches on it, then noise; float32 `[height, width, 3]` in 0-255."""
+    """A gradient between two colors, then stripes or blotches on it, then noise; float32 `[height, width, 3]` in 0-255."""
     x, y = np.meshgrid(np.linspace(-1, 1, width), np.linspace(-1, 1, height))
     angle = rng.uniform(0, 2 * math.pi)
     blend = ((x * math.cos(angle) + y * math.sin(angle)) / 3 + 0.5)[..., None]
@@ -272,7 +272,7 @@ def _coverage(outline: Polygon, height: int, width: int) -> NDArray[np.float32]:
     x1, y1 = np.maximum(np.floor(outline.min(axis=0)).astype(int) - 1, 0).tolist()
     x2, y2 = np.minimum(np.ceil(outline.max(axis=0)).astype(int) + 1, [width, height]).tolist()
     fine = np.zeros(((y2 - y1) * _SUPERSAMPLING, (x2 - x1) * _SUPERSAMPLING), np.uint8)
-    # fillPoly counts from pixel centres and takes 4 binary places.
+    # fillPoly counts from pixel centers and takes 4 binary places.
     points = np.rint(((outline - [x1, y1]) * _SUPERSAMPLING - 0.5) * 16).astype(np.int32)
     cv2.fillPoly(fine, [points], 255, shift=4)
     alpha = np.zeros((height, width), np.float32)
@@ -281,14 +281,14 @@ def _coverage(outline: Polygon, height: int, width: int) -> NDArray[np.float32]:
 
 
 def _paint(canvas: NDArray[np.float32], alpha: NDArray[np.float32], outline: Polygon, category: int, rng: Rng) -> None:
-    """Blend a shade of the class's colour, the most distant of a few from what is there, with a little noise on it."""
+    """Blend a shade of the class's color, the most distant of a few from what is there, with a little noise on it."""
     below = canvas[alpha > 0.5].mean(axis=0)
     hues = (_HUES[category] + rng.uniform(-_HUE_SPREAD, _HUE_SPREAD, 4)) % 1
     shades = np.array([colorsys.hsv_to_rgb(hue, *rng.uniform((0.6, 0.5), 1)) for hue in hues])[:, ::-1] * 255
-    colour = shades[int(np.linalg.norm(shades - below, axis=1).argmax())]
+    color = shades[int(np.linalg.norm(shades - below, axis=1).argmax())]
     x1, y1, x2, y2 = [int(value) for value in (*np.floor(outline.min(axis=0)), *np.ceil(outline.max(axis=0)))]
     part, share = canvas[y1:y2, x1:x2], alpha[y1:y2, x1:x2, None]
-    part += share * (colour + rng.normal(0, 4, (*part.shape[:2], 1)) - part)
+    part += share * (color + rng.normal(0, 4, (*part.shape[:2], 1)) - part)
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 
-def widened(x: Tensor) -> Tensor:
+def upcast(x: Tensor) -> Tensor:
     """Half precision as float32, which sampling positions and box logits need; what is that wide already as it is."""
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
@@ -30,7 +30,7 @@ class HeadOutput(NamedTuple):
             return self.raw
         anchors = self.guide.shape[1] // 2
         height, width = (int(side) for side in self.raw.shape[2:])
-        raw = widened(self.raw).reshape(-1, anchors, 5 + num_classes, height, width)
-        guide = widened(self.guide).reshape(-1, anchors, 2, height, width)
+        raw = upcast(self.raw).reshape(-1, anchors, 5 + num_classes, height, width)
+        guide = upcast(self.guide).reshape(-1, anchors, 2, height, width)
         folded = torch.cat([raw[:, :, :2], raw[:, :, 2:4] + guide, raw[:, :, 4:]], dim=2)
         return folded.reshape(-1, anchors * (5 + num_classes), height, width)

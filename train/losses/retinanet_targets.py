@@ -18,14 +18,14 @@ def anchor_boxes(sides: Sequence[tuple[float, float]], stride: int, size: tuple[
     """The anchors of a level, float32 `[A * H * W, 4]` cxcywh in input pixels, anchor-major, then row, then column.
 
     Args:
-        sides: (width, height) in pixels of the A anchors, each centred on every cell. size: (H, W) of the map.
+        sides: (width, height) in pixels of the A anchors, each centerd on every cell. size: (H, W) of the map.
     """
     height, width = size
     rows = (torch.arange(height, dtype=torch.float32, device=device) + 0.5) * stride
     columns = (torch.arange(width, dtype=torch.float32, device=device) + 0.5) * stride
-    centres = torch.stack(torch.meshgrid(columns, rows, indexing="xy"), dim=-1)  # [H, W, (x, y)]
+    centers = torch.stack(torch.meshgrid(columns, rows, indexing="xy"), dim=-1)  # [H, W, (x, y)]
     shapes = torch.tensor(sides, dtype=torch.float32, device=device).reshape(-1, 1, 1, 2).expand(-1, height, width, 2)
-    return torch.cat([centres.expand_as(shapes), shapes], dim=-1).reshape(-1, 4)
+    return torch.cat([centers.expand_as(shapes), shapes], dim=-1).reshape(-1, 4)
 
 
 def encode(boxes: Tensor, anchors: Tensor) -> Tensor:

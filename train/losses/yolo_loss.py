@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from train.config import LossConfig
 from train.losses.head_output import HeadOutput
-from train.losses.yolo_targets import AnchorSet, Assignment, Labels, assign, box_iou, match, neighbouring_cells, shape_iou
+from train.losses.yolo_targets import AnchorSet, Assignment, Labels, assign, box_iou, match, neighboring_cells, shape_iou
 
 COMPONENTS = ("anchor", "iou", "offset", "objectness", "classes")
 
@@ -50,7 +50,7 @@ class _LevelLoss:
         self.assignment: Assignment = assign(labels, anchors, level, (height, width), output.guide)
         self.ignored = labels.image.new_zeros((0, 3))
         if config.ignore_area is not None:
-            self.ignored = neighbouring_cells(labels, anchors, level, (height, width), config.ignore_area)
+            self.ignored = neighboring_cells(labels, anchors, level, (height, width), config.ignore_area)
         self.objectness_logits, self.chosen_logits = self._gather()
         self.box_weights = 2 - labels.boxes[self.assignment.chosen_by, 2:].prod(dim=1) / self.image_area
 
@@ -132,17 +132,17 @@ class _LevelLoss:
 
 def _decode(logits: Tensor, elements: Tensor, sides: Tensor, stride: int) -> Tensor:
     """Logits `[K, 4+]` at elements `[K, 4]` with (guided) anchors `[K, 2]` to cxcywh boxes `[K, 4]` in input pixels."""
-    centres = (torch.sigmoid(logits[:, :2]) + elements[:, [3, 2]]) * stride
-    return torch.cat([centres, sides * torch.exp(logits[:, 2:4])], dim=1)
+    centers = (torch.sigmoid(logits[:, :2]) + elements[:, [3, 2]]) * stride
+    return torch.cat([centers, sides * torch.exp(logits[:, 2:4])], dim=1)
 
 
 @torch.no_grad()
 def well_overlapping(output: HeadOutput, labels: Labels, anchors: Tensor, stride: int, threshold: float) -> Tensor:
     """Elements int64 `[K, 4]` whose decoded box has an IoU above `threshold` with some label of their image.
 
-    A box can only overlap a label so well if its centre is near the label's. Along an axis, let I be the overlap of the two
-    intervals and H their hull. IoU > t gives I > t * H, and the centres are at most (H - I) / 2 apart when they merely
-    overlap or one holds the other; with I <= side that is below (1 / t - 1) / 2 * side. A box's centre lies in its
+    A box can only overlap a label so well if its center is near the label's. Along an axis, let I be the overlap of the two
+    intervals and H their hull. IoU > t gives I > t * H, and the centers are at most (H - I) / 2 apart when they merely
+    overlap or one holds the other; with I <= side that is below (1 / t - 1) / 2 * side. A box's center lies in its
     own cell, so only the cells in that window are decoded at all: exact, and far fewer than every anchor against every label.
     """
     count, (height, width) = len(anchors), output.raw.shape[2:]

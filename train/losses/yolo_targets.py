@@ -130,7 +130,7 @@ class Assignment:
 def assign(labels: Labels, anchors: AnchorSet, level: int, size: tuple[int, int], guide: Optional[Tensor]) -> Assignment:
     """Choose cells and anchors at one level.
 
-    The label's cell holds its centre. Its best base anchor decides the level; there, the guided anchor-free anchor takes its
+    The label's cell holds its center. Its best base anchor decides the level; there, the guided anchor-free anchor takes its
     place where it fits the label's shape better than that *base* anchor does.
 
     Args:
@@ -140,7 +140,7 @@ def assign(labels: Labels, anchors: AnchorSet, level: int, size: tuple[int, int]
     stride, per_level, first = anchors.strides[level], anchors.base_per_level, anchors.first(level)
     mine = torch.nonzero(anchors.level_of(labels.anchor) == level)[:, 0]
     boxes, image = labels.boxes[mine], labels.image[mine]
-    row, column = _centre_cells(boxes, stride, size)
+    row, column = _center_cells(boxes, stride, size)
     own = labels.anchor[mine] - first
     chosen = own
     writes = [(own, mine)]
@@ -169,24 +169,24 @@ def assign(labels: Labels, anchors: AnchorSet, level: int, size: tuple[int, int]
     return Assignment(elements(written), written_by, elements(keys), chosen_by, chosen_box, pairs)
 
 
-def _centre_cells(boxes: Tensor, stride: int, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
-    """Row and column int64 `[P]` of the cells that hold the centres of cxcywh boxes `[P, 4]`, kept inside the map."""
+def _center_cells(boxes: Tensor, stride: int, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """Row and column int64 `[P]` of the cells that hold the centers of cxcywh boxes `[P, 4]`, kept inside the map."""
     column = (boxes[:, 0] / stride).floor().long().clamp(0, size[1] - 1)
     row = (boxes[:, 1] / stride).floor().long().clamp(0, size[0] - 1)
     return row, column
 
 
-def neighbouring_cells(labels: Labels, anchors: AnchorSet, level: int, size: tuple[int, int], share: float) -> Tensor:
+def neighboring_cells(labels: Labels, anchors: AnchorSet, level: int, size: tuple[int, int], share: float) -> Tensor:
     """Cells int64 `[K, 3]` (image, row, column) of this level in the ignore area of labels of the levels next to it (Table 2).
 
     Args:
         size: (rows, columns) of the level's map.
-        share: cells whose centre lies in the label's box shrunk to this share of its sides; 0: the cell with its centre.
+        share: cells whose center lies in the label's box shrunk to this share of its sides; 0: the cell with its center.
     """
     near = torch.nonzero((anchors.level_of(labels.anchor) - level).abs() == 1)[:, 0]
     boxes, image, stride = labels.boxes[near], labels.image[near], anchors.strides[level]
     if share == 0:
-        return torch.stack([image, *_centre_cells(boxes, stride, size)], dim=1)
+        return torch.stack([image, *_center_cells(boxes, stride, size)], dim=1)
     rows, columns = (
         ((torch.arange(count, device=boxes.device) + 0.5) * stride - boxes[:, axis, None]).abs()
         <= boxes[:, axis + 2, None] * (share / 2)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from train.losses.head_output import widened
+from train.losses.head_output import upcast
 
 LEAKY, RELU6, RELU = "leaky", "relu6", "relu"
 
@@ -131,9 +131,9 @@ class DeformConv(nn.Module):
         """
         channels, height, width = (int(side) for side in x.shape[1:])
         # The grid is float32 at least, whatever the activations are: half steps by up to 0.06 px on wide maps.
-        grid = self._grid(widened(offsets), height, width)
+        grid = self._grid(upcast(offsets), height, width)
         maps = x.reshape(-1, channels // self.groups, height, width)
-        sampled = functional.grid_sample(widened(maps), grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+        sampled = functional.grid_sample(upcast(maps), grid, mode="bilinear", padding_mode="zeros", align_corners=False)
         # [N * groups, C / groups, 9 * H, W] is, read in order, [N, C * 9, H, W] with taps fastest: the weight's own layout.
         columns = sampled.to(x.dtype).reshape(-1, channels * self.taps, height, width)
         return functional.conv2d(columns, self.weight.reshape(channels, channels * self.taps, 1, 1), self.bias)
@@ -146,7 +146,7 @@ class DeformConv(nn.Module):
         reach = torch.arange(-1, 2, dtype=offsets.dtype, device=offsets.device)
         row = ys.reshape(1, 1, -1, 1) + reach.repeat_interleave(3).reshape(1, -1, 1, 1)  # [1, 9, H, 1]
         column = xs.reshape(1, 1, 1, -1) + reach.repeat(3).reshape(1, -1, 1, 1)  # [1, 9, 1, W]
-        # Without aligned corners, the centre of pixel p is at (2p + 1) / size - 1.
+        # Without aligned corners, the center of pixel p is at (2p + 1) / size - 1.
         x = (2 * (steps[..., 1] + column) + 1) / width - 1
         y = (2 * (steps[..., 0] + row) + 1) / height - 1
         return torch.stack([x, y], dim=-1).reshape(-1, self.taps * height, width, 2)

@@ -36,7 +36,7 @@ def level_anchors(config: ModelConfig) -> tuple[tuple[int, ...], Anchors]:
 
 
 def build_model(config: ModelConfig, num_classes: int, loss: LossConfig | None = None) -> DetectorModel:
-    """A freshly initialised detector (MSRA for convolutions).
+    """A freshly initialized detector (MSRA for convolutions).
 
     Args:
         num_classes: C, at least 1.
@@ -64,7 +64,7 @@ def _yolov3(config: ModelConfig, num_classes: int, loss: LossConfig) -> YOLOv3:
     base_anchors = len(config.anchors) // 3
     heads = [Head(channels, num_classes, base_anchors, config.guided, config.adaption, config.rfb) for channels in outputs]
     for module in (backbone, neck, widen, *fusion):
-        module.apply(_initialise)
+        module.apply(_initialize)
     return YOLOv3(backbone, neck, widen, fusion, heads, anchors, num_classes, loss)
 
 
@@ -84,11 +84,11 @@ def _retinanet(config: ModelConfig, num_classes: int) -> RetinaNet:
     # The paper's start of the towers is made for their full width: in narrow ones the signal fades within four convolutions.
     narrow = [*head.classes][:-1] + [*head.boxes][:-1] if config.width < 1 else []
     for module in (backbone, fpn, coarse, *fusion, *narrow):
-        module.apply(_initialise)
+        module.apply(_initialize)
     return RetinaNet(backbone, fpn, coarse, fusion, head, strides, anchors, num_classes)
 
 
-def _initialise(module: nn.Module) -> None:
+def _initialize(module: nn.Module) -> None:
     if isinstance(module, nn.Conv2d):
         nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
         if module.bias is not None:

@@ -15,7 +15,7 @@ from train.model.blocks import DeformConv
 
 @dataclass(frozen=True)
 class Complexity:
-    """Parameters, and operations per picture for each input side in pixels."""
+    """Parameters, and operations per image for each input side in pixels."""
 
     parameters: int
     operations: dict[int, int]

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from runtime.errors import InputError
 from runtime.spec import Anchors
-from train.losses.head_output import widened
+from train.losses.head_output import upcast
 from train.model.fusion import LevelFusion, watched
 
 
@@ -33,7 +33,7 @@ class DetectorModel(nn.Module, ABC):
 
     @abstractmethod
     def pyramid(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Normalised images float `[N, 3, H, W]`, sides multiples of 32, to P5, P4, P3 as they enter the fusion."""
+        """Normalized images float `[N, 3, H, W]`, sides multiples of 32, to P5, P4, P3 as they enter the fusion."""
 
     @abstractmethod
     def maps(self, images: Tensor) -> list[Tensor]:
@@ -76,8 +76,8 @@ class DetectorModel(nn.Module, ABC):
         with watched(fusions) as (weights, fused):
             maps = self.maps(images)
         levels = range(len(fusions))
-        activations = [widened(fused[level].abs().mean(dim=1, keepdim=True)) for level in levels]
-        return maps, [widened(weights[level]) for level in levels], activations
+        activations = [upcast(fused[level].abs().mean(dim=1, keepdim=True)) for level in levels]
+        return maps, [upcast(weights[level]) for level in levels], activations
 
     def check_inspectable(self) -> None:
         """Raise InputError unless the levels are fused by ASFF, which alone has weights to look at."""

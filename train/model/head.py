@@ -51,9 +51,9 @@ class Head(nn.Module):
         self.guide = nn.Conv2d(channels, 2 * anchors, 1) if guided else None
         self.adapt = FeatureAdaption(channels, rfb) if guided and adaption else None
         self.predict = nn.Conv2d(channels, anchors * (5 + num_classes), 1)
-        self._initialise(anchors, num_classes)
+        self._initialize(anchors, num_classes)
 
-    def _initialise(self, anchors: int, num_classes: int) -> None:
+    def _initialize(self, anchors: int, num_classes: int) -> None:
         """Start from the base anchors, undisplaced taps and a low objectness."""
         small = [self.predict, self.guide, self.adapt.offsets if self.adapt else None]
         for conv in filter(None, small):

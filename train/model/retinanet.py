@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from runtime.spec import Anchors
-from train.losses.head_output import widened
+from train.losses.head_output import upcast
 from train.losses.retinanet_loss import COMPONENTS, retina_loss
 from train.losses.retinanet_targets import anchor_boxes, decode_boxes
 from train.model.backbones.resnet import ResNet
@@ -93,7 +93,7 @@ class RetinaNet(DetectorModel):
         fine = self.fpn(c3, c4, c5)
         if self.fusion:
             fine = [fuse(fine) for fuse in self.fusion]
-        return [widened(self.head(level)) for level in (*self.coarse(c5), *fine)]
+        return [upcast(self.head(level)) for level in (*self.coarse(c5), *fine)]
 
     def decode(self, maps: Sequence[Tensor]) -> Tensor:
         """See `DetectorModel.decode`; the objectness is 1, the classes say it all."""

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from runtime.spec import Anchors
 from train.config import LossConfig
-from train.losses.head_output import HeadOutput, widened
+from train.losses.head_output import HeadOutput, upcast
 from train.losses.yolo_loss import COMPONENTS, detection_loss
 from train.losses.yolo_targets import AnchorSet
 from train.model.detector import DetectorModel
@@ -52,13 +52,13 @@ class YOLOv3(DetectorModel):
         return p5, p4, self.widen(p3)
 
     def head_outputs(self, images: Tensor) -> list[HeadOutput]:
-        """Normalised images float `[N, 3, H, W]` to one `HeadOutput` per level (stride 32, 16, 8)."""
+        """Normalized images float `[N, 3, H, W]` to one `HeadOutput` per level (stride 32, 16, 8)."""
         features = self.pyramid(images)
         return [head(fuse(features)) for fuse, head in zip(self.fusion, self.heads)]
 
     def maps(self, images: Tensor) -> list[Tensor]:
         """Per level float32 `[N, A * (5 + C), H/s, W/s]` with the guiding folded in."""
-        return [widened(output.fold(self.num_classes)) for output in self.head_outputs(images)]
+        return [upcast(output.fold(self.num_classes)) for output in self.head_outputs(images)]
 
     def decode(self, maps: Sequence[Tensor]) -> Tensor:
         """See `DetectorModel.decode`."""
@@ -84,7 +84,7 @@ def decode_maps(maps: Sequence[Tensor], anchors: Anchors, strides: Sequence[int]
         rows = torch.arange(height, dtype=t.dtype, device=t.device)
         columns = torch.arange(width, dtype=t.dtype, device=t.device)
         cells = torch.stack(torch.meshgrid(columns, rows, indexing="xy"), dim=-1)  # [H, W, (x, y)]
-        centres = (torch.sigmoid(t[..., :2]) + cells) * stride
-        boxes = torch.cat([centres, sides * torch.exp(t[..., 2:4]), torch.sigmoid(t[..., 4:])], dim=-1)
+        centers = (torch.sigmoid(t[..., :2]) + cells) * stride
+        boxes = torch.cat([centers, sides * torch.exp(t[..., 2:4]), torch.sigmoid(t[..., 4:])], dim=-1)
         decoded.append(boxes.flatten(1, 3))
     return torch.cat(decoded, dim=1)

@@ -60,7 +60,7 @@ def open_weights(path: PathLike, model: str | None = None, classes: tuple[str, .
 
 def read_weights(path: PathLike, model: str | None = None, classes: tuple[str, ...] | None = None) -> Checkpoint | Backbone:
     """Like `open_weights`, but also a backbone alone (`model` may be a backbone's name)."""
-    found = recognise(path)
+    found = recognize(path)
     if isinstance(found, Published):
         found = _as_checkpoint(found)
         if classes is None and found.spec.num_classes != len(COCO_CLASSES):
@@ -89,7 +89,7 @@ def _as_checkpoint(found: Published) -> Checkpoint:
     return Checkpoint(found.config, model_spec(found.config, names), found.weights, None, 0, -1.0)
 
 
-def recognise(path: PathLike) -> Checkpoint | Backbone | Published:
+def recognize(path: PathLike) -> Checkpoint | Backbone | Published:
     """What a file holds, told by its first bytes and then by the names of its tensors; see `open_weights` for errors."""
     file = Path(path)
     if file.is_dir():
@@ -132,7 +132,7 @@ def _read(file: Path) -> Any:
 def state_dict(content: Mapping[Any, Any]) -> dict[str, Tensor]:
     """The tensors by name in a foreign file's content: plain or under `state_dict` or `model`, with or without `module.`.
 
-    What is no tensor under a name is left out; a file that is not a state dict gives nothing that is recognised.
+    What is no tensor under a name is left out; a file that is not a state dict gives nothing that is recognized.
     """
     for key in ("state_dict", "model"):
         if isinstance(content.get(key), Mapping):

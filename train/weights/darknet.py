@@ -1,6 +1,6 @@
 """Darknet's `.weights` files: yolov3, yolov3-spp, and the backbone darknet53.conv.74.
 
-A file is a header (int32 major, minor, revision, then the number of pictures seen), then float32 values, all little endian,
+A file is a header (int32 major, minor, revision, then the number of images seen), then float32 values, all little endian,
 one convolution after the other in the order of the cfg: with batch norm its beta, gamma, mean, variance and weights, without
 its bias and weights. Which network it is, and for how many classes, follows from its length alone.
 """
@@ -75,7 +75,7 @@ def expected_sizes() -> str:
 
 
 def _header_bytes(major: int, minor: int) -> int:
-    """From version 0.2 on, the pictures seen are counted in 8 bytes instead of 4."""
+    """From version 0.2 on, the images seen are counted in 8 bytes instead of 4."""
     return 20 if 10 * major + minor >= 2 else 16
 
 

@@ -15,7 +15,7 @@ from train import checkpoint
 from train.checkpoint import Checkpoint
 from train.model import DetectorModel
 from train.model.blocks import ConvBlock
-from train.weights import recognise
+from train.weights import recognize
 from train.weights.backbone import Backbone
 from train.weights.mapping import Published, listed
 
@@ -31,16 +31,16 @@ Triple = tuple[float, float, float]
 def start_from(path: PathLike, model: DetectorModel, spec: ModelSpec) -> None:
     """Load the tensors of a file that fit `model` by name and shape; how many were taken is logged.
 
-    Where the file's network was trained on differently normalised pictures, its first convolution is changed to see the same.
+    Where the file's network was trained on differently normalized images, its first convolution is changed to see the same.
 
     Args:
-        path: a checkpoint, published weights, or a backbone. spec: the description of `model`, for its normalisation.
+        path: a checkpoint, published weights, or a backbone. spec: the description of `model`, for its normalization.
 
     Raises:
         InputError: nothing fits, or a backbone does not fit as a whole.
         ModelError: see `train.weights.open_weights`.
     """
-    found = recognise(path)
+    found = recognize(path)
     if isinstance(found, Backbone):
         weights = {f"{_BACKBONE}{name}": value for name, value in found.weights.items()}
         mean, std = found.mean, found.std
@@ -58,7 +58,7 @@ def start_from(path: PathLike, model: DetectorModel, spec: ModelSpec) -> None:
         raise InputError(f"{path}: none of its {len(weights)} tensors fits {spec.name}; choose another --recipe or --init")
     first = next(name for name, module in model.named_modules() if isinstance(module, ConvBlock))
     if f"{first}.conv.weight" in taken:
-        taken.update(_renormalise(first, taken, (mean, std), (spec.mean, spec.std)))
+        taken.update(_renormalize(first, taken, (mean, std), (spec.mean, spec.std)))
     checkpoint.load_weights(path, model, {**fresh, **taken})
     log.info("%s: took %d of %d tensors, first %s", path, len(taken), len(fresh), listed(taken, _LISTED))
     if left:
@@ -77,14 +77,14 @@ def _fits(name: str, weights: Mapping[str, Tensor], fresh: Mapping[str, Tensor])
     return name in fresh and weights[name].shape == fresh[name].shape
 
 
-def _renormalise(
+def _renormalize(
     first: str, weights: Mapping[str, Tensor], old: tuple[Triple, Triple], new: tuple[Triple, Triple]
 ) -> dict[str, Tensor]:
-    """The first convolution and its batch norm, changed to compute on newly normalised pictures what they did on old ones.
+    """The first convolution and its batch norm, changed to compute on newly normalized images what they did on old ones.
 
     With `pixel / 255 = new * std' + mean'`, an old input is `new * std' / std + (mean' - mean) / std`: a factor that each
     input channel's weights take, and a constant that passes the convolution as one number per output channel and leaves with
-    the running mean. Exact but at the picture's border, where the padding's zero stands for another colour.
+    the running mean. Exact but at the image's border, where the padding's zero stands for another color.
 
     Args:
         first: name of the `ConvBlock`. old, new: (mean, std) per channel.

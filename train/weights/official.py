@@ -1,4 +1,4 @@
-"""The checkpoints that the paper's authors published: six variants, recognised and renamed (section 2-4 of the paper)."""
+"""The checkpoints that the paper's authors published: six variants, recognized and renamed (section 2-4 of the paper)."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def read_official(path: PathLike, tensors: Mapping[str, Tensor]) -> Published:
     Raises:
         ModelError: no published variant; tensors are missing, left over, or of another shape; the class count is not whole.
     """
-    # They were trained on pictures whose aspect ratio was not kept.
+    # They were trained on images whose aspect ratio was not kept.
     config = recipe(_variant(path, tensors)).replace(resize="stretch")
     pairs = official_pairs(config)
     head = next(theirs for theirs, ours in pairs if ours == "heads.0.predict")

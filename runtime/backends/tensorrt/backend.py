@@ -16,10 +16,10 @@ from numpy.typing import NDArray
 from runtime.backends.base import check_images, check_outputs
 from runtime.backends.onnx_base import INPUT_NAME
 from runtime.backends.tensorrt.cuda import Buffer, Device, Graph, open_device
-from runtime.backends.tensorrt.engine_info import EngineFacts, check_gpu, check_library, read_facts
+from runtime.backends.tensorrt.engine_info import EngineInfo, check_gpu, check_library, read_engine_info
 from runtime.backends.tensorrt.library import TensorRT, load_tensorrt
 from runtime.errors import InputError, ModelError
-from runtime.files import PathLike, replacing
+from runtime.files import PathLike, atomic_write
 from runtime.spec import ModelSpec
 
 log = logging.getLogger(__name__)
@@ -37,8 +37,8 @@ class TrtBackend:
 
     def __init__(self, path: PathLike) -> None:
         self._path = Path(path)
-        self._facts = read_facts(self._path)
-        self._trt = load_tensorrt(self._facts.flavour)
+        self._facts = read_engine_info(self._path)
+        self._trt = load_tensorrt(self._facts.flavor)
         check_library(self._facts, self._trt)
         self._device = open_device()
         check_gpu(self._facts, self._device.gpu)
@@ -49,7 +49,7 @@ class TrtBackend:
             self._engine: Any = self._load()
             self._compiled = self._cached_kernels()
             self._config = self._trt.create_runtime_config(self._engine, self._compiled)
-            self._idle.append(self._create_worker(self._engine))  # now, so that the first picture is as quick as the next
+            self._idle.append(self._create_worker(self._engine))  # now, so that the first image is as quick as the next
 
     @property
     def spec(self) -> ModelSpec:
@@ -116,7 +116,7 @@ class TrtBackend:
 
     def _load(self) -> Any:
         try:
-            engine = self._trt.deserialise(self._path.read_bytes(), version_compatible=self._facts.version_compatible)
+            engine = self._trt.deserialize(self._path.read_bytes(), version_compatible=self._facts.version_compatible)
         except ModelError as error:
             raise ModelError(f"{self._path}: {error}; {self._facts.remedy}") from error
         _check_signature(self._facts, self._trt, engine)
@@ -162,7 +162,7 @@ class TrtBackend:
         try:
             compiled = self._trt.compiled_kernels(self._config)
             if compiled != self._compiled:
-                with replacing(self._cache) as temporary:
+                with atomic_write(self._cache) as temporary:
                     temporary.write_bytes(compiled)
         except InputError as error:
             log.debug("compiled kernels are not kept: %s", error)
@@ -171,7 +171,7 @@ class TrtBackend:
 class _Worker:
     """An execution context with its stream, buffers and CUDA graph: one thread at a time, with the device active."""
 
-    def __init__(self, trt: TensorRT, device: Device, engine: Any, config: Any, facts: EngineFacts) -> None:
+    def __init__(self, trt: TensorRT, device: Device, engine: Any, config: Any, facts: EngineInfo) -> None:
         self._trt = trt
         self._rows = 0
         self._graph: Optional[Graph] = None
@@ -235,7 +235,7 @@ class _Worker:
         for name, buffer in self._buffers.items():
             needed = tuple(self._context.get_tensor_shape(name))
             if needed != (rows, *buffer.host.shape[1:]):  # the engine would write past its end
-                raise ModelError(f"for {rows} pictures the engine makes {name} {list(needed)}, not one row each; it is damaged")
+                raise ModelError(f"for {rows} images the engine makes {name} {list(needed)}, not one row each; it is damaged")
         self._rows = rows
 
     def _set_addresses(self) -> bool:
@@ -278,7 +278,7 @@ def _tensor_names(engine: Any) -> list[str]:
     return [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
 
 
-def _check_signature(facts: EngineFacts, trt: TensorRT, engine: Any) -> None:
+def _check_signature(facts: EngineInfo, trt: TensorRT, engine: Any) -> None:
     """Raise ModelError unless the engine's inputs and outputs are what its manifest promises."""
     path, spec = facts.path, facts.spec
     inputs: list[str] = []
@@ -301,6 +301,6 @@ def _check_signature(facts: EngineFacts, trt: TensorRT, engine: Any) -> None:
         first, *_, last = (shape[0] for shape in engine.get_tensor_profile_shape(INPUT_NAME, 0))
         if (first, last) != (smallest, largest):
             raise ModelError(
-                f"{path}: takes {first} to {last} pictures, its manifest says {smallest} to {largest}; {facts.remedy}"
+                f"{path}: takes {first} to {last} images, its manifest says {smallest} to {largest}; {facts.remedy}"
             )
     check_outputs(path, spec, outputs, [shapes[name] for name in outputs])

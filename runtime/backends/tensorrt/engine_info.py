@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Optional
 
 from runtime.backends.gpu import Gpu
-from runtime.backends.tensorrt.library import FLAVOURS, TensorRT
+from runtime.backends.tensorrt.library import FLAVORS, TensorRT
 from runtime.errors import InputError, ModelError
 from runtime.files import sha256
 from runtime.manifest import Manifest, manifest_path, read_manifest
@@ -25,12 +25,12 @@ _RTX_GPUS, _RTX_FROM = ((8, 0), (8, 6), (8, 9)), (12, 0)  # by NVIDIA's document
 
 
 @dataclass(frozen=True)
-class EngineFacts:
+class EngineInfo:
     """An engine as its manifest describes it.
 
     Attributes:
         path: of the engine. spec: the model's description.
-        flavour, version: of the library that built it. gpu: of the machine that built it, None where it had none.
+        flavor, version: of the library that built it. gpu: of the machine that built it, None where it had none.
         batch: the smallest, most frequent and largest batch size.
         version_compatible: later versions of the library may load it. hardware_compatible: so may every GPU from Ampere on.
         onnx: the file it was built from.
@@ -38,7 +38,7 @@ class EngineFacts:
 
     path: Path
     spec: ModelSpec
-    flavour: str
+    flavor: str
     version: str
     gpu: Optional[Gpu]
     batch: tuple[int, int, int]
@@ -58,11 +58,11 @@ class EngineFacts:
         return (
             f"build it again here with `python -m export.engine --onnx {shlex.quote(self.onnx)}"
             f" --output {shlex.quote(str(self.path))}"
-            f" --flavour {self.flavour} --batch {batch}{flags}`"
+            f" --flavor {self.flavor} --batch {batch}{flags}`"
         )
 
 
-def read_facts(path: Path) -> EngineFacts:
+def read_engine_info(path: Path) -> EngineInfo:
     """Read the manifest beside an engine, and prove that it is of this very file.
 
     Raises:
@@ -91,20 +91,20 @@ def read_facts(path: Path) -> EngineFacts:
         ) from error
 
 
-def _parse(path: Path, manifest: Manifest) -> EngineFacts:
+def _parse(path: Path, manifest: Manifest) -> EngineInfo:
     facts: Any = manifest.details["engine"]
     smallest, usual, largest = batch = tuple(facts["batch"][key] for key in ("min", "opt", "max"))
     if any(type(size) is not int for size in batch) or not 1 <= smallest <= usual <= largest <= _LARGEST_BATCH:
         raise ValueError(f"batch {reprlib.repr(facts['batch'])}")
-    flavour, version, name, capability = (facts[key] for key in ("flavour", "version", "gpu", "compute_capability"))
-    if flavour not in FLAVOURS or not _numbers(version) or (capability is not None and len(_numbers(capability)) != 2):
-        found = ", ".join(map(reprlib.repr, (flavour, version, capability)))
+    flavor, version, name, capability = (facts[key] for key in ("flavour", "version", "gpu", "compute_capability"))
+    if flavor not in FLAVORS or not _numbers(version) or (capability is not None and len(_numbers(capability)) != 2):
+        found = ", ".join(map(reprlib.repr, (flavor, version, capability)))
         raise ValueError(f"flavour, version and compute capability {found}")
     onnx = [item.name for item in manifest.made_from if item.role == "onnx"]
-    return EngineFacts(
+    return EngineInfo(
         path=path,
         spec=manifest.spec,
-        flavour=flavour,
+        flavor=flavor,
         version=version,
         gpu=None if capability is None else Gpu(str(name), capability),
         batch=(smallest, usual, largest),
@@ -114,7 +114,7 @@ def _parse(path: Path, manifest: Manifest) -> EngineFacts:
     )
 
 
-def check_library(facts: EngineFacts, trt: TensorRT) -> None:
+def check_library(facts: EngineInfo, trt: TensorRT) -> None:
     """Raise ModelError unless this library loads what that one built."""
     built, installed = _numbers(facts.version), _numbers(trt.version)
     if installed == built or (facts.version_compatible and installed > built):
@@ -122,10 +122,10 @@ def check_library(facts: EngineFacts, trt: TensorRT) -> None:
     raise ModelError(f"{facts.path}: built by version {facts.version}, installed is {trt.title}; {facts.remedy}")
 
 
-def check_gpu(facts: EngineFacts, gpu: Gpu) -> None:
+def check_gpu(facts: EngineInfo, gpu: Gpu) -> None:
     """Raise ModelError where an engine is known not to run on a GPU; warn where that is merely unknown."""
     here = _numbers(gpu.compute_capability)
-    if facts.flavour == "rtx":
+    if facts.flavor == "rtx":
         if here not in _RTX_GPUS and here < _RTX_FROM:
             log.warning(
                 "%s: NVIDIA does not list %s (compute capability %s) for TensorRT-RTX engines; it may not load",

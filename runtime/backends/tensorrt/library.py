@@ -19,7 +19,7 @@ from runtime.files import PathLike
 
 log = logging.getLogger(__name__)
 
-FLAVOURS = ("tensorrt", "rtx")
+FLAVORS = ("tensorrt", "rtx")
 _MODULES = {"tensorrt": "tensorrt", "rtx": "tensorrt_rtx"}
 _TITLES = {"tensorrt": "TensorRT", "rtx": "TensorRT-RTX"}
 _REMEDIES = {
@@ -49,14 +49,14 @@ class TensorRT:
     """One TensorRT library with its log. Open one with `open_tensorrt`: a process has one logger per library.
 
     Attributes:
-        flavour: `tensorrt` or `rtx`. version: of the library. title: both, for people.
+        flavor: `tensorrt` or `rtx`. version: of the library. title: both, for people.
         api: the library's module, for whatever all versions have in common.
     """
 
-    def __init__(self, flavour: str, api: Any) -> None:
-        self.flavour, self.api = flavour, api
+    def __init__(self, flavor: str, api: Any) -> None:
+        self.flavor, self.api = flavor, api
         self.version = str(api.__version__)
-        self.title = f"{_TITLES[flavour]} {self.version}"
+        self.title = f"{_TITLES[flavor]} {self.version}"
         self._errors: deque[str] = deque(maxlen=_KEPT_LINES)
         self._logger = _make_logger(api, self._errors)
 
@@ -146,7 +146,7 @@ class TensorRT:
 
         return Monitor()
 
-    def deserialise(self, plan: bytes, *, version_compatible: bool = False) -> Any:
+    def deserialize(self, plan: bytes, *, version_compatible: bool = False) -> Any:
         """An `ICudaEngine` from a plan.
 
         Args:
@@ -204,42 +204,42 @@ class TensorRT:
         return layers
 
 
-def open_tensorrt(flavour: str = "auto") -> TensorRT:
+def open_tensorrt(flavor: str = "auto") -> TensorRT:
     """Import a TensorRT.
 
     Args:
-        flavour: `tensorrt`, `rtx`, or `auto`: the first where there is a GPU for it, else the second.
+        flavor: `tensorrt`, `rtx`, or `auto`: the first where there is a GPU for it, else the second.
 
     Raises:
         MissingComponentError: not installed, or TensorRT without a GPU; with the remedy.
     """
-    if flavour != "auto":
-        library = load_tensorrt(flavour)
-        if flavour == "tensorrt" and not find_gpu():
+    if flavor != "auto":
+        library = load_tensorrt(flavor)
+        if flavor == "tensorrt" and not find_gpu():
             raise MissingComponentError(
-                f"{library.title} needs an NVIDIA GPU and driver, and there is none here; the flavour rtx builds without"
+                f"{library.title} needs an NVIDIA GPU and driver, and there is none here; the flavor rtx builds without"
             )
         return library
-    for candidate in FLAVOURS:
+    for candidate in FLAVORS:
         try:
             return open_tensorrt(candidate)
         except MissingComponentError as error:
             log.debug("%s", error)
-    raise MissingComponentError(f"no TensorRT here: {'; or '.join(_REMEDIES[name] for name in FLAVOURS)}")
+    raise MissingComponentError(f"no TensorRT here: {'; or '.join(_REMEDIES[name] for name in FLAVORS)}")
 
 
 @functools.lru_cache
-def load_tensorrt(flavour: str) -> TensorRT:
+def load_tensorrt(flavor: str) -> TensorRT:
     """Import a TensorRT, whether or not there is a GPU for it.
 
     Raises:
         MissingComponentError: not installed, with the remedy.
     """
     try:
-        return TensorRT(flavour, importlib.import_module(_MODULES[flavour]))
+        return TensorRT(flavor, importlib.import_module(_MODULES[flavor]))
     except (ImportError, OSError, RuntimeError) as error:  # the packages load their libraries in several ways
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise MissingComponentError(f"{_TITLES[flavour]} cannot be imported ({reason}); {_REMEDIES[flavour]}") from error
+        raise MissingComponentError(f"{_TITLES[flavor]} cannot be imported ({reason}); {_REMEDIES[flavor]}") from error
 
 
 def _make_logger(api: Any, errors: deque[str]) -> Any:

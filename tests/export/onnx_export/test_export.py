@@ -51,9 +51,9 @@ def test_onnx_equals_pytorch(variant: dict[str, object], tmp_path: Path) -> None
         described = spec.replace(input_size=size)
         path = tmp_path / f"{size[0]}.onnx"
         tracer.write_onnx(model, described, path)
-        pictures = exporter.parity_pictures(described, None, 3)
+        images = exporter.parity_images(described, None, 3)
         with OrtBackend(path) as exported:
-            difference = exporter.check_parity(TorchBackend(model, described), exported, pictures)
+            difference = exporter.check_parity(TorchBackend(model, described), exported, images)
             assert difference.agrees("fp32"), difference
             assert exported.spec == described
 
@@ -65,20 +65,20 @@ def test_one_set_of_weights_serves_any_size(size: tuple[int, int], tmp_path: Pat
     described = model_spec(config, CLASSES).replace(input_size=size)
     model = settled(config)
     tracer.write_onnx(model, described, tmp_path / "m.onnx", batch=1)
-    picture = np.random.default_rng(1).integers(0, 256, (300, 500, 3), dtype=np.uint8)
+    image = np.random.default_rng(1).integers(0, 256, (300, 500, 3), dtype=np.uint8)
     with OrtBackend(tmp_path / "m.onnx") as exported:
         ours = TorchBackend(model, described)
-        images = preprocess(picture, described)[0][None]
+        images = preprocess(image, described)[0][None]
         want, found = ours.infer(images), exported.infer(images)
         difference = parity.worst(parity.compare(described.map_names, want, found))
         assert difference.agrees("fp32"), difference
-        detections = Detector(exported, score_threshold=0.0)(picture)
+        detections = Detector(exported, score_threshold=0.0)(image)
     wanted, candidates = (decode([level[0] for level in maps], described, 0.0) for maps in (want, found))
     np.testing.assert_allclose(candidates.boxes, wanted.boxes, rtol=1e-2, atol=0.1)
     np.testing.assert_allclose(candidates.scores, wanted.scores, atol=1e-3)
     cells = sum(size[0] * size[1] // stride**2 for stride in described.strides)
     assert len(candidates.boxes) == 4 * cells
-    assert detections.boxes[:, 2].max() > 250 and detections.boxes[:, 3].max() > 150  # in the picture's own pixels
+    assert detections.boxes[:, 2].max() > 250 and detections.boxes[:, 3].max() > 150  # in the image's own pixels
 
 
 def test_a_size_may_be_given_as_height_x_width(make_checkpoint: Callable[..., Path], tmp_path: Path) -> None:
@@ -142,10 +142,10 @@ def test_retinanet_detects_the_same_before_and_after(
 ) -> None:
     weights, output = make_checkpoint(detector="retinanet"), tmp_path / "model.onnx"
     assert run(["--weights", str(weights), "--output", str(output), "--size", "64x96", "--images", str(coco_set / "val")]) == 0
-    pictures = [read_image(path) for path in sorted((coco_set / "val").iterdir())]
+    images = [read_image(path) for path in sorted((coco_set / "val").iterdir())]
     with Detector(output, score_threshold=0.1) as exported:
-        found = exported(pictures)
-        original = Detector(TorchBackend(load_model(weights), exported.spec), score_threshold=0.1)(pictures)
+        found = exported(images)
+        original = Detector(TorchBackend(load_model(weights), exported.spec), score_threshold=0.1)(images)
     assert sum(map(len, found)) > 10
     for a, b in zip(found, original):
         np.testing.assert_allclose(a.boxes, b.boxes, atol=0.05)
@@ -168,7 +168,7 @@ def test_a_fixed_batch_is_fixed(make_checkpoint: Callable[..., Path], tmp_path: 
     assert onnx.load(str(output)).opset_import[0].version == 16
 
 
-def test_real_pictures_can_be_compared_on(make_checkpoint: Callable[..., Path], coco_set: Path, tmp_path: Path) -> None:
+def test_real_images_can_be_compared_on(make_checkpoint: Callable[..., Path], coco_set: Path, tmp_path: Path) -> None:
     arguments = ["--weights", str(make_checkpoint()), "--output", str(tmp_path / "m.onnx"), "--images", str(coco_set / "val")]
     assert run(arguments) == 0
 

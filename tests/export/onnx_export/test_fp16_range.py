@@ -79,7 +79,7 @@ def test_the_command_writes_fp16_and_says_how_much_of_its_range_is_used(
     weights = make_checkpoint(guided=False, adaption=False, fusion="none")  # what magnifies rounding is left out
     arguments = ["--weights", str(weights), "--output", str(output), "--precision", "fp16", "--batch", "3"]
     assert exporter.main([*arguments, "--images", str(coco_set / "train")]) == 0
-    assert "largest activation on 8 pictures" in caplog.text and "half precision's range" in caplog.text
+    assert "largest activation on 8 images" in caplog.text and "half precision's range" in caplog.text
     with open_backend(output) as backend:
         assert backend.spec.precision == "fp16"
     caplog.clear()

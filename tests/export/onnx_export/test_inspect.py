@@ -81,15 +81,15 @@ def test_views_of_the_engine_and_the_checkpoint_are_the_same(
 ) -> None:
     weights = make_checkpoint()
     reference = torch_backend(weights)
-    picture = read_image(coco_set / "val" / "1.png")
+    image = read_image(coco_set / "val" / "1.png")
     with OrtBackend(export(weights, tmp_path / "m.onnx", "--inspect")) as exported:
-        ours, theirs = (look(Detector(backend, score_threshold=0.05), backend, picture) for backend in (reference, exported))
+        ours, theirs = (look(Detector(backend, score_threshold=0.05), backend, image) for backend in (reference, exported))
     assert len(ours.found)
     np.testing.assert_allclose(theirs.found.boxes, ours.found.boxes, rtol=1e-3, atol=1e-2)
     np.testing.assert_allclose(theirs.found.scores, ours.found.scores, atol=1e-4)
     np.testing.assert_array_equal(theirs.levels, ours.levels)
     for a, b in zip([*theirs.weights, *theirs.activations], [*ours.weights, *ours.activations], strict=True):
-        assert a.shape[-2:] == (48, 64)  # the letterbox border of a 96 x 72 picture is cut away
+        assert a.shape[-2:] == (48, 64)  # the letterbox border of a 96 x 72 image is cut away
         np.testing.assert_allclose(a, b, atol=1e-4)
 
 

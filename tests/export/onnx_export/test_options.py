@@ -43,7 +43,7 @@ VARIANTS = (
     {"detector": "retinanet", "fusion": "none"},
 )
 OPTIONS = ({"input_type": "uint8"}, {"top_k": 50}, {"input_type": "uint8", "top_k": 50})
-PICTURE = np.kron(np.random.default_rng(0).integers(0, 256, (6, 10, 3)), np.ones((12, 12, 1))).astype(np.uint8)
+IMAGE = np.kron(np.random.default_rng(0).integers(0, 256, (6, 10, 3)), np.ones((12, 12, 1))).astype(np.uint8)
 
 
 def open_with(path: Path, backend: str) -> Backend:
@@ -53,11 +53,11 @@ def open_with(path: Path, backend: str) -> Backend:
 
 
 def outputs(backend: Backend, count: int = 2) -> list[np.ndarray]:
-    return backend.infer(np.stack([preprocess(PICTURE, backend.spec)[0]] * count))
+    return backend.infer(np.stack([preprocess(IMAGE, backend.spec)[0]] * count))
 
 
 def best_of(maps: list[np.ndarray], spec: ModelSpec, count: int) -> dict[int, tuple[list[float], float, int]]:
-    """The slow way: all boxes of one picture, the best of them by place."""
+    """The slow way: all boxes of one image, the best of them by place."""
     every = decode(maps, spec, 0)
     order = sorted(range(len(every.scores)), key=lambda i: (-every.scores[i], i))[:count]
     return {i: (every.boxes[i].tolist(), float(every.scores[i]), int(every.class_ids[i])) for i in order}
@@ -150,12 +150,12 @@ def test_the_command_proves_both_files(
     assert set(details["parity"]) == {line[: line.rindex(",")] for line in lines[1:]}
     with OrtBackend(output) as backend:
         assert backend.spec.input_shape == (64, 64, 3) and backend.batch_size == 2
-        view = look(Detector(backend, score_threshold=0.0), backend, PICTURE)
+        view = look(Detector(backend, score_threshold=0.0), backend, IMAGE)
         assert len(view.found) == len(view.levels) > 0
 
 
-def spoil_normalisation(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tracer, "_normalised", lambda pixels, spec: pixels.float().permute(0, 3, 1, 2) / 255)
+def spoil_normalization(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tracer, "_normalized", lambda pixels, spec: pixels.float().permute(0, 3, 1, 2) / 255)
 
 
 def spoil(monkeypatch: pytest.MonkeyPatch, change: Callable[[torch.Tensor], torch.Tensor]) -> None:
@@ -166,14 +166,14 @@ def spoil(monkeypatch: pytest.MonkeyPatch, change: Callable[[torch.Tensor], torc
 @pytest.mark.parametrize(
     ("damage", "differing"),
     [
-        (spoil_normalisation, "p[345]"),
+        (spoil_normalization, "p[345]"),
         (lambda patch: spoil(patch, lambda rows: rows + torch.tensor([0.05, 0, 0, 0, 0, 0, 0])), "boxes"),
         (lambda patch: spoil(patch, lambda rows: rows * torch.tensor([1, 1, 1, 1, 0.999, 1, 1])), "scores|selection"),
         (lambda patch: spoil(patch, lambda rows: rows * torch.tensor([1, 1, 1, 1, 1, 0, 1])), "classes"),
         (lambda patch: spoil(patch, lambda rows: rows[:, [0] * 40]), "selection"),
         (lambda patch: spoil(patch, lambda rows: torch.cat([rows[..., :4].roll(1, 1), rows[..., 4:]], 2)), "boxes"),
     ],
-    ids=["normalisation", "boxes", "scores", "classes", "one for all", "mixed up"],
+    ids=["normalization", "boxes", "scores", "classes", "one for all", "mixed up"],
 )
 def test_options_that_compute_something_else_are_refused(
     damage: Callable[[pytest.MonkeyPatch], None],
@@ -245,10 +245,10 @@ def test_values_that_are_not_numbers_are_not_passed_over(level: int, channel: in
     tracer.write_onnx(model, spec.replace(top_k=50), tmp_path / "m.onnx")
     for name in ("onnxruntime", "openvino") if importlib.util.find_spec("openvino") else ("onnxruntime",):
         with open_backend(tmp_path / "m.onnx", name) as backend, pytest.raises(ModelError, match="not numbers"):
-            Detector(backend)(PICTURE)
+            Detector(backend)(IMAGE)
 
 
-def test_quantisation_goes_where_it_goes_without_options(tmp_path: Path) -> None:
+def test_quantization_goes_where_it_goes_without_options(tmp_path: Path) -> None:
     config = tiny()
     model, spec = settled(config), model_spec(config, CLASSES)
     tracer.write_onnx(model, spec, tmp_path / "plain.onnx")
@@ -258,7 +258,7 @@ def test_quantisation_goes_where_it_goes_without_options(tmp_path: Path) -> None
         before, after = place(plain, target), place(optioned, target)
         assert len(after.layers) == len(before.layers) > 0 and len(after.float_layers) == len(before.float_layers) > 0
         assert len(after.tensors) == len(before.tensors)
-        assert "images" in before.tensors and "images" not in after.tensors  # bytes are not quantised, what is made of them is
+        assert "images" in before.tensors and "images" not in after.tensors  # bytes are not quantized, what is made of them is
 
 
 def test_layers_are_ranked_as_without_options(make_checkpoint: Callable[..., Path], coco_set: Path, tmp_path: Path) -> None:
@@ -284,7 +284,7 @@ def test_a_plain_file_and_one_with_options_are_bisected(tmp_path: Path) -> None:
     model, spec = settled(config), model_spec(config, CLASSES)
     tracer.write_onnx(model, spec, tmp_path / "plain.onnx")
     tracer.write_onnx(model, spec.replace(input_type="uint8", top_k=50), tmp_path / "m.onnx")
-    layers = compare_layers(tmp_path / "plain.onnx", tmp_path / "m.onnx", PICTURE)
+    layers = compare_layers(tmp_path / "plain.onnx", tmp_path / "m.onnx", IMAGE)
     assert len(layers) > 10 and max(layer.difference for layer in layers) < 1e-6
     assert {"p5", "p4", "p3"} <= {layer.tensor for layer in layers}
 
@@ -294,7 +294,7 @@ def test_a_plain_file_and_one_with_options_are_bisected(tmp_path: Path) -> None:
 def test_engines_are_built_of_them(precision: str, tmp_path: Path) -> None:
     path = write({}, precision, tmp_path, **OPTIONS[-1])
     built = tmp_path / "m.engine"
-    assert engine.main(["--onnx", str(path), "--output", str(built), "--flavour", "rtx"]) == 0
+    assert engine.main(["--onnx", str(path), "--output", str(built), "--flavor", "rtx"]) == 0
     described = json.loads(manifest_path(built).read_text())["spec"]
     assert (described["input_type"], described["top_k"]) == ("uint8", 50)
 
@@ -307,7 +307,7 @@ def test_two_files_that_decode_are_bisected_up_to_their_maps(tmp_path: Path) -> 
         for parameter in model.parameters():
             parameter += 2e-4 * torch.randn_like(parameter) * parameter.abs()
     tracer.write_onnx(model, spec, tmp_path / "other.onnx")
-    layers = compare_layers(tmp_path / "one.onnx", tmp_path / "other.onnx", PICTURE)
+    layers = compare_layers(tmp_path / "one.onnx", tmp_path / "other.onnx", IMAGE)
     assert 0 < max(layer.difference for layer in layers) < 0.05
     assert {layers[-1].tensor} < {"p5", "p4", "p3"} and not {"candidates"} & {layer.tensor for layer in layers}
 
@@ -334,7 +334,7 @@ def test_a_file_whose_types_contradict_its_description_is_refused(tmp_path: Path
                 open_backend(path, "openvino")
 
 
-def test_wrong_pictures_are_refused(tmp_path: Path) -> None:
+def test_wrong_images_are_refused(tmp_path: Path) -> None:
     config = tiny()
     path = tmp_path / "m.onnx"
     tracer.write_onnx(settled(config), model_spec(config, CLASSES).replace(input_type="uint8"), path)

@@ -1,4 +1,4 @@
-"""The report: as JSON, as a page that is well formed and harmless, and as a browser shows it in both colour schemes."""
+"""The report: as JSON, as a page that is well formed and harmless, and as a browser shows it in both color schemes."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from export.accuracy.measure import Step
 from export.report import write_report
 from export.report.images import jpeg_uri
 from export.report.markup import tag, text
-from runtime.datasets.dataset import Dataset, labelled_image
-from runtime.evaluation.coco import FIGURES, Evaluation
+from runtime.datasets.dataset import Dataset, labeled_image
+from runtime.evaluation.coco import METRICS, Evaluation
 from runtime.files import sha256
 from runtime.manifest import Source, write_manifest
 from runtime.media.image import read_image, write_image
@@ -49,7 +49,7 @@ CALIBRATION = {
 
 
 def measured(name: str, ap: float, results: list[dict[str, Any]], difference: float | None = None) -> Step:
-    figures = dict.fromkeys(FIGURES, ap) | {"APs": -1.0}
+    figures = dict.fromkeys(METRICS, ap) | {"APs": -1.0}
     per_class = {"cat": ap, NASTY: ap / 2, "unseen": -1.0}
     return Step(name, Evaluation(figures, per_class, 2, ("3.png: the file is empty",), results), 2_000_000, 3.0, difference)
 
@@ -60,14 +60,14 @@ def detection(image: int, left: float, score: float, category: int = 1) -> dict[
 
 @pytest.fixture
 def found(tmp_path: Path) -> Verification:
-    """A verification with one file of each fate, a class with a hostile name, and a picture that cannot be read."""
+    """A verification with one file of each fate, a class with a hostile name, and an image that cannot be read."""
     rng = np.random.default_rng(0)
     entries = []
     for index in range(3):
         path = tmp_path / f"{index + 1}.png"
         if index < 2:
             write_image(path, rng.integers(0, 256, (90, 160, 3), dtype=np.uint8))
-        entries.append(labelled_image(index, path, (160, 90), [], [], []))
+        entries.append(labeled_image(index, path, (160, 90), [], [], []))
     spec = ModelSpec("tiny", ("cat", NASTY, "unseen"), (64, 64), (((9.0, 9.0),),) * 3, source_sha256="0" * 64)
     dataset = Dataset(tmp_path, "val", spec.class_names, (1, 5, 9), tuple(entries), ())
     before = [detection(0, 10, 0.9), detection(1, 10, 0.8), detection(1, 80, 0.7, 5), detection(1, 60, 0.1)]
@@ -107,7 +107,7 @@ def test_the_json_says_all_that_was_measured(page: Path, found: Verification) ->
     )
     assert (report["passed"], report["budgets"]) == (False, BUDGETS)
     good, bad, worse, engine = report["files"]
-    assert good["measured"]["figures"] == found.outcomes[0].step.evaluation.figures  # type: ignore[union-attr]
+    assert good["measured"]["figures"] == found.outcomes[0].step.evaluation.metrics  # type: ignore[union-attr]
     assert (good["measured"]["change"], good["measured"]["worst_class"]) == (0, None)
     assert good["measured"]["changed_detections"] == {"kept": 3, "rescored": 0, "appeared": 0, "vanished": 0}
     assert bad["measured"]["changed_detections"] == {"kept": 1, "rescored": 1, "appeared": 1, "vanished": 1}
@@ -120,7 +120,7 @@ def test_the_json_says_all_that_was_measured(page: Path, found: Verification) ->
     assert report["data"]["skipped"] == ["3.png: the file is empty"]
 
 
-def test_the_hash_of_the_data_follows_a_picture(found: Verification) -> None:
+def test_the_hash_of_the_data_follows_an_image(found: Verification) -> None:
     from export.report.content import dataset_sha256
 
     before = dataset_sha256(found.dataset)
@@ -178,7 +178,7 @@ def test_the_charts_are_named_and_there(page: Path) -> None:
     assert "nan" not in page.read_text(encoding="utf-8").split("<main>")[1].split("base64")[0]
 
 
-def test_changed_boxes_are_marked_beside_the_reference_and_the_most_changed_picture_comes_first(page: Path) -> None:
+def test_changed_boxes_are_marked_beside_the_reference_and_the_most_changed_image_comes_first(page: Path) -> None:
     drawings = [item for item in elements(page, "svg") if item.find("use") is not None]
     labels = [item.get("aria-label", "") for item in drawings]
     assert labels[:3] == [
@@ -213,7 +213,7 @@ def test_markup_escapes_values_and_leaves_out_none() -> None:
     assert tag("p") == "<p></p>"
 
 
-def test_pictures_are_of_bounded_size(tmp_path: Path) -> None:
+def test_images_are_of_bounded_size(tmp_path: Path) -> None:
     noise = np.random.default_rng(0).integers(0, 256, (1500, 2000, 3), dtype=np.uint8)  # what JPEG compresses worst
     assert len(jpeg_uri(noise)) < 270_000
     tall = np.full((4000, 2, 3), 200, np.uint8)
@@ -235,15 +235,15 @@ def browse(page: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 @needs_chromium
 @pytest.mark.parametrize(("scheme", "number"), [("dark", 0), ("light", 1)])
 def test_a_browser_shows_the_page_without_errors(scheme: str, number: int, page: Path, tmp_path: Path) -> None:
-    picture = tmp_path / "shot.png"
+    image = tmp_path / "shot.png"
     scheme_flag = f"--blink-settings=preferredColorScheme={number}"
-    result = browse(page, scheme_flag, f"--screenshot={picture}", "--window-size=1280,4000")
+    result = browse(page, scheme_flag, f"--screenshot={image}", "--window-size=1280,4000")
     assert result.returncode == 0, result.stderr
     assert "CONSOLE" not in result.stderr
-    shot = read_image(picture)
+    shot = read_image(image)
     ground = shot[2, 2].mean()
     assert ground < 60 if scheme == "dark" else ground > 230
-    # The charts' bars and the pictures' noise are there: strong colours, away from the ground's grey.
+    # The charts' bars and the images' noise are there: strong colors, away from the ground's gray.
     saturation = cv2.cvtColor(shot, cv2.COLOR_BGR2HSV)[..., 1]
     assert (saturation > 100).sum() > 20_000
 

@@ -88,7 +88,7 @@ def test_tensorrt_8_keeps_the_float_islands_of_a_half_network() -> None:
         Layer("best", "TOPK", "FLOAT", "INT32"),
         Layer("shape", "SHUFFLE", "INT32", "INT32"),
         Layer("cast", "CAST", "FLOAT", "HALF"),
-        Layer("q", "CONVOLUTION", "FLOAT", "FLOAT"),  # a quantised one: its dequantised inputs are float
+        Layer("q", "CONVOLUTION", "FLOAT", "FLOAT"),  # a quantized one: its dequantized inputs are float
     ]
     configured("8.6.1", "int8 and fp16", layers=layers)
     assert [layer.name for layer in layers if layer.precision] == ["sample", "move", "best"]

@@ -32,7 +32,7 @@ needs_rtx = pytest.mark.skipif(
 
 
 def build(onnx: Path, *arguments: str) -> int:
-    return engine.main(["--onnx", str(onnx), "--flavour", "rtx", *arguments])
+    return engine.main(["--onnx", str(onnx), "--flavor", "rtx", *arguments])
 
 
 def facts(path: Path) -> dict[str, object]:
@@ -234,7 +234,7 @@ def test_ctrl_c_cancels_and_leaves_nothing(tmp_path: Path) -> None:
         "engine.build_plan = lambda *a: (print('building', flush=True), start(*a))[1]\n"
         "cli.run(lambda: engine.main(sys.argv[1:]))"
     )
-    command = [sys.executable, "-c", code, "--onnx", str(file), "--flavour", "rtx"]
+    command = [sys.executable, "-c", code, "--onnx", str(file), "--flavor", "rtx"]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         assert process.stderr is not None
@@ -247,7 +247,7 @@ def test_ctrl_c_cancels_and_leaves_nothing(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("flavour", "remedy"),
+    ("flavor", "remedy"),
     [
         ("tensorrt", "pip install tensorrt` on a machine with"),
         ("rtx", "pip install tensorrt-rtx"),
@@ -255,7 +255,7 @@ def test_ctrl_c_cancels_and_leaves_nothing(tmp_path: Path) -> None:
     ],
 )
 def test_without_the_library_the_remedy_is_given(
-    flavour: str, remedy: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    flavor: str, remedy: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "tensorrt", None)
     monkeypatch.setitem(sys.modules, "tensorrt_rtx", None)
@@ -263,14 +263,14 @@ def test_without_the_library_the_remedy_is_given(
         tensorrt_adapter, "load_tensorrt", tensorrt_adapter.load_tensorrt.__wrapped__
     )  # what is cached stays for other tests
     with pytest.raises(MissingComponentError, match=remedy) as caught:
-        engine.main(["--onnx", str(mini(tmp_path / "m.onnx")), "--flavour", flavour])
+        engine.main(["--onnx", str(mini(tmp_path / "m.onnx")), "--flavor", flavor])
     assert caught.value.exit_code == 3
 
 
 @pytest.mark.parametrize(
     "arguments",
     [["--batch", "0"], ["--batch", "4,2,1"], ["--batch", "1,2"], ["--workspace", "0"], ["--workspace", "nan"]]
-    + [["--optimization-level", "6"], ["--flavour", "trt"], ["--batch", "1,x,2"]],
+    + [["--optimization-level", "6"], ["--flavor", "trt"], ["--batch", "1,x,2"]],
 )
 def test_wrong_arguments_are_one_line(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:

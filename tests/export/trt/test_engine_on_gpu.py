@@ -20,18 +20,18 @@ _TOLERANCE = {"fp32": 1e-3, "fp16": 2e-2}  # of the map's scale; TensorRT may us
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("flavour", ["tensorrt", "rtx"])
-def test_engines_answer_as_onnx_runtime_does(flavour: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("flavor", ["tensorrt", "rtx"])
+def test_engines_answer_as_onnx_runtime_does(flavor: str, tmp_path: Path) -> None:
     try:
         open_device()
-        open_tensorrt(flavour)
+        open_tensorrt(flavor)
     except MissingComponentError as error:
         pytest.skip(str(error))
     files = write_precisions(settled(tiny()), model_spec(tiny(), CLASSES), tmp_path)
     images = np.random.default_rng(0).random((11, 3, 64, 64), np.float32)
     for precision, tolerance in _TOLERANCE.items():
         path = tmp_path / f"{precision}.engine"
-        assert engine.main(["--onnx", str(files[precision]), "--flavour", flavour, "--output", str(path)]) == 0
+        assert engine.main(["--onnx", str(files[precision]), "--flavor", flavor, "--output", str(path)]) == 0
         with open_backend(files["fp32"]) as reference, open_backend(path) as backend:
             for count in (1, 1, 1, 11, 3):  # plain, captured, replayed, split and padded, another shape
                 for found, expected in zip(backend.infer(images[:count]), reference.infer(images[:count])):

@@ -31,8 +31,8 @@ from runtime.backends.onnx_base import Port
 from runtime.backends.open import open_backend
 from runtime.backends.openvino import OpenVinoBackend
 from runtime.backends.ort import BoundRuns, OrtBackend
-from runtime.benchmark.images import made_up_picture
-from runtime.benchmark.timing import milliseconds, take_turns
+from runtime.benchmark.images import made_up_image
+from runtime.benchmark.timing import interleave, milliseconds
 from runtime.detector import Detector
 from runtime.errors import InputError, MissingComponentError, ModelError
 from runtime.media.image import write_image
@@ -150,26 +150,26 @@ def test_what_comes_before_and_after_takes_no_longer_than_opencv(case: Case, sub
     spec = subject.spec.replace(input_size=(608, 608))
     if case.opens_files:
         write_onnx(subject.model, spec, tmp_path / "large.onnx")
-    picture = made_up_picture(np.random.default_rng(0))
+    image = made_up_image(np.random.default_rng(0))
     with case.open(replace(subject, spec=spec, files={"fp32": tmp_path / "large.onnx"})) as backend:
         detector = Detector(backend, score_threshold=0.5)
-        maps = [level[0] for level in backend.infer(preprocess(picture, spec)[0][None])]
+        maps = [level[0] for level in backend.infer(preprocess(image, spec)[0][None])]
     boxes = detector.candidates(maps)
     assert len(boxes.scores) > 500  # worth timing
     corners, ids = xyxy_to_xywh(boxes.boxes), boxes.class_ids.astype(np.int32)
     ways = {
-        "ours": lambda: detector.postprocess(maps, preprocess(picture, spec)[1]),
+        "ours": lambda: detector.postprocess(maps, preprocess(image, spec)[1]),
         "opencv": lambda: (
-            opencv_preprocess(picture, spec),
+            opencv_preprocess(image, spec),
             cv2.dnn.NMSBoxesBatched(corners, boxes.scores, ids, 0.5, spec.nms_threshold),
         ),
     }
     timed = {name: lambda _, call=call: milliseconds(call) for name, call in ways.items()}
-    least = {name: min(times) for name, times in take_turns(timed, rounds=12, warm_up=2).items()}
+    least = {name: min(times) for name, times in interleave(timed, rounds=12, warm_up=2).items()}
     assert least["ours"] < least["opencv"]
 
 
-def test_a_batch_is_its_pictures(backend: Backend) -> None:
+def test_a_batch_is_its_images(backend: Backend) -> None:
     images = noise(0, 4)
     whole = backend.infer(images)
     for index in range(4):
@@ -219,11 +219,11 @@ def test_wrong_inputs_are_refused_and_do_no_harm(backend: Backend, wrong: np.nda
 
 
 def test_a_ragged_last_batch(backend: Backend) -> None:
-    pictures = list(np.random.default_rng(0).integers(0, 256, (5, 48, 80, 3), dtype=np.uint8))
+    images = list(np.random.default_rng(0).integers(0, 256, (5, 48, 80, 3), dtype=np.uint8))
     detector = Detector(backend, score_threshold=0.0, max_detections=5)
-    together = [*detector(pictures[:3]), *detector(pictures[3:])]
-    for found, picture in zip(together, pictures):
-        alone = detector(picture)
+    together = [*detector(images[:3]), *detector(images[3:])]
+    for found, image in zip(together, images):
+        alone = detector(image)
         np.testing.assert_allclose(found.scores, alone.scores, atol=1e-4)
 
 
@@ -234,8 +234,8 @@ def test_a_fixed_batch(open_file: Callable[..., Backend], subject: Subject, coun
         assert distance(fixed.infer(noise(0, 2)), expected(subject, noise(0, 2))) < 1e-4
         with pytest.raises(InputError, match=r"expected float32 \[2, 3, 64, 64\]"):
             fixed.infer(noise(0, 1))
-        pictures = list(np.random.default_rng(0).integers(0, 256, (count, 64, 64, 3), dtype=np.uint8))
-        assert len(Detector(fixed)(pictures)) == count  # the last batch is filled up
+        images = list(np.random.default_rng(0).integers(0, 256, (count, 64, 64, 3), dtype=np.uint8))
+        assert len(Detector(fixed)(images)) == count  # the last batch is filled up
 
 
 # --- closing
@@ -342,7 +342,7 @@ def test_files_that_break_the_contract(
 
 
 @pytest.mark.parametrize(("repeats", "rows"), [(2, 6), (0, 0)])
-def test_a_graph_that_gives_other_than_a_row_a_picture(
+def test_a_graph_that_gives_other_than_a_row_an_image(
     open_file: Callable[..., Backend], repeats: int, rows: int, tiny_onnx: Path, tmp_path: Path
 ) -> None:
     model = onnx.load(tiny_onnx)

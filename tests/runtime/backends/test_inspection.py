@@ -1,4 +1,4 @@
-"""How levels were fused, over exactly the picture: both resize modes, sizes that are not square, fixed batches, errors."""
+"""How levels were fused, over exactly the image: both resize modes, sizes that are not square, fixed batches, errors."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from runtime.detector import Detector
 from runtime.errors import ModelError
 from runtime.ops.preprocess import fit
 from runtime.spec import ModelSpec
-from runtime.viz.fusion_view import look, over_picture
+from runtime.viz.fusion_view import look, over_image
 
-# picture width and height, input height and width, resize mode
+# image width and height, input height and width, resize mode
 PLACES = [
     (128, 64, (64, 64), "letterbox"),  # bars above and below
     (50, 90, (96, 64), "letterbox"),  # bars left and right
@@ -33,12 +33,12 @@ def white(width: int = 128, height: int = 64) -> np.ndarray:
 
 @pytest.mark.parametrize(("width", "height", "size", "resize"), PLACES)
 @pytest.mark.parametrize("stride", [32, 16, 8])
-def test_a_map_over_the_picture_is_the_cell_under_each_pixel(
+def test_a_map_over_the_image_is_the_cell_under_each_pixel(
     width: int, height: int, size: tuple[int, int], resize: str, stride: int
 ) -> None:
     geometry = fit(width, height, size, resize)
     cells = np.random.default_rng(0).random((size[0] // stride, size[1] // stride)).astype(np.float32)
-    seen = over_picture(cells, geometry, size)
+    seen = over_image(cells, geometry, size)
     assert seen.shape == (geometry.resized_height, geometry.resized_width)
     for y in range(seen.shape[0]):
         for x in range(seen.shape[1]):
@@ -95,7 +95,7 @@ def test_a_view_has_the_detections_of_the_detector_and_its_levels(write_onnx: Ca
         np.testing.assert_array_equal(view.found.boxes, found.boxes)
         np.testing.assert_array_equal(view.found.scores, found.scores)
         assert len(view.levels) == len(found) and set(view.levels.tolist()) == {0, 1, 2}
-        # letterbox: the picture is 64 x 32 in the middle, so the hot cell's row 1 begins at 32 - 16, 16 - 16 or not at all
+        # letterbox: the image is 64 x 32 in the middle, so the hot cell's row 1 begins at 32 - 16, 16 - 16 or not at all
         hot = [np.argwhere(level[2] > 0.9) for level in view.weights]
         assert hot[0].min(axis=0).tolist() == [16, 0] and hot[0].max(axis=0).tolist() == [31, 31]
         assert hot[1].min(axis=0).tolist() == [0, 0] and hot[1].max(axis=0).tolist() == [15, 15]

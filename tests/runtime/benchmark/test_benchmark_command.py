@@ -15,8 +15,8 @@ from runtime.benchmark import __main__ as benchmark
 from runtime.benchmark import footprint
 from runtime.benchmark.__main__ import main
 from runtime.benchmark.footprint import Footprint
-from runtime.benchmark.images import made_up_picture
-from runtime.benchmark.stages import STAGES, Lap
+from runtime.benchmark.images import made_up_image
+from runtime.benchmark.stages import STAGES, BatchTiming
 from runtime.media.image import read_image, write_image
 
 Command = Callable[..., tuple[int, str, str]]
@@ -42,7 +42,7 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
     batches: list[list[str]] = []
     real = benchmark.run
 
-    def watch(backend: Any, detector: Any, files: list[Path]) -> Lap:
+    def watch(backend: Any, detector: Any, files: list[Path]) -> BatchTiming:
         batches.append([file.name for file in files])
         return real(backend, detector, files)
 
@@ -58,7 +58,7 @@ def test_one_model_as_json(command: Command, tiny_onnx: Path) -> None:
     assert report["protocol"] == {
         "warm_up": 1,
         "repeats": 3,
-        "pictures": "8 made-up JPEG pictures of 640x480",
+        "images": "8 made-up JPEG images of 640x480",
         "score_threshold": 0.25,
     }
     (model,) = report["models"]
@@ -72,7 +72,7 @@ def test_one_model_as_json(command: Command, tiny_onnx: Path) -> None:
     assert report["comparisons"] == []
 
 
-def test_two_models_see_the_same_pictures_in_turns(
+def test_two_models_see_the_same_images_in_turns(
     command: Command, tiny_onnx: Path, footprints: list[tuple[Any, ...]], seen: list[list[str]]
 ) -> None:
     code, out, _ = command(
@@ -93,11 +93,11 @@ def test_two_models_see_the_same_pictures_in_turns(
 
 
 def test_a_table_and_a_plot(command: Command, tiny_onnx: Path, tmp_path: Path, footprints: list[tuple[Any, ...]]) -> None:
-    picture = tmp_path / "new" / "times.png"
-    code, out, err = command(main, "--engine", tiny_onnx, "--compare", tiny_onnx, "--plot", picture, *QUICK)
-    assert code == 0 and err == f"the plot is {picture}\n"
+    image = tmp_path / "new" / "times.png"
+    code, out, err = command(main, "--engine", tiny_onnx, "--compare", tiny_onnx, "--plot", image, *QUICK)
+    assert code == 0 and err == f"the plot is {image}\n"
     assert "batch 1, ms" in out and "A / B (min to max)" in out and "\nB: " in out
-    assert read_image(picture).shape[1] > 600
+    assert read_image(image).shape[1] > 600
 
 
 def test_a_fixed_batch_is_measured_alone(
@@ -115,21 +115,21 @@ def test_a_fixed_batch_is_measured_alone(
     assert err == f"error: {fixed}: takes batches of 2 alone; measure it with --batch 2\n"
 
 
-def test_pictures_of_a_folder(
+def test_images_of_a_folder(
     command: Command, tiny_onnx: Path, tmp_path: Path, footprints: list[tuple[Any, ...]], seen: list[list[str]]
 ) -> None:
-    folder = tmp_path / "pictures"
-    for name, grey in (("a.png", 255), ("b.png", 0)):
-        write_image(folder / name, np.full((64, 64, 3), grey, np.uint8))
-    (folder / "notes.txt").write_text("no picture")
+    folder = tmp_path / "images"
+    for name, gray in (("a.png", 255), ("b.png", 0)):
+        write_image(folder / name, np.full((64, 64, 3), gray, np.uint8))
+    (folder / "notes.txt").write_text("no image")
     code, out, err = command(main, "--engine", tiny_onnx, "--source", folder, "--batch", "2", "--json", *QUICK)
     assert code == 0 and "skipped: " in err and "notes.txt" in err
     report = json.loads(out)
-    assert report["protocol"]["pictures"] == f"2 pictures of {folder}"
-    assert report["rows"][0]["detections"] == report["rows"][0]["candidates"] == 0.5  # one in the white picture
+    assert report["protocol"]["images"] == f"2 images of {folder}"
+    assert report["rows"][0]["detections"] == report["rows"][0]["candidates"] == 0.5  # one in the white image
     assert {tuple(files) for files in seen} == {("a.png", "b.png")}
     code, out, _ = command(main, "--engine", tiny_onnx, "--source", folder / "a.png", "--conf", "1", "--json", *QUICK)
-    assert code == 0 and json.loads(out)["protocol"]["pictures"] == str(folder / "a.png")
+    assert code == 0 and json.loads(out)["protocol"]["images"] == str(folder / "a.png")
     assert json.loads(out)["rows"][0]["candidates"] == 0
 
 
@@ -142,7 +142,7 @@ def test_pictures_of_a_folder(
         (("--conf", "2"), "expected a number in 0-1"),
         (("--compare-backend", "fast"), "invalid choice: 'fast'"),
         (("--plot", "times.jpg"), "--plot times.jpg: expected a name ending in .png"),
-        (("--source", "gone"), "gone: no such picture"),
+        (("--source", "gone"), "gone: no such image"),
         (("--compare", "gone.onnx"), "gone.onnx: no such model file"),
     ],
 )
@@ -152,8 +152,8 @@ def test_errors_are_one_line(arguments: tuple[str, ...], message: str, command: 
     assert err.startswith("error: ") and message in err and err.count("\n") == 1
 
 
-def test_made_up_pictures_are_about_as_hard_as_photographs() -> None:
-    one, same, other = (made_up_picture(np.random.default_rng(seed)) for seed in (0, 0, 1))
+def test_made_up_images_are_about_as_hard_as_photographs() -> None:
+    one, same, other = (made_up_image(np.random.default_rng(seed)) for seed in (0, 0, 1))
     assert one.shape == (480, 640, 3) and one.dtype == np.uint8
     assert np.array_equal(one, same) and not np.array_equal(one, other)
-    assert 0.1e6 < len(cv2.imencode(".jpg", one)[1]) < 0.25e6  # COCO's pictures of this size: 0.15 MB
+    assert 0.1e6 < len(cv2.imencode(".jpg", one)[1]) < 0.25e6  # COCO's images of this size: 0.15 MB

@@ -1,4 +1,4 @@
-"""Figures, table and plot of a benchmark whose laps are made up."""
+"""Figures, table and plot of a benchmark whose timings are made up."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from runtime.benchmark.footprint import Footprint
 from runtime.benchmark.machine import Machine
 from runtime.benchmark.plot import STAGE_COLORS, plot
 from runtime.benchmark.report import ModelFacts, Protocol, Report, compare, row, table
-from runtime.benchmark.stages import STAGES, Lap
+from runtime.benchmark.stages import STAGES, BatchTiming
 from runtime.detections import Detections
 from runtime.viz.canvas import PAPER
 
 HERE = Machine("Some CPU", 4, "Some GPU", 1.25, "Python 3.9", 2, "1")
 
 
-def laps(count: int = 20, factor: float = 1, copy: bool = False, detections: int = 2) -> list[Lap]:
-    """Lap i took (1 + i / 100) times factor times 1, 2, (3,) 4, 5, 6 ms in the stages."""
+def timings(count: int = 20, factor: float = 1, copy: bool = False, detections: int = 2) -> list[BatchTiming]:
+    """Timing i took (1 + i / 100) times factor times 1, 2, (3,) 4, 5, 6 ms in the stages."""
     found = Detections.from_arrays([(0, 0, 1, 1)] * detections, [0.5] * detections, [0] * detections)
     stages = [stage for stage in STAGES if copy or stage != "copy"]
     return [
-        Lap({stage: (STAGES.index(stage) + 1) * factor * (1 + i / 100) for stage in stages}, 14, [found, found])
+        BatchTiming({stage: (STAGES.index(stage) + 1) * factor * (1 + i / 100) for stage in stages}, 14, [found, found])
         for i in range(count)
     ]
 
@@ -31,31 +31,33 @@ def laps(count: int = 20, factor: float = 1, copy: bool = False, detections: int
 def report(count: int = 20, batches: tuple[int, ...] = (2,), models: int = 2, copy: bool = False, seconds: float = 1) -> Report:
     took = Footprint(123.4, 50.2, {2: 160.6, 8: 301.4}, 77.7)
     facts = [ModelFacts(letter, f"{letter}.onnx", "tiny", "fp32", (64, 96), "Some Runtime 1", took) for letter in "AB"]
-    mine, theirs = laps(count, seconds), laps(count, 2 * seconds, copy=copy)
+    mine, theirs = timings(count, seconds), timings(count, 2 * seconds, copy=copy)
     rows = [row(letter, batch, found) for batch in batches for letter, found in (("A", mine), ("B", theirs))[:models]]
     comparisons = [compare(batch, mine, theirs) for batch in batches if models == 2]
-    return Report(HERE, Protocol(5, count, "8 pictures", 0.25), facts[:models], rows, comparisons)
+    return Report(HERE, Protocol(5, count, "8 images", 0.25), facts[:models], rows, comparisons)
 
 
 def test_figures_are_those_of_the_laps() -> None:
-    found = row("A", 2, laps(copy=True))
+    found = row("A", 2, timings(copy=True))
     assert list(found.milliseconds) == [*STAGES, "total"]
     assert found.milliseconds["infer"]["median"] == pytest.approx(4 * 1.095)
     assert found.milliseconds["total"]["median"] == pytest.approx(21 * 1.095)
     assert found.milliseconds["total"]["max"] == pytest.approx(21 * 1.19)
     assert found.images_per_second == pytest.approx(2 * 1000 / (21 * 1.095))
     assert found.inferences_per_second == pytest.approx(2 * 1000 / (4 * 1.095))
-    assert (found.candidates, found.detections) == (7, 2)  # a picture, of two in each batch
+    assert (found.candidates, found.detections) == (7, 2)  # an image, of two in each batch
 
 
 def test_ratios_are_of_the_same_round() -> None:
-    slow = laps()
-    doubled = [Lap({stage: 2 * value for stage, value in lap.milliseconds.items()}, 0, lap.found) for lap in slow]
+    slow = timings()
+    doubled = [
+        BatchTiming({stage: 2 * value for stage, value in timing.milliseconds.items()}, 0, timing.found) for timing in slow
+    ]
     found = compare(2, doubled, slow).ratios
     assert list(found) == [stage for stage in (*STAGES, "total") if stage != "copy"]
     for ratio in found.values():
         assert ratio["min"] == pytest.approx(2) and ratio["max"] == pytest.approx(2)  # of medians alone this would not follow
-    assert "copy" not in compare(2, laps(copy=True), slow).ratios
+    assert "copy" not in compare(2, timings(copy=True), slow).ratios
 
 
 def test_table() -> None:
@@ -73,7 +75,7 @@ def test_table() -> None:
     assert cells["copy"] == ["-", "-", "-", "6.06", "6.57", "7.08", "-"]
     assert cells["infer"][:6] == ["4.04", "4.38", "4.72", "8.08", "8.76", "9.44"]
     assert " ".join(cells["infer"][6:]) == "0.50 (0.50 to 0.50)"
-    assert lines[15] == "A: 101.5 pictures/s, 456.6 in inference alone; 7.0 boxes a picture before NMS, 2.0 after"
+    assert lines[15] == "A: 101.5 images/s, 456.6 in inference alone; 7.0 boxes an image before NMS, 2.0 after"
     assert len({len(line) for line in lines[7:15]}) == 1
     assert [line for line in lines if line.startswith("batch 8, ms")]
 
@@ -85,7 +87,7 @@ def test_table_of_one_model_and_few_rounds() -> None:
 
 
 def color_count(drawn: np.ndarray, stage: str) -> int:
-    """Pixels of a stage's colour, without its square in the legend."""
+    """Pixels of a stage's color, without its square in the legend."""
     return int((drawn == STAGE_COLORS[stage]).all(axis=2).sum()) - 17 * 17
 
 
@@ -97,8 +99,8 @@ def test_bars_are_as_long_as_the_medians(copy: bool) -> None:
     assert ((drawn == STAGE_COLORS["copy"]).all(axis=2).sum() > 0) == copy
 
 
-def test_bars_are_of_one_picture() -> None:
-    """The same times for a batch of 8 are an eighth of those for one picture."""
+def test_bars_are_of_one_image() -> None:
+    """The same times for a batch of 8 are an eighth of those for one image."""
     drawn = plot(report(models=1, batches=(1, 8)))
     lengths = (drawn == STAGE_COLORS["preprocess"]).all(axis=2)[100:, drawn.shape[1] * 60 // 100 :].sum(axis=1)
     long, short = sorted(set(lengths[lengths > 0].tolist()), reverse=True)

@@ -20,31 +20,31 @@ from runtime.spec import ModelSpec
 
 @pytest.fixture
 def files(tmp_path: Path) -> list[Path]:
-    """White and black pictures of several sizes."""
-    pictures = [
-        np.full((height, width, 3), grey, np.uint8) for width, height, grey in ((64, 64, 255), (90, 40, 0), (33, 80, 255))
+    """White and black images of several sizes."""
+    images = [
+        np.full((height, width, 3), gray, np.uint8) for width, height, gray in ((64, 64, 255), (90, 40, 0), (33, 80, 255))
     ]
-    for index, picture in enumerate(pictures):
-        write_image(tmp_path / f"{index}.png", picture)
-    return [tmp_path / f"{index}.png" for index in range(len(pictures))]
+    for index, image in enumerate(images):
+        write_image(tmp_path / f"{index}.png", image)
+    return [tmp_path / f"{index}.png" for index in range(len(images))]
 
 
 def test_it_finds_what_the_detector_finds(tiny_onnx: Path, files: list[Path]) -> None:
     with open_backend(tiny_onnx) as backend:
         detector = Detector(backend, score_threshold=0.5)
         expected = detector([read_image(file) for file in files])
-        lap = run(backend, detector, files)
+        timing = run(backend, detector, files)
         assert [len(found) for found in expected] == [1, 0, 1]
-        for ours, theirs in zip(lap.found, expected):
+        for ours, theirs in zip(timing.found, expected):
             assert np.array_equal(ours.boxes, theirs.boxes) and np.array_equal(ours.scores, theirs.scores)
-        assert lap.candidates == 2
-        assert set(lap.milliseconds) == set(STAGES) - {"copy"}
-        assert min(lap.milliseconds.values()) > 0
+        assert timing.candidates == 2
+        assert set(timing.milliseconds) == set(STAGES) - {"copy"}
+        assert min(timing.milliseconds.values()) > 0
 
 
-def test_a_file_that_is_no_picture_is_named(tiny_onnx: Path, tmp_path: Path) -> None:
-    (tmp_path / "note.txt").write_text("no picture")
-    with open_backend(tiny_onnx) as backend, pytest.raises(InputError, match=r"note\.txt: not a picture"):
+def test_a_file_that_is_no_image_is_named(tiny_onnx: Path, tmp_path: Path) -> None:
+    (tmp_path / "note.txt").write_text("no image")
+    with open_backend(tiny_onnx) as backend, pytest.raises(InputError, match=r"note\.txt: not an image"):
         run(backend, Detector(backend), [tmp_path / "note.txt"])
 
 
@@ -92,7 +92,7 @@ def test_each_stage_is_charged_what_it_took(
     monkeypatch.setattr(stages, "preprocess", taking(0.002, stages.preprocess))
     monkeypatch.setattr(detector, "candidates", taking(0.003, detector.candidates))
     monkeypatch.setattr(detector, "select", taking(0.004, detector.select))
-    lap = run(backend, detector, files)
+    timing = run(backend, detector, files)
     expected = {
         "load": 3,
         "preprocess": 6,
@@ -101,5 +101,5 @@ def test_each_stage_is_charged_what_it_took(
         "NMS": 12,
         **({"copy": 20} if copies else {}),
     }
-    assert lap.milliseconds == pytest.approx(expected)
-    assert lap.total == pytest.approx(80)  # copying is a part of inference, not one more
+    assert timing.milliseconds == pytest.approx(expected)
+    assert timing.total == pytest.approx(80)  # copying is a part of inference, not one more

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from runtime.benchmark import timing
-from runtime.benchmark.timing import ends, milliseconds, spread, take_turns
+from runtime.benchmark.timing import ends, interleave, milliseconds, spread
 
 
 def test_every_way_comes_once_a_round_and_first_every_other_time() -> None:
@@ -16,7 +16,7 @@ def test_every_way_comes_once_a_round_and_first_every_other_time() -> None:
         calls.append((name, turn))
         return f"{name}{turn}"
 
-    found = take_turns({name: lambda turn, name=name: way(name, turn) for name in "abc"}, rounds=2, warm_up=1)
+    found = interleave({name: lambda turn, name=name: way(name, turn) for name in "abc"}, rounds=2, warm_up=1)
     order = [[name for name, turn in calls if turn == wanted] for wanted in range(3)]
     assert order == [list("abc"), list("cba"), list("abc")]
     assert found == {"a": ["a1", "a2"], "b": ["b1", "b2"], "c": ["c1", "c2"]}

@@ -101,7 +101,7 @@ def test_coco_extra_and_missing_keys(make_coco: MakeCoco) -> None:
 
 
 @pytest.mark.parametrize("folder", ["val2017", "images/val2017", "images", "."])
-def test_coco_picture_folders(folder: str, make_coco: MakeCoco) -> None:
+def test_coco_image_folders(folder: str, make_coco: MakeCoco) -> None:
     root = make_coco(IMAGES, folder=folder)
     assert open_dataset(root, "val2017").images[0].path.parent == root / folder
 
@@ -161,10 +161,10 @@ def test_not_coco_json(text: str, make_coco: MakeCoco) -> None:
         open_dataset(root, "val2017")
 
 
-def test_coco_annotation_of_another_size_than_the_picture(make_coco: MakeCoco) -> None:
+def test_coco_annotation_of_another_size_than_the_image(make_coco: MakeCoco) -> None:
     root = make_coco(IMAGES)
     edit(root, lambda c: c["images"][0].update(width=41))
-    with pytest.raises(InputError, match=r"7\.png: the picture is 40x30 but its annotation says 41x30"):
+    with pytest.raises(InputError, match=r"7\.png: the image is 40x30 but its annotation says 41x30"):
         open_dataset(root, "val2017").images[0].read()
 
 
@@ -234,7 +234,7 @@ def voc_object(name: str, x1: float, y1: float, x2: float, y2: float, extra: str
 
 @pytest.fixture
 def voc(tmp_path: Path) -> Path:
-    """Two splits: `train` with a (no object, picture of another suffix), `val` with b and c."""
+    """Two splits: `train` with a (no object, image of another suffix), `val` with b and c."""
     root = tmp_path / "voc"
     for folder in ("Annotations", "ImageSets/Main", "JPEGImages"):
         (root / folder).mkdir(parents=True)
@@ -333,7 +333,7 @@ def test_bad_voc_annotation_is_named(voc: Path, text: str) -> None:
 
 def test_voc_missing_files_are_named(voc: Path) -> None:
     (voc / "JPEGImages" / "c.jpg").unlink()
-    with pytest.raises(InputError, match="no picture for c in JPEGImages"):
+    with pytest.raises(InputError, match="no image for c in JPEGImages"):
         open_dataset(voc, "val")
     (voc / "Annotations" / "c.xml").unlink()
     with pytest.raises(InputError, match=r"c\.xml: not a VOC annotation \(.*No such file"):
@@ -349,9 +349,9 @@ def test_a_voc_split_may_be_named_like_a_list_of_one_class(voc: Path) -> None:
 
 
 def test_a_voc_test_list_without_annotations_hinders_no_other_split(voc: Path) -> None:
-    (voc / "ImageSets" / "Main" / "test.txt").write_text("unlabelled\n")
+    (voc / "ImageSets" / "Main" / "test.txt").write_text("unlabeled\n")
     assert len(open_dataset(voc, "val")) == 2
-    with pytest.raises(InputError, match=r"unlabelled\.xml"):
+    with pytest.raises(InputError, match=r"unlabeled\.xml"):
         open_dataset(voc, "test")
 
 

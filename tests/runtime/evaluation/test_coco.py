@@ -16,7 +16,7 @@ from runtime.datasets.dataset import Dataset
 from runtime.datasets.open import open_dataset
 from runtime.detections import Detections
 from runtime.errors import InputError, ModelError
-from runtime.evaluation.coco import FIGURES, Evaluation, evaluate, match_classes
+from runtime.evaluation.coco import METRICS, Evaluation, evaluate, match_classes
 from runtime.media.image import Image
 
 MakeCoco = Callable[..., Path]
@@ -31,9 +31,9 @@ def detections(found: Sequence[Found]) -> Detections:
 
 
 def replay(answers: Sequence[Sequence[Found]]) -> Callable[[Sequence[Image]], list[Detections]]:
-    """A predictor that gives these answers picture by picture, whatever the batches."""
+    """A predictor that gives these answers image by image, whatever the batches."""
     stream: Iterator[Sequence[Found]] = iter(answers)
-    return lambda pictures: [detections(next(stream)) for _ in pictures]
+    return lambda images: [detections(next(stream)) for _ in images]
 
 
 def run(root: Path, answers: Sequence[Sequence[Found]], names: Sequence[str] = NAMES, **options: Any) -> Evaluation:
@@ -52,20 +52,20 @@ def test_perfect_detections(make_coco: MakeCoco) -> None:
     boxes = [(5, 9, BIG), (5, 3, (0, 0, 20, 20)), (6, 9, (10, 10, 50, 50))]
     root = make_coco([IMAGE, (6, 200, 200, 0)], boxes)
     result = run(root, [[(BIG, 0.9, 1), ((0, 0, 20, 20), 0.8, 0)], [((10, 10, 50, 50), 0.7, 1)]])
-    assert result.figures == {name: approx(1) for name in FIGURES} and tuple(result.figures) == FIGURES
+    assert result.metrics == {name: approx(1) for name in METRICS} and tuple(result.metrics) == METRICS
     assert result.per_class == {"dot": approx(1), "ring": approx(1)}
     assert (result.ap, result.ap50, result.images, result.skipped) == (approx(1), approx(1), 2, ())
 
 
 def test_nothing_found(make_coco: MakeCoco) -> None:
     result = run(make_coco([IMAGE], [(5, 9, BIG)]), [[]])
-    assert result.figures["AP"] == 0 and result.figures["AR100"] == 0 and result.results == []
+    assert result.metrics["AP"] == 0 and result.metrics["AR100"] == 0 and result.results == []
     assert result.per_class == {"dot": -1, "ring": 0}  # -1: the split has no such object
 
 
 def test_nothing_to_find(make_coco: MakeCoco) -> None:
     result = run(make_coco([IMAGE]), [[(BIG, 0.9, 1)]])
-    assert set(result.figures.values()) == {-1} and result.per_class == {"dot": -1, "ring": -1}
+    assert set(result.metrics.values()) == {-1} and result.per_class == {"dot": -1, "ring": -1}
 
 
 @pytest.mark.parametrize(
@@ -94,15 +94,15 @@ def test_ranking_by_hand(found: list[Found], ap: float, make_coco: MakeCoco) -> 
 def test_localisation_by_hand(make_coco: MakeCoco) -> None:
     # IoU 0.62 passes the thresholds 0.50, 0.55 and 0.60 of ten
     result = run(make_coco([IMAGE], [(5, 9, BIG)]), [[((50, 40, 62, 100), 0.9, 1)]])
-    assert (result.ap, result.ap50, result.figures["AP75"]) == (approx(0.3), approx(1), 0)
-    assert (result.figures["APl"], result.figures["APm"], result.figures["AR100"]) == (approx(0.3), -1, approx(0.3))
+    assert (result.ap, result.ap50, result.metrics["AP75"]) == (approx(0.3), approx(1), 0)
+    assert (result.metrics["APl"], result.metrics["APm"], result.metrics["AR100"]) == (approx(0.3), -1, approx(0.3))
 
 
 def test_sizes_by_hand(make_coco: MakeCoco) -> None:
     small, medium, large = (0, 0, 20, 20), (30, 0, 50, 50), (80, 60, 120, 120)
     root = make_coco([IMAGE], [(5, 9, box) for box in (small, medium, large)])
     # medium found; large found at IoU 0.75, which passes 0.50 to 0.75, six of ten
-    figures = run(root, [[(medium, 0.9, 1), ((80, 60, 90, 120), 0.8, 1)]]).figures
+    figures = run(root, [[(medium, 0.9, 1), ((80, 60, 90, 120), 0.8, 1)]]).metrics
     assert (figures["APs"], figures["APm"], figures["APl"]) == (0, approx(1), approx(0.6))
     assert (figures["ARs"], figures["ARm"], figures["ARl"]) == (0, approx(1), approx(0.6))
     assert figures["AR1"] == approx(1 / 3)
@@ -136,16 +136,16 @@ def test_batches_and_original_ids(batch: int, make_coco: MakeCoco) -> None:
     root = make_coco([(i, 60, 40, 0) for i in ids], [(i, 3, (1.0, 2.0, 10.0, 10.0)) for i in ids])
     sizes = []
 
-    def predict(pictures: Sequence[Image]) -> list[Detections]:
-        sizes.append(len(pictures))
-        return [detections([((1, 2, 10.25, 10), 0.5, 0)])] * len(pictures)
+    def predict(images: Sequence[Image]) -> list[Detections]:
+        sizes.append(len(images))
+        return [detections([((1, 2, 10.25, 10), 0.5, 0)])] * len(images)
 
     result = evaluate(predict, open_dataset(root, "val"), NAMES, batch=batch, progress=False)
     assert sum(sizes) == 3 and max(sizes) == min(batch, 3)
     assert result.results == [{"image_id": i, "category_id": 3, "bbox": [1.0, 2.0, 10.25, 10.0], "score": 0.5} for i in ids]
     assert result.ap50 == approx(1)
     assert json.loads(json.dumps(result.to_dict())) == {
-        "figures": result.figures,
+        "figures": result.metrics,
         "per_class": {"dot": result.ap, "ring": -1},
         "images": 3,
         "skipped": [],
@@ -175,23 +175,23 @@ def test_other_classes_are_refused(names: tuple[str, ...], message: str, make_co
         match_classes(names, dataset)
 
 
-def test_unreadable_pictures_are_left_out(make_coco: MakeCoco, caplog: pytest.LogCaptureFixture) -> None:
+def test_unreadable_images_are_left_out(make_coco: MakeCoco, caplog: pytest.LogCaptureFixture) -> None:
     root = make_coco([(i, 200, 200, 0) for i in (1, 2, 3)], [(i, 9, BIG) for i in (1, 2, 3)])
-    (root / "val2017" / "2.png").write_bytes(b"no picture")
+    (root / "val2017" / "2.png").write_bytes(b"no image")
     for batch in (1, 2, 3):
         result = run(root, [[(BIG, 0.9, 1)]] * 2, batch=batch)
-        assert result.ap == approx(1)  # the second picture's object is not missed: it is in no figure
+        assert result.ap == approx(1)  # the second image's object is not missed: it is in no figure
         assert result.images == 2 and len(result.skipped) == 1 and "2.png" in result.skipped[0]
         assert [record["image_id"] for record in result.results] == [1, 3]
-    assert "1 of 3 pictures could not be read" in caplog.text
+    assert "1 of 3 images could not be read" in caplog.text
     with pytest.raises(InputError, match=r"2\.png"):
         run(root, [[]] * 3, strict=True)
 
 
-def test_no_readable_picture(make_coco: MakeCoco) -> None:
+def test_no_readable_image(make_coco: MakeCoco) -> None:
     root = make_coco([IMAGE])
     (root / "val2017" / "5.png").write_bytes(b"")
-    with pytest.raises(InputError, match=r"none of the 1 pictures of val2017 can be read \(.*5\.png: the file is empty"):
+    with pytest.raises(InputError, match=r"none of the 1 images of val2017 can be read \(.*5\.png: the file is empty"):
         run(root, [])
 
 
@@ -239,7 +239,7 @@ def test_equals_plain_pycocotools_on_the_original_files(seed: int, make_coco: Ma
         judge.evaluate()
         judge.accumulate()
         judge.summarize()
-    assert [result.figures[name] for name in FIGURES] == judge.stats.tolist()
+    assert [result.metrics[name] for name in METRICS] == judge.stats.tolist()
     assert 0.1 < result.ap < 0.9
     precision = judge.eval["precision"][:, :, :, 0, 2]
     assert result.per_class == {"dot": precision[:, :, 0].mean(), "ring": precision[:, :, 1].mean()}

@@ -1,4 +1,4 @@
-"""Every picture enters as uint8 BGR in the right orientation, or is refused with its name; writing is whole or not at all."""
+"""Every image enters as uint8 BGR in the right orientation, or is refused with its name; writing is whole or not at all."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ CMYK_JPEG = base64.b64decode(
     "/8AAFAgAGAAoBEMRAE0RAFkRAEsRAP/EABYAAQEBAAAAAAAAAAAAAAAAAAAHCP/EABgQAQADAQAAAAAAAAAAAAAAAAAHRYPD/9oADgRDAE0AWQBLAAA/"
     "AKcmCYKcAJjM9NvzFPhi5w6CYCnAA06MxAAmMz02/MU+GLnDoJgKcADTozEACYzPTb8xT4YucOgmApwAP//Z"
 )
-PICTURE = np.random.default_rng(0).integers(0, 256, (24, 40, 3), dtype=np.uint8)
+IMAGE = np.random.default_rng(0).integers(0, 256, (24, 40, 3), dtype=np.uint8)
 
 # What each EXIF orientation asks for, as a transformation of the stored pixels.
 ORIENTATIONS: dict[int, Callable[[np.ndarray], np.ndarray]] = {
@@ -77,8 +77,8 @@ def saved(path: Path, data: bytes) -> Path:
 
 @pytest.mark.parametrize("suffix", [".png", ".bmp", ".ppm", ".tif"])
 def test_lossless_kinds_come_back_exactly(tmp_path: Path, suffix: str) -> None:
-    write_image(tmp_path / f"a{suffix}", PICTURE)
-    np.testing.assert_array_equal(read_image(tmp_path / f"a{suffix}"), PICTURE)
+    write_image(tmp_path / f"a{suffix}", IMAGE)
+    np.testing.assert_array_equal(read_image(tmp_path / f"a{suffix}"), IMAGE)
 
 
 @pytest.mark.parametrize("suffix", [".jpg", ".JPEG", ".webp"])
@@ -91,31 +91,31 @@ def test_lossy_kinds_come_back_nearly(tmp_path: Path, suffix: str) -> None:
 @pytest.mark.parametrize(
     ("data", "expected"),
     [
-        # 8-bit grey: three equal channels
-        (encode(".png", PICTURE[..., 0]), np.repeat(PICTURE[..., :1], 3, 2)),
-        # 16-bit colour and grey: the high byte
-        (encode(".png", PICTURE.astype(np.uint16) * 256), PICTURE),
-        (encode(".png", PICTURE[..., 0].astype(np.uint16) * 256), np.repeat(PICTURE[..., :1], 3, 2)),
+        # 8-bit gray: three equal channels
+        (encode(".png", IMAGE[..., 0]), np.repeat(IMAGE[..., :1], 3, 2)),
+        # 16-bit color and gray: the high byte
+        (encode(".png", IMAGE.astype(np.uint16) * 256), IMAGE),
+        (encode(".png", IMAGE[..., 0].astype(np.uint16) * 256), np.repeat(IMAGE[..., :1], 3, 2)),
         # alpha is dropped, not blended
-        (encode(".png", np.dstack([PICTURE, PICTURE[..., 0]])), PICTURE),
-        (encode(".webp", np.dstack([PICTURE, np.full((24, 40), 255, np.uint8)]), cv2.IMWRITE_WEBP_QUALITY, 101), PICTURE),
+        (encode(".png", np.dstack([IMAGE, IMAGE[..., 0]])), IMAGE),
+        (encode(".webp", np.dstack([IMAGE, np.full((24, 40), 255, np.uint8)]), cv2.IMWRITE_WEBP_QUALITY, 101), IMAGE),
         # palette
         (
             palette_png(np.array([[0, 1], [1, 0]]), [(255, 0, 0), (1, 2, 3)]),
             [[[0, 0, 255], [3, 2, 1]], [[3, 2, 1], [0, 0, 255]]],
         ),
         # one pixel
-        (encode(".png", PICTURE[:1, :1]), PICTURE[:1, :1]),
+        (encode(".png", IMAGE[:1, :1]), IMAGE[:1, :1]),
     ],
-    ids=["grey", "16-bit", "16-bit grey", "alpha", "webp alpha", "palette", "1x1"],
+    ids=["grey", "16-bit", "16-bit gray", "alpha", "webp alpha", "palette", "1x1"],
 )
 def test_kinds_of_pixels(tmp_path: Path, data: bytes, expected: object) -> None:
-    image = read_image(saved(tmp_path / "picture", data))  # the content decides, not the name
+    image = read_image(saved(tmp_path / "image", data))  # the content decides, not the name
     assert image.dtype == np.uint8
     np.testing.assert_array_equal(image, np.asarray(expected))
 
 
-def test_grey_jpeg(tmp_path: Path) -> None:
+def test_gray_jpeg(tmp_path: Path) -> None:
     image = read_image(saved(tmp_path / "a.jpg", encode(".jpg", np.full((24, 40), 90, np.uint8))))
     np.testing.assert_array_equal(image, np.full((24, 40, 3), 90))
 
@@ -130,7 +130,7 @@ def test_cmyk_jpeg(tmp_path: Path) -> None:
 @pytest.mark.parametrize("order", ["<", ">"], ids=["little", "big"])
 @pytest.mark.parametrize("orientation", ORIENTATIONS)
 def test_exif_orientation_is_applied(tmp_path: Path, orientation: int, order: str) -> None:
-    jpeg = encode(".jpg", PICTURE)
+    jpeg = encode(".jpg", IMAGE)
     stored = read_image(saved(tmp_path / "plain.jpg", jpeg))
     turned = read_image(saved(tmp_path / "a.jpg", with_exif(jpeg, orientation, order)))
     np.testing.assert_array_equal(turned, ORIENTATIONS[orientation](stored))
@@ -138,19 +138,19 @@ def test_exif_orientation_is_applied(tmp_path: Path, orientation: int, order: st
 
 @pytest.mark.parametrize("orientation", ORIENTATIONS)
 def test_size_of_the_annotation_chooses_the_frame(tmp_path: Path, orientation: int) -> None:
-    jpeg = encode(".jpg", PICTURE)
+    jpeg = encode(".jpg", IMAGE)
     stored = read_image(saved(tmp_path / "plain.jpg", jpeg), (40, 24))
     path = saved(tmp_path / "a.jpg", with_exif(jpeg, orientation))
     upright = ORIENTATIONS[orientation](stored)
     np.testing.assert_array_equal(read_image(path, (upright.shape[1], upright.shape[0])), upright)
-    if orientation >= 5:  # drawn on the picture as stored
+    if orientation >= 5:  # drawn on the image as stored
         np.testing.assert_array_equal(read_image(path, (40, 24)), stored)
 
 
 @pytest.mark.parametrize("size", [(24, 40), (40, 25), (80, 48)])
 def test_another_size_than_annotated_is_refused(tmp_path: Path, size: tuple[int, int]) -> None:
-    path = saved(tmp_path / "odd.jpg", encode(".jpg", PICTURE))
-    with pytest.raises(InputError, match=rf"odd\.jpg: the picture is 40x24 but its annotation says {size[0]}x{size[1]}"):
+    path = saved(tmp_path / "odd.jpg", encode(".jpg", IMAGE))
+    with pytest.raises(InputError, match=rf"odd\.jpg: the image is 40x24 but its annotation says {size[0]}x{size[1]}"):
         read_image(path, size)
 
 
@@ -158,16 +158,16 @@ def test_another_size_than_annotated_is_refused(tmp_path: Path, size: tuple[int,
     ("data", "message"),
     [
         (b"", "empty"),
-        (b"\0", "not a picture"),
-        (b"no picture, just text\n", "not a picture"),
-        (b"\xff\xd8", "not a picture"),
-        (b"\xff\xd8\xff\xd9", "not a picture"),
+        (b"\0", "not an image"),
+        (b"no image, just text\n", "not an image"),
+        (b"\xff\xd8", "not an image"),
+        (b"\xff\xd8\xff\xd9", "not an image"),
         (b"\x89PNG\r\n\x1a\n", "truncated"),
-        (b"GIF89a", "not a picture"),
+        (b"GIF89a", "not an image"),
         (b"BM" + bytes(60), "decoded"),
     ],
 )
-def test_not_a_picture(tmp_path: Path, data: bytes, message: str) -> None:
+def test_not_an_image(tmp_path: Path, data: bytes, message: str) -> None:
     with pytest.raises(InputError, match=rf"bad\.jpg: .*{message}"):
         read_image(saved(tmp_path / "bad.jpg", data))
 
@@ -215,14 +215,14 @@ def test_other_kinds_cut_anywhere_are_refused(tmp_path: Path, suffix: str, capfd
 @pytest.mark.parametrize(
     "garbage", [b"\0", b"\n" * 100, b"\xff" * 100, bytes(range(256)) * 3, b"\xff\xd9"], ids=["0", "lines", "ff", "bytes", "eoi"]
 )
-def test_garbage_after_a_good_picture_is_ignored(tmp_path: Path, suffix: str, garbage: bytes) -> None:
+def test_garbage_after_a_good_image_is_ignored(tmp_path: Path, suffix: str, garbage: bytes) -> None:
     data = encode(suffix, SMALL)
     plain = read_image(saved(tmp_path / f"plain{suffix}", data))
     np.testing.assert_array_equal(read_image(saved(tmp_path / f"more{suffix}", data + garbage)), plain)
 
 
-def test_a_second_picture_in_the_same_file_is_ignored(tmp_path: Path) -> None:
-    first, second = encode(".jpg", SMALL), encode(".jpg", PICTURE)  # as phones append a depth map
+def test_a_second_image_in_the_same_file_is_ignored(tmp_path: Path) -> None:
+    first, second = encode(".jpg", SMALL), encode(".jpg", IMAGE)  # as phones append a depth map
     assert read_image(saved(tmp_path / "a.jpg", first + second)).shape == SMALL.shape
 
 
@@ -265,7 +265,7 @@ def tiff_header(order: str, is_big: bool, kind: int, width: int, height: int) ->
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_size_in_the_header_is_that_of_the_picture(kind: str) -> None:
+def test_the_size_in_the_header_is_that_of_the_image(kind: str) -> None:
     decoded = cv2.imdecode(np.frombuffer(KINDS[kind], np.uint8), cv2.IMREAD_COLOR)
     assert decoded is not None and claimed_size(KINDS[kind]) == (decoded.shape[1], decoded.shape[0]) == (24, 16)
 
@@ -293,7 +293,7 @@ def test_a_damaged_header_claims_a_size_or_is_refused(data: bytes, place: int, g
 
 
 def claiming(kind: str, width: int, height: int) -> bytes:
-    """The small picture of a kind, with another size in its header."""
+    """The small image of a kind, with another size in its header."""
     data = bytearray(KINDS[kind])
     place, layout = {
         "jpeg": (KINDS["jpeg"].index(b"\xff\xc0") + 5, ">HH"),
@@ -312,12 +312,12 @@ def claiming(kind: str, width: int, height: int) -> bytes:
 
 
 @pytest.mark.parametrize("kind", ["jpeg", "png", "bmp", "webp extended", "ppm"])
-def test_a_picture_that_no_memory_should_hold_is_refused_unread(
+def test_an_image_that_no_memory_should_hold_is_refused_unread(
     kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("runtime.media.image.cv2.imdecode", None)
     path = saved(tmp_path / "huge", claiming(kind, 60000, 30000))
-    with pytest.raises(InputError, match=r"huge: the picture is 60000x30000, at most 268 million pixels are read; scale it"):
+    with pytest.raises(InputError, match=r"huge: the image is 60000x30000, at most 268 million pixels are read; scale it"):
         read_image(path)
 
 
@@ -328,11 +328,11 @@ def test_the_limit_itself_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         if is_read:
             assert read_image(path).shape == (16, 24, 3)
         else:
-            with pytest.raises(InputError, match="the picture is 24x16"):
+            with pytest.raises(InputError, match="the image is 24x16"):
                 read_image(path)
 
 
-def test_a_file_too_large_for_any_picture_is_not_read(tmp_path: Path) -> None:
+def test_a_file_too_large_for_any_image_is_not_read(tmp_path: Path) -> None:
     with open(tmp_path / "a.tif", "wb") as file:
         file.truncate(1 << 40)  # a hole
     with pytest.raises(InputError, match=r"a\.tif: the file has 1099\.5 GB, at most 2\.1 are read"):
@@ -349,16 +349,16 @@ def test_what_is_no_file_is_not_waited_for(name: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("suffix", [".png", ".jpg", ".bmp", ".tif", ".ppm"])
 @pytest.mark.parametrize("shape", [(1, 1, 3), (1, 20_000, 3), (20_000, 1, 3)])
-def test_thin_pictures(suffix: str, shape: tuple[int, int, int], tmp_path: Path) -> None:
-    picture = np.full(shape, 77, np.uint8)
-    write_image(tmp_path / f"a{suffix}", picture)
-    np.testing.assert_array_equal(read_image(tmp_path / f"a{suffix}"), picture)
+def test_thin_images(suffix: str, shape: tuple[int, int, int], tmp_path: Path) -> None:
+    image = np.full(shape, 77, np.uint8)
+    write_image(tmp_path / f"a{suffix}", image)
+    np.testing.assert_array_equal(read_image(tmp_path / f"a{suffix}"), image)
 
 
 @pytest.mark.parametrize("name", ["a.xyz", "a", "a.pgm"])
 def test_a_kind_that_cannot_be_written_leaves_nothing(tmp_path: Path, name: str) -> None:
     with pytest.raises(InputError, match=r"cannot write .*a"):
-        write_image(tmp_path / name, PICTURE)
+        write_image(tmp_path / name, IMAGE)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -370,7 +370,7 @@ def test_a_full_disk_leaves_nothing(tmp_path: Path, suffix: str, full_disk: Call
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_failed_write_keeps_the_old_picture(tmp_path: Path, full_disk: Callable[[], AbstractContextManager[None]]) -> None:
+def test_a_failed_write_keeps_the_old_image(tmp_path: Path, full_disk: Callable[[], AbstractContextManager[None]]) -> None:
     path = tmp_path / "a.png"
     write_image(path, SMALL[:2, :2])
     with full_disk(), pytest.raises(InputError):

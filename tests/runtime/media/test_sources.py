@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from runtime.errors import InputError
-from runtime.media.sources import Source, find_sources, for_each, read_picture
+from runtime.media.sources import Source, find_sources, for_each, read_source
 
 
 @pytest.fixture
@@ -67,9 +67,9 @@ def test_nothing_there(tmp_path: Path, source: str, monkeypatch: pytest.MonkeyPa
         find_sources(source)
 
 
-def test_read_picture_refuses_by_name(folder: Path) -> None:
-    with pytest.raises(InputError, match=r"notes\.txt: not a picture"):
-        read_picture(find_sources(str(folder / "notes.txt"))[0])
+def test_read_source_refuses_by_name(folder: Path) -> None:
+    with pytest.raises(InputError, match=r"notes\.txt: not an image"):
+        read_source(find_sources(str(folder / "notes.txt"))[0])
 
 
 def test_the_next_source_is_read_while_one_is_worked_on() -> None:

@@ -113,7 +113,7 @@ def test_retinanet_equals_the_loop(classes: int, size: tuple[int, int], threshol
 
 
 def test_retinanet_by_hand(make_spec: MakeSpec) -> None:
-    # level 3: stride 16, anchor 1 is 64 x 24, row 1, column 2: centre (2.5 * 16 + 64 / 4, 1.5 * 16 - 24 / 2)
+    # level 3: stride 16, anchor 1 is 64 x 24, row 1, column 2: center (2.5 * 16 + 64 / 4, 1.5 * 16 - 24 / 2)
     spec = retinanet(make_spec)
     found = decode(one_cell(spec, 3, 1, 1, 2, [0.25, -0.5, math.log(0.5), 0, -50, 0]), spec, 0.1)
     np.testing.assert_allclose(found.boxes, [[40, 0, 72, 24]], rtol=1e-6, atol=1e-5)
@@ -161,7 +161,7 @@ def test_nothing_found(make_spec: MakeSpec) -> None:
 
 
 def test_one_object_by_hand(make_spec: MakeSpec) -> None:
-    # level 1: stride 16, anchor 2 is 16 x 12, row 1, column 2: centre ((0.5 + 2) * 16, (0.5 + 1) * 16)
+    # level 1: stride 16, anchor 2 is 16 x 12, row 1, column 2: center ((0.5 + 2) * 16, (0.5 + 1) * 16)
     found = decode(one_cell(make_spec(), 1, 2, 1, 2, [0, 0, 0, math.log(2), 50, -50, 0]), make_spec(), 0.1)
     np.testing.assert_allclose(found.boxes, [[32, 12, 48, 36]], rtol=1e-6)
     assert found.scores.tolist() == [0.5] and found.class_ids.tolist() == [1]

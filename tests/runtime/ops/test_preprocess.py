@@ -1,4 +1,4 @@
-"""Where a picture lies in the network's input, how boxes come back, and the values the network sees."""
+"""Where an image lies in the network's input, how boxes come back, and the values the network sees."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from runtime.ops.preprocess import fit, normalise, preprocess, resize
+from runtime.ops.preprocess import fit, normalize, preprocess, resize
 from runtime.spec import ModelSpec
 
 SIDE = st.integers(1, 2000)
@@ -36,7 +36,7 @@ def test_boxes_come_back(width: int, height: int, size: tuple[int, int], mode: s
 
 @settings(deadline=None, max_examples=300)
 @given(SIDE, SIDE, INPUT)
-def test_letterbox_is_centred_and_keeps_the_aspect_ratio(width: int, height: int, size: tuple[int, int]) -> None:
+def test_letterbox_is_centerd_and_keeps_the_aspect_ratio(width: int, height: int, size: tuple[int, int]) -> None:
     geometry = fit(width, height, size, "letterbox")
     right = size[1] - geometry.pad_x - geometry.resized_width
     below = size[0] - geometry.pad_y - geometry.resized_height
@@ -55,7 +55,7 @@ def test_stretch_fills_the_input(width: int, height: int, size: tuple[int, int])
     assert (geometry.pad_x, geometry.pad_y) == (0, 0)
 
 
-def test_boxes_out_of_the_picture_are_clipped() -> None:
+def test_boxes_out_of_the_image_are_clipped() -> None:
     geometry = fit(100, 50, (64, 64), "letterbox")
     assert geometry.to_original(np.array([[-9, -9, 99, 99]], np.float32)).tolist() == [[0, 0, 100, 50]]
 
@@ -76,7 +76,7 @@ def test_pixels_lie_where_the_geometry_says(
 
     left, top, right, bottom = geometry.to_input(np.array([[x1, y1, x2, y2]], np.float32))[0]
     columns, rows = np.meshgrid(np.arange(size[1]) + 0.5, np.arange(size[0]) + 0.5)
-    # bilinear weights reach one source pixel, or one target pixel where the picture shrinks
+    # bilinear weights reach one source pixel, or one target pixel where the image shrinks
     blur_x, blur_y = (max(scale, 1) for scale in geometry.scale)
     distance = np.maximum(np.maximum(left - columns, columns - right) / blur_x, np.maximum(top - rows, rows - bottom) / blur_y)
     covered = (
@@ -95,7 +95,7 @@ def test_an_edge_is_at_the_same_place_to_half_a_pixel() -> None:
     image[:, 45:] = 255  # the middle
     placed = resize(image, fit(90, 60, (256, 256), "letterbox"), (256, 256), 114)
     row = placed[128, :, 0].astype(int)
-    np.testing.assert_array_equal(row + row[::-1], 255)  # bilinear interpolation with half-pixel centres is symmetric
+    np.testing.assert_array_equal(row + row[::-1], 255)  # bilinear interpolation with half-pixel centers is symmetric
 
 
 @pytest.mark.parametrize("pad_value", [0, 114, 255])
@@ -109,11 +109,11 @@ def test_border_has_the_pad_value(pad_value: int, make_spec: Callable[..., Model
 
 @pytest.mark.parametrize("color", ["rgb", "bgr"])
 @pytest.mark.parametrize(("mean", "std"), [((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)), ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))])
-def test_normalise_is_the_formula(
+def test_normalize_is_the_formula(
     color: str, mean: tuple[float, ...], std: tuple[float, ...], make_spec: Callable[..., ModelSpec]
 ) -> None:
     image = np.random.default_rng(0).integers(0, 256, (64, 96, 3), dtype=np.uint8)
-    found = normalise(image, make_spec(color=color, mean=mean, std=std))
+    found = normalize(image, make_spec(color=color, mean=mean, std=std))
     ordered = image[..., ::-1] if color == "rgb" else image
     exact = ((ordered / 255.0 - mean) / std).transpose(2, 0, 1)
     assert found.dtype == np.float32 and found.flags.c_contiguous
@@ -136,7 +136,7 @@ def test_a_model_that_takes_bytes_gets_the_pixels(color: str, make_spec: Callabl
 
 @pytest.mark.parametrize("mode", ["letterbox", "stretch"])
 @pytest.mark.parametrize("shape", [(1, 1), (1, 7), (7, 1), (1, 5000), (5000, 1), (64, 32), (32, 64), (64, 96)])
-def test_any_picture_fits(shape: tuple[int, int], mode: str, make_spec: Callable[..., ModelSpec]) -> None:
+def test_any_image_fits(shape: tuple[int, int], mode: str, make_spec: Callable[..., ModelSpec]) -> None:
     tensor, geometry = preprocess(np.full((*shape, 3), 200, np.uint8), make_spec(input_size=(64, 96), resize=mode))
     assert tensor.shape == (3, 64, 96) and tensor.dtype == np.float32
     assert geometry.resized_width >= 1 and geometry.resized_height >= 1
@@ -147,7 +147,7 @@ def test_any_picture_fits(shape: tuple[int, int], mode: str, make_spec: Callable
     np.testing.assert_allclose(geometry.to_original(geometry.to_input(whole)), whole, rtol=1e-5)
 
 
-def test_a_picture_of_the_right_size_is_not_resampled(make_spec: Callable[..., ModelSpec]) -> None:
+def test_an_image_of_the_right_size_is_not_resampled(make_spec: Callable[..., ModelSpec]) -> None:
     image = np.random.default_rng(1).integers(0, 256, (64, 64, 3), dtype=np.uint8)
     for mode in ("letterbox", "stretch"):
         tensor, _ = preprocess(image[:, ::-1], make_spec(resize=mode, color="bgr"))  # a view with a negative stride

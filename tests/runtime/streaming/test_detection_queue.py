@@ -1,4 +1,4 @@
-"""Pictures from asyncio tasks: each gets its own answer, in order, in bounded numbers, and nothing is left behind."""
+"""Images from asyncio tasks: each gets its own answer, in order, in bounded numbers, and nothing is left behind."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from runtime.media.image import Image
 from runtime.streaming.detection_queue import DetectionQueue, detect_async
 
 
-def picture(number: int) -> Image:
+def image(number: int) -> Image:
     return np.full((1, 1, 3), number, np.uint8)
 
 
 class Model:
-    """Finds as many objects as the picture's value; remembers what it was given. `gate`: a run takes one of it."""
+    """Finds as many objects as the image's value; remembers what it was given. `gate`: a run takes one of it."""
 
     def __init__(self, delay: float = 0.0, gate: threading.Semaphore | None = None) -> None:
         self.delay, self.gate, self.batches = delay, gate, list[list[int]]()
@@ -57,10 +57,10 @@ async def wait_for(condition: Callable[[], bool]) -> None:
     assert condition()
 
 
-async def pictures(count: int, delay: float = 0.0) -> AsyncIterator[Image]:
+async def images(count: int, delay: float = 0.0) -> AsyncIterator[Image]:
     for number in range(count):
         await asyncio.sleep(delay)
-        yield picture(number)
+        yield image(number)
 
 
 # --- the queue
@@ -75,7 +75,7 @@ def test_several_producers_get_their_own_answers_in_their_order(producers: list[
         answers = []
         for index, delay in enumerate(delays):
             await asyncio.sleep(delay)
-            answers.append(await queue.put(picture(first + index)))
+            answers.append(await queue.put(image(first + index)))
         return [len(await answer) for answer in answers]
 
     async def main() -> list[list[int]]:
@@ -95,7 +95,7 @@ def test_who_brings_too_many_waits() -> None:
 
     async def main() -> None:
         async with DetectionQueue(model, 2) as queue:
-            calls = [asyncio.create_task(queue.put(picture(n))) for n in range(9)]
+            calls = [asyncio.create_task(queue.put(image(n))) for n in range(9)]
             for room in (4, 6, 8, 9):  # 2 run, 2 wait
                 await wait_for(lambda r=room: sum(call.done() for call in calls) >= r)  # type: ignore[misc]
                 await asyncio.sleep(0.005)
@@ -109,13 +109,13 @@ def test_who_brings_too_many_waits() -> None:
     assert model.batches == [[0, 1], [2, 3], [4, 5], [6, 7], [8]]
 
 
-def test_a_cancelled_picture_is_not_run_and_makes_room() -> None:
+def test_a_canceled_image_is_not_run_and_makes_room() -> None:
     gate = threading.Semaphore(0)
     model = Model(gate=gate)
 
     async def main() -> None:
         async with DetectionQueue(model, 1) as queue:
-            running, waiting, third = (asyncio.create_task(queue.detect(picture(n))) for n in (1, 2, 3))
+            running, waiting, third = (asyncio.create_task(queue.detect(image(n))) for n in (1, 2, 3))
             await wait_for(lambda: model.seen == [1])
             waiting.cancel()
             running.cancel()  # too late: its run goes on, nobody hears of it
@@ -133,7 +133,7 @@ def test_an_error_goes_to_those_it_concerns() -> None:
         async with DetectionQueue(Model(), 1) as queue:
             with pytest.raises(InputError, match=r"expected uint8 BGR .*float32"):
                 await queue.detect(np.zeros((1, 1, 3), np.float32))  # type: ignore[arg-type]
-            answers = await asyncio.gather(*(queue.detect(picture(n)) for n in (12, 13, 14)), return_exceptions=True)
+            answers = await asyncio.gather(*(queue.detect(image(n)) for n in (12, 13, 14)), return_exceptions=True)
             assert isinstance(answers[1], ModelError)
             assert [len(answer) for answer in answers if isinstance(answer, Detections)] == [12, 14]
 
@@ -148,13 +148,13 @@ def test_the_end_answers_what_runs_and_refuses_the_rest(batch: int) -> None:
     async def main() -> list[Detections | BaseException]:
         queue = DetectionQueue(model, batch)
         with pytest.raises(InputError, match="the queue is closed"):
-            await queue.detect(picture(0))
+            await queue.detect(image(0))
         async with queue:
-            calls = [asyncio.create_task(queue.detect(picture(n))) for n in range(12)]
+            calls = [asyncio.create_task(queue.detect(image(n))) for n in range(12)]
             await wait_for(lambda: len(model.seen) == batch)
             asyncio.get_running_loop().call_later(0.01, gate.release)
         with pytest.raises(InputError, match="the queue is closed"):
-            await queue.detect(picture(0))
+            await queue.detect(image(0))
         return await asyncio.wait_for(asyncio.gather(*calls, return_exceptions=True), 1)
 
     answers = asyncio.run(main())
@@ -171,7 +171,7 @@ def test_the_end_answers_what_runs_and_refuses_the_rest(batch: int) -> None:
 def test_a_stream_keeps_the_order(slow_use: list[float], batch: int) -> None:
     async def main() -> list[tuple[int, int]]:
         found = []
-        async for image, detections in detect_async(pictures(len(slow_use)), Model(), batch):
+        async for image, detections in detect_async(images(len(slow_use)), Model(), batch):
             await asyncio.sleep(slow_use[len(found)])
             found.append((int(image[0, 0, 0]), len(detections)))
         return found
@@ -186,7 +186,7 @@ def test_a_stream_reads_two_batches_ahead_at_most(batch: int) -> None:
     async def source() -> AsyncIterator[Image]:
         nonlocal read
         for read in range(1, 13):
-            yield picture(read)
+            yield image(read)
 
     async def main() -> None:
         used = 0
@@ -201,7 +201,7 @@ def test_a_stream_reads_two_batches_ahead_at_most(batch: int) -> None:
 def test_reading_and_running_overlap() -> None:
     async def main() -> float:
         start = time.perf_counter()
-        async for _ in detect_async(pictures(10, 0.02), Model(0.02), 1):
+        async for _ in detect_async(images(10, 0.02), Model(0.02), 1):
             await asyncio.sleep(0.02)
         return time.perf_counter() - start
 
@@ -211,7 +211,7 @@ def test_reading_and_running_overlap() -> None:
 @pytest.mark.parametrize("at", [0, 3])
 def test_an_error_of_the_source_comes_in_its_place(at: int) -> None:
     async def source() -> AsyncIterator[Image]:
-        async for image in pictures(at):
+        async for image in images(at):
             yield image
         raise ValueError("no more")
 
@@ -232,7 +232,7 @@ def test_ending_early_ends_everything(how: str, caplog: pytest.LogCaptureFixture
         try:
             for number in range(100):
                 await asyncio.sleep(0.001)
-                yield picture(number)
+                yield image(number)
         finally:
             closed.append(True)
 

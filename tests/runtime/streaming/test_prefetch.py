@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from runtime.streaming.prefetch import ahead, batches, flat
+from runtime.streaming.prefetch import batches, flat, prefetch
 
 DELAYS = st.lists(st.sampled_from([0.0, 0.0, 0.001, 0.003]), max_size=12)
 
@@ -69,7 +69,7 @@ def test_order_is_kept_and_nothing_is_lost(
 
     found: list[int] = []
     try:
-        parts = ahead(batches(ahead(source(), same, depth), size), lambda part: [item * 2 for item in part], more)
+        parts = prefetch(batches(prefetch(source(), same, depth), size), lambda part: [item * 2 for item in part], more)
         for item, delay in zip(flat(parts), itertools.chain(slow_use, itertools.repeat(0.0))):
             time.sleep(delay)
             found.append(item)
@@ -83,7 +83,7 @@ def test_order_is_kept_and_nothing_is_lost(
 @pytest.mark.parametrize("depth", [1, 2, 5])
 def test_a_slow_user_is_not_run_away_from(depth: int) -> None:
     counter = Counter()
-    results = ahead(counter.numbers(), same, depth)
+    results = prefetch(counter.numbers(), same, depth)
     for used in range(1, 6):
         next(results)
         wait_for(lambda u=used: counter.taken >= u + depth)  # type: ignore[misc]
@@ -94,9 +94,9 @@ def test_a_slow_user_is_not_run_away_from(depth: int) -> None:
 
 def test_source_and_work_are_in_the_other_thread() -> None:
     counter = Counter()
-    results = ahead(counter.numbers(), lambda _: threading.current_thread().name, 1)
+    results = prefetch(counter.numbers(), lambda _: threading.current_thread().name, 1)
     assert counter.taken == 0  # nothing before it is asked for
-    assert next(results) == counter.thread == "ahead"
+    assert next(results) == counter.thread == "prefetch"
     results.close()
 
 
@@ -108,7 +108,7 @@ def test_they_overlap() -> None:
         return item
 
     start = time.perf_counter()
-    for item in ahead(ahead(range(20), slow, 2), slow, 2):
+    for item in prefetch(prefetch(range(20), slow, 2), slow, 2):
         slow(item)
     assert time.perf_counter() - start < 20 * 0.02 * 2
 
@@ -121,7 +121,7 @@ def test_an_error_of_the_work_comes_in_its_place(kind: type[BaseException]) -> N
         return item
 
     counter = Counter()
-    results = ahead(counter.numbers(), work, 2)
+    results = prefetch(counter.numbers(), work, 2)
     assert [next(results) for _ in range(3)] == [0, 1, 2]
     with pytest.raises(kind, match="three"):
         next(results)
@@ -130,7 +130,7 @@ def test_an_error_of_the_work_comes_in_its_place(kind: type[BaseException]) -> N
 
 def test_closing_early_is_prompt_and_closes_the_source() -> None:
     counter = Counter(delay=0.01)
-    results = flat(ahead(batches(ahead(counter.numbers(), same, 3), 2), same_list, 2))
+    results = flat(prefetch(batches(prefetch(counter.numbers(), same, 3), 2), same_list, 2))
     assert next(results) == 0
     start = time.perf_counter()
     results.close()
@@ -146,7 +146,7 @@ def same_list(part: list[int]) -> list[int]:
 
 def test_letting_go_of_it_closes_it_too() -> None:
     counter = Counter()
-    for item in ahead(counter.numbers(), same, 2):
+    for item in prefetch(counter.numbers(), same, 2):
         if item == 2:
             break
     assert counter.closed == 1
@@ -154,7 +154,7 @@ def test_letting_go_of_it_closes_it_too() -> None:
 
 def test_a_source_that_is_no_generator_is_left_as_it_is() -> None:
     numbers = iter(range(100))
-    results = ahead(numbers, same, 1)
+    results = prefetch(numbers, same, 1)
     assert [next(results), next(results)] == [0, 1]
     results.close()
     assert next(numbers) in (2, 3)
@@ -162,7 +162,7 @@ def test_a_source_that_is_no_generator_is_left_as_it_is() -> None:
 
 def test_a_stream_that_was_never_begun() -> None:
     counter = Counter()
-    ahead(counter.numbers(), same, 1).close()
+    prefetch(counter.numbers(), same, 1).close()
     assert counter.taken == 0
 
 

@@ -1,4 +1,4 @@
-"""The figure of a view: heat where the numbers are, each map in its place, at any picture's shape."""
+"""The figure of a view: heat where the numbers are, each map in its place, at any image's shape."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from runtime.viz.fusion_view import View
 MakeSpec = Callable[..., ModelSpec]
 
 
-def grey(width: int, height: int) -> np.ndarray:
+def gray(width: int, height: int) -> np.ndarray:
     return np.full((height, width, 3), 90, np.uint8)
 
 
@@ -26,11 +26,11 @@ def view(width: int = 300, height: int = 240, boxes: int = 0, shares: tuple[floa
     found = Detections.from_arrays(corners, [0.9] * boxes, [0] * boxes)
     weights = [np.tile(np.array(shares, np.float32).reshape(3, 1, 1), (1, height, width)) for _ in range(3)]
     activations = [np.ones((height, width), np.float32) for _ in range(3)]
-    return View(grey(width, height), found, np.arange(boxes), weights, activations)
+    return View(gray(width, height), found, np.arange(boxes), weights, activations)
 
 
 def place(drawn: np.ndarray, part: np.ndarray) -> tuple[int, int]:
-    """(row, column) of the only place where `part`, told by its corner's green, stands in a picture."""
+    """(row, column) of the only place where `part`, told by its corner's green, stands in an image."""
     distance = cv2.matchTemplate(drawn[..., 1], part[:120, :120, 1], cv2.TM_SQDIFF)
     rows, columns = np.nonzero(distance < 1)
     assert len(rows) == 1, len(rows)
@@ -38,14 +38,14 @@ def place(drawn: np.ndarray, part: np.ndarray) -> tuple[int, int]:
 
 
 def lower_edge(drawn: np.ndarray, index: int) -> np.ndarray:
-    """The middle of the lower edge of a box of `view`, whose picture is drawn 2.75 times as large after 24 pixels."""
+    """The middle of the lower edge of a box of `view`, whose image is drawn 2.75 times as large after 24 pixels."""
     return drawn[24 + round(2.75 * 130), 24 + round(2.75 * (25 + 60 * index))].astype(int)
 
 
 def test_heat_is_where_the_numbers_are() -> None:
     values = np.zeros((4, 6), np.float32)
     values[1, 4] = 1
-    drawn = heat(values, grey(60, 40), cv2.COLORMAP_INFERNO).astype(int)
+    drawn = heat(values, gray(60, 40), cv2.COLORMAP_INFERNO).astype(int)
     assert drawn.shape == (40, 60, 3)
     hot = drawn.sum(axis=2) > drawn.sum(axis=2).min()
     assert hot[10:20, 40:50].all() and hot.sum() == 100
@@ -54,10 +54,10 @@ def test_heat_is_where_the_numbers_are() -> None:
     np.testing.assert_allclose(drawn[15, 45], 0.6 * warm + 0.4 * 90, atol=1)
 
 
-def test_the_picture_shows_through() -> None:
-    picture = grey(60, 40)
-    picture[10:20] = 250
-    drawn = heat(np.full((40, 60), 0.5, np.float32), picture, cv2.COLORMAP_TURBO).astype(int)
+def test_the_image_shows_through() -> None:
+    image = gray(60, 40)
+    image[10:20] = 250
+    drawn = heat(np.full((40, 60), 0.5, np.float32), image, cv2.COLORMAP_TURBO).astype(int)
     assert (drawn[15] > drawn[5] + 40).all()
 
 
@@ -74,7 +74,7 @@ def test_every_map_stands_in_its_row_and_column(make_spec: MakeSpec) -> None:
     for index, cells in enumerate(maps):
         activation = index % 4 == 3
         values, colors = (cells / cells.max(), cv2.COLORMAP_INFERNO) if activation else (cells, cv2.COLORMAP_TURBO)
-        places.append(place(drawn, heat(values, grey(300, 240), colors)))
+        places.append(place(drawn, heat(values, gray(300, 240), colors)))
     rows, columns = sorted({row for row, _ in places}), sorted({column for _, column in places})
     assert len(rows) == 3 and len(columns) == 4
     assert places == [(row, column) for row in rows for column in columns]

@@ -88,7 +88,7 @@ def test_rotated_boxes_enclose_and_stay_close() -> None:
         np.testing.assert_allclose(result.boxes[0], bright_extent(result.image), atol=1.6)
 
 
-def test_flip_mirrors_the_picture_and_its_boxes() -> None:
+def test_flip_mirrors_the_image_and_its_boxes() -> None:
     rng = np.random.default_rng(0)
     image = rng.integers(0, 256, (160, 192, 3), dtype=np.uint8)
     result = augment(sample_with(image, [[10, 20, 50, 70]]), FRAME, rng, dataclasses.replace(OFF, flip=1.0))
@@ -96,7 +96,7 @@ def test_flip_mirrors_the_picture_and_its_boxes() -> None:
     np.testing.assert_allclose(result.boxes, [[142, 20, 182, 70]])
 
 
-def test_zoom_out_keeps_everything_and_surrounds_it_with_the_mean_colour() -> None:
+def test_zoom_out_keeps_everything_and_surrounds_it_with_the_mean_color() -> None:
     rng = np.random.default_rng(3)
     image = np.full((160, 192, 3), 255, np.uint8)
     config = dataclasses.replace(OFF, zoom_out=1.0)
@@ -158,7 +158,7 @@ def test_equal_generators_give_equal_samples() -> None:
     assert not np.array_equal(first.image, other.image)
 
 
-def test_jitter_changes_colours_and_no_boxes() -> None:
+def test_jitter_changes_colors_and_no_boxes() -> None:
     image = np.full((160, 192, 3), (60, 110, 160), np.uint8)
     config = dataclasses.replace(OFF, photometric=1.0)
     seen = {
@@ -222,7 +222,7 @@ def test_config_is_checked(change: dict[str, object]) -> None:
         ("rgb", (0.0, 0.0, 0.0), (114, 114, 114)),
     ],
 )
-def test_the_frame_is_filled_with_the_mean_colour(color: str, mean: tuple[float, float, float], fill: tuple[int, ...]) -> None:
+def test_the_frame_is_filled_with_the_mean_color(color: str, mean: tuple[float, float, float], fill: tuple[int, ...]) -> None:
     spec = ModelSpec("m", ("a",), (64, 96), (((8.0, 8.0),),) * 3, color=color, mean=mean)
     assert InputFrame.of(spec).fill == fill
     assert InputFrame.of(spec).size == (64, 96)

@@ -16,13 +16,13 @@ import numpy as np
 import pytest
 import torch
 
-from runtime.datasets.dataset import Dataset, LabelledImage
+from runtime.datasets.dataset import Dataset, LabeledImage
 from runtime.datasets.open import open_dataset
 from runtime.errors import InputError
 from runtime.ops import preprocess
 from runtime.spec import ModelSpec
 from train.data.augment import AugmentConfig, Sample
-from train.data.epoch import Draw, epoch_batches
+from train.data.epoch import SampleIndex, epoch_batches
 from train.data.loader import Batch, TrainingSet, pack_labels, training_batches
 from train.data.synthetic import make_synthetic
 
@@ -41,9 +41,9 @@ def spec(dataset: Dataset) -> ModelSpec:
 
 
 def with_unreadable(dataset: Dataset, folder: Path, indices: set[int]) -> Dataset:
-    """The set with some pictures replaced by files that are none."""
+    """The set with some images replaced by files that are none."""
     broken = folder / "broken.jpg"
-    broken.write_bytes(b"no picture")
+    broken.write_bytes(b"no image")
     images = [dataclasses.replace(image, path=broken) if i in indices else image for i, image in enumerate(dataset.images)]
     return dataclasses.replace(dataset, images=tuple(images))
 
@@ -156,7 +156,7 @@ def test_unreadable_images_are_replaced_named_once_and_counted(
 @pytest.mark.parametrize("workers", [0, 1])
 def test_strict_raises_at_the_first_unreadable_image(dataset: Dataset, spec: ModelSpec, tmp_path: Path, workers: int) -> None:
     training_set = TrainingSet(with_unreadable(dataset, tmp_path, {3}), spec, OFF, seed=0, strict=True)
-    with pytest.raises(InputError, match=r"broken\.jpg: not a picture that can be decoded$"):
+    with pytest.raises(InputError, match=r"broken\.jpg: not an image that can be decoded$"):
         epoch(training_set, workers)
 
 
@@ -171,8 +171,8 @@ def test_a_cache_saves_reading_and_keeps_to_its_budget(
     dataset: Dataset, spec: ModelSpec, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     reads: list[int] = []
-    read = LabelledImage.read
-    monkeypatch.setattr(LabelledImage, "read", lambda self: (reads.append(self.image_id), read(self))[1])
+    read = LabeledImage.read
+    monkeypatch.setattr(LabeledImage, "read", lambda self: (reads.append(self.image_id), read(self))[1])
     cached = TrainingSet(dataset, spec, OFF, seed=0, cache=True)
     epoch(cached)
     assert len(reads) == 20
@@ -204,7 +204,7 @@ def test_partial_batches(count: int, batch_size: int, expected: list[int]) -> No
 
 
 def test_sizes_may_be_rectangles(dataset: Dataset, spec: ModelSpec) -> None:
-    batch = TrainingSet(dataset, spec, OFF, seed=0).batch([Draw(0, 0, 0, (64, 96), False)])
+    batch = TrainingSet(dataset, spec, OFF, seed=0).batch([SampleIndex(0, 0, 0, (64, 96), False)])
     assert batch.images.shape == (1, 3, 64, 96)
     assert epoch_batches(1, 0, 0, 1, ((64, 96),), False)[0][0].size == (64, 96)
 

@@ -34,7 +34,7 @@ def test_pixels_are_the_weighted_mean() -> None:
     np.testing.assert_allclose(mixed.image, round(share * 10 + (1 - share) * 200), atol=1)
 
 
-def test_the_fill_shows_where_a_picture_does_not_reach() -> None:
+def test_the_fill_shows_where_an_image_does_not_reach() -> None:
     mixed = mixup(sample(20, 30, 255, 1), sample(40, 30, 255, 1), np.random.default_rng(5), fill=(0, 0, 0))
     assert (mixed.image[:20] == 255).all()
     np.testing.assert_allclose(mixed.image[20:], round(255 * float(mixed.weights[1])), atol=1)

@@ -56,17 +56,17 @@ def test_it_has_what_it_promises(dataset: Dataset) -> None:
 def test_boxes_are_tight_around_lone_shapes(dataset: Dataset) -> None:
     """Where nothing else is near, the pixels that look like the middle of the box span it."""
     checked = 0
-    for image in dataset.images:
-        around = image.boxes + np.array([-8, -8, 8, 8], np.float32)
-        alone = (box_ops.iou(around, image.boxes) > 0).sum(axis=1) == 1
-        picture = image.read().astype(np.float32)
-        for x1, y1, x2, y2 in image.boxes[alone & ~image.crowd].tolist():
+    for entry in dataset.images:
+        around = entry.boxes + np.array([-8, -8, 8, 8], np.float32)
+        alone = (box_ops.iou(around, entry.boxes) > 0).sum(axis=1) == 1
+        image = entry.read().astype(np.float32)
+        for x1, y1, x2, y2 in entry.boxes[alone & ~entry.crowd].tolist():
             left, top = max(int(x1) - 4, 0), max(int(y1) - 4, 0)
-            window = picture[top : int(y2) + 5, left : int(x2) + 5]
-            centre = window[
+            window = image[top : int(y2) + 5, left : int(x2) + 5]
+            center = window[
                 window.shape[0] // 2 - 2 : window.shape[0] // 2 + 3, window.shape[1] // 2 - 2 : window.shape[1] // 2 + 3
             ]
-            alike = np.linalg.norm(window - centre.mean(axis=(0, 1)), axis=2) < 50
+            alike = np.linalg.norm(window - center.mean(axis=(0, 1)), axis=2) < 50
             rows, columns = np.flatnonzero(alike.any(axis=1)), np.flatnonzero(alike.any(axis=0))
             found = [left + columns[0], top + rows[0], left + columns[-1] + 1, top + rows[-1] + 1]
             np.testing.assert_allclose(found, [x1, y1, x2, y2], atol=4)  # the tips of stars are thin

@@ -159,7 +159,7 @@ def all_anchors() -> Tensor:
     return torch.cat([anchor_boxes(sides, stride, size, CPU) for sides, stride, size in zip(SIDES, STRIDES, sizes)])
 
 
-def test_anchors_stand_on_cell_centres_in_channel_order() -> None:
+def test_anchors_stand_on_cell_centers_in_channel_order() -> None:
     anchors = anchor_boxes(((10, 20), (30, 40)), 16, (2, 3), CPU)
     want = [((c + 0.5) * 16, (r + 0.5) * 16, w, h) for w, h in ((10, 20), (30, 40)) for r in range(2) for c in range(3)]
     assert [tuple(row) for row in anchors.tolist()] == want
@@ -173,7 +173,7 @@ def test_decoding_undoes_encoding() -> None:
     assert decode_boxes(offsets, torch.tensor([[40.0, 50, 10, 20]])).tolist()[0] == pytest.approx([50, 40, 20, 20])
 
 
-# Anchors of 16 x 16 on the four cells of a 32 x 32 image: centres (8, 8), (24, 8), (8, 24), (24, 24).
+# Anchors of 16 x 16 on the four cells of a 32 x 32 image: centers (8, 8), (24, 8), (8, 24), (24, 24).
 FOUR = anchor_boxes(((16, 16),), 16, (2, 2), CPU)
 
 

@@ -116,7 +116,7 @@ def check(case: Case, config: LossConfig) -> None:
         torch.testing.assert_close(mine.grad.double(), want_grad, rtol=1e-4, atol=1e-5)
 
 
-def test_an_ignore_area_silences_the_neighbouring_levels() -> None:
+def test_an_ignore_area_silences_the_neighboring_levels() -> None:
     """One label of the middle level, 62 x 50 at (100, 60): what is left out of the objectness loss of each level."""
     anchors = AnchorSet.from_base(DARKNET_ANCHORS, STRIDES, False)
     labels = torch.tensor([[[0, 100.0, 60.0, 62.0, 50.0]]])
@@ -134,7 +134,7 @@ def test_an_ignore_area_silences_the_neighbouring_levels() -> None:
         ]
     assert silent[None] == [set(), set(), set()]
     assert silent[0.0] == [{(1, 3)}, set(), {(7, 12)}]
-    # The inner fifth, 93.8-106.2 by 55-65, holds one cell centre of stride 8; the inner half, 84.5-115.5 by 47.5-72.5, nine.
+    # The inner fifth, 93.8-106.2 by 55-65, holds one cell center of stride 8; the inner half, 84.5-115.5 by 47.5-72.5, nine.
     assert silent[0.2] == [set(), set(), {(7, 12)}]
     assert silent[0.5] == [{(1, 3)}, set(), {(r, c) for r in (6, 7, 8) for c in (11, 12, 13)}]
 
@@ -215,7 +215,7 @@ def test_one_label_worked_out_by_hand(smoothing: bool) -> None:
     # Best of the nine is (33, 23) at level 2, IoU 512 / 759; the anchor-free 32 x 32 has 1/2 and is not chosen.
     shape = 512 / 759
     weight = 2 - 32 * 16 / 64**2
-    # Decoded at cell (2, 5) from zero logits: centre (20, 44), 33 x 23 against (18, 42), 32 x 16.
+    # Decoded at cell (2, 5) from zero logits: center (20, 44), 33 x 23 against (18, 42), 32 x 16.
     overlap = (34 - 3.5) * (50 - 34)
     iou = overlap / (33 * 23 + 32 * 16 - overlap)
     log2 = math.log(2)
@@ -312,7 +312,7 @@ def test_half_precision_maps_are_measured_in_float32() -> None:
 def test_overlapping_background_equals_all_pairs(
     seed: int, threshold: float, size: tuple[int, int], level: int, guided: bool, count: int, spread: float
 ) -> None:
-    """`spread` pushes centres to the edges of their cells and sides far from their anchors."""
+    """`spread` pushes centers to the edges of their cells and sides far from their anchors."""
     generator = torch.Generator().manual_seed(seed)
     output = predictions(generator, size, 1, guided, 2)[level]
     output.raw.mul_(spread).clamp_(-12, 12)

@@ -92,7 +92,7 @@ def test_no_labels(anchors: AnchorSet, rows: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("centre", "cell"),
+    ("center", "cell"),
     [
         ((0, 0), (0, 0)),
         ((7.99, 8.0), (0, 1)),
@@ -102,8 +102,8 @@ def test_no_labels(anchors: AnchorSet, rows: int) -> None:
         ((-0.1, -50), (0, 0)),
     ],
 )
-def test_cells_are_kept_inside_the_map(centre: tuple[float, float], cell: tuple[int, int]) -> None:
-    found = assign(match(one_image((0, *centre, 10, 13)), PLAIN), PLAIN, 2, (4, 8), None)
+def test_cells_are_kept_inside_the_map(center: tuple[float, float], cell: tuple[int, int]) -> None:
+    found = assign(match(one_image((0, *center, 10, 13)), PLAIN), PLAIN, 2, (4, 8), None)
     assert found.chosen.tolist() == [[0, 0, cell[1], cell[0]]]
 
 

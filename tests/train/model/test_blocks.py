@@ -102,7 +102,7 @@ def test_its_gradients_equal_finite_differences_of_the_loops() -> None:
     conv(x, offsets).backward(cotangent)
 
     rng = np.random.default_rng(0)
-    step = 1e-5  # small enough that hardly any sample crosses a pixel centre
+    step = 1e-5  # small enough that hardly any sample crosses a pixel center
     arrays = as_arrays(conv, x, offsets)
     for place, tensor in enumerate((x, offsets, conv.weight, conv.bias)):
         assert tensor.grad is not None

@@ -156,7 +156,7 @@ def test_every_parameter_of_every_variant_learns(backbone: str, fusion: str) -> 
     assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None)
 
 
-def test_the_loss_falls_on_pictures_seen_again_and_again() -> None:
+def test_the_loss_falls_on_images_seen_again_and_again() -> None:
     model = fresh()
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
     x, history = images(2, 64, 64), []

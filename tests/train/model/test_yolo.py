@@ -153,7 +153,7 @@ def test_every_parameter_of_every_variant_learns(backbone: str, fusion: str, gui
     assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None)
 
 
-def test_the_loss_falls_on_a_picture_seen_again_and_again() -> None:
+def test_the_loss_falls_on_an_image_seen_again_and_again() -> None:
     model = tiny(fusion="asff")
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9)
     x, history = images(2, 64, 64), []

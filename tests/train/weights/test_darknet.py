@@ -92,7 +92,7 @@ def values(layers: list[Layer], rng: np.random.Generator) -> NDArray[np.float32]
 
 
 def file_bytes(content: NDArray[np.float32], version: tuple[int, int] = (0, 2)) -> bytes:
-    """A file as Darknet writes it; the count of pictures seen grew from 4 to 8 bytes in version 0.2."""
+    """A file as Darknet writes it; the count of images seen grew from 4 to 8 bytes in version 0.2."""
     return struct.pack("<3iq" if version >= (0, 2) else "<4i", *version, 5, 32013312) + content.astype("<f4").tobytes()
 
 

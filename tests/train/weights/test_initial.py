@@ -159,16 +159,16 @@ def test_a_backbone_is_taken_whole(tmp_path: Path, caplog: pytest.LogCaptureFixt
 
 
 @pytest.mark.parametrize(("old", "new"), [(PLAIN, IMAGENET), (IMAGENET, PLAIN), (IMAGENET, IMAGENET)])
-def test_another_normalisation_is_absorbed(old: dict[str, Tensor], new: dict[str, Tensor], tmp_path: Path) -> None:
-    """One picture, normalised in either way, gives the same features away from its border."""
+def test_another_normalization_is_absorbed(old: dict[str, Tensor], new: dict[str, Tensor], tmp_path: Path) -> None:
+    """One image, normalized in either way, gives the same features away from its border."""
     config = tiny().replace(**old)
     trained = settled(config)
     checkpoint.save(tmp_path / "m.pt", Checkpoint(config, model_spec(config, CLASSES), trained.state_dict(), None, 0, -1.0))
     model = start(tmp_path / "m.pt", config.replace(**new))
-    picture = torch.rand(2, 3, 32, 40)  # pixel / 255
+    image = torch.rand(2, 3, 32, 40)  # pixel / 255
 
     def stem(network: YOLOv3, mean: Tensor, std: Tensor) -> Tensor:
-        x = (picture - torch.tensor(mean).reshape(3, 1, 1)) / torch.tensor(std).reshape(3, 1, 1)
+        x = (image - torch.tensor(mean).reshape(3, 1, 1)) / torch.tensor(std).reshape(3, 1, 1)
         with torch.no_grad():
             return network.backbone.stem(x)[:, :, 1:-1, 1:-1]
 

@@ -1,6 +1,6 @@
 """The TensorRT backend on a made-up GPU: what is refused before loading, the order of calls, who owns what.
 
-The numbers come from the fake, whose every map is the mean of its picture plus the level's number.
+The numbers come from the fake, whose every map is the mean of its image plus the level's number.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ Command = Callable[..., tuple[int, str, str]]
 SPEC = ModelSpec("tiny", ("dot",), (32, 32), (((8.0, 8.0),), ((4.0, 4.0),)), strides=(32, 16))
 FACTS = {**engine_manifests.FACTS, "gpu": "Fake GPU", "compute_capability": "8.6", "hardware_compatible": False}
 RTX = {"flavour": "rtx", "version": "1.7.1", "gpu": None, "compute_capability": None}
-RUN = ["upload", "execute", "download", "download", "synchronise"]
+RUN = ["upload", "execute", "download", "download", "synchronize"]
 CAPTURE = ["begin capture", *RUN[:-1], "end capture", "instantiate"]
-REPLAY = ["launch", "synchronise"]
+REPLAY = ["launch", "synchronize"]
 
 
 @dataclasses.dataclass
@@ -77,7 +77,7 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> MakeMachine:
     return make
 
 
-def pictures(count: int, first: int = 0, size: tuple[int, int] = (32, 32)) -> np.ndarray:
+def numbered(count: int, first: int = 0, size: tuple[int, int] = (32, 32)) -> np.ndarray:
     """Each filled with its own number."""
     return np.broadcast_to(np.arange(first, first + count, dtype=np.float32).reshape(-1, 1, 1, 1), (count, 3, *size)).copy()
 
@@ -89,7 +89,7 @@ def check(maps: list[np.ndarray], count: int, first: int = 0) -> None:
         assert np.array_equal(values, np.broadcast_to(expected, values.shape))
 
 
-def test_opening_runs_once_so_that_the_first_picture_is_not_slow(machine: MakeMachine) -> None:
+def test_opening_runs_once_so_that_the_first_image_is_not_slow(machine: MakeMachine) -> None:
     here = machine()
     with open_backend(here.path) as backend:
         assert isinstance(backend, TrtBackend)
@@ -110,7 +110,7 @@ def test_a_graph_is_captured_at_the_second_run_of_a_shape_and_again_when_it_chan
             (3, ["shape 3", *RUN]),
         ]:
             start = len(here.gpu.log)
-            check(backend.infer(pictures(count, first=start)), count, first=start)
+            check(backend.infer(numbered(count, first=start)), count, first=start)
             assert here.since(start) == expected
             assert len(here.gpu.graphs) == (expected[-2:] == REPLAY)
     assert here.gpu.live == [] and here.gpu.graphs == {}
@@ -121,7 +121,7 @@ def test_without_graphs_every_run_is_call_by_call_and_capture_is_tried_once(mach
     here.gpu.is_capturable = False
     with TrtBackend(here.path) as backend:
         for attempts in (1, 1, 1):
-            check(backend.infer(pictures(2, first=5)), 2, first=5)
+            check(backend.infer(numbered(2, first=5)), 2, first=5)
             assert here.gpu.calls["begin capture"] == attempts
             assert here.gpu.log[-len(RUN) :] == RUN
     assert here.gpu.live == []
@@ -132,30 +132,30 @@ def test_without_graphs_every_run_is_call_by_call_and_capture_is_tried_once(mach
     [
         ((1, 1, 8), 1, []),
         ((1, 1, 8), 8, [8]),
-        ((1, 1, 8), 9, [8]),  # the second part, of one picture, is padded to 8
+        ((1, 1, 8), 9, [8]),  # the second part, of one image, is padded to 8
         ((1, 1, 3), 8, [3]),
         ((4, 8, 8), 1, [4]),  # the engine takes no less
     ],
 )
-def test_any_number_of_pictures_fits(batch: tuple[int, int, int], count: int, shapes: list[int], machine: MakeMachine) -> None:
+def test_any_number_of_images_fits(batch: tuple[int, int, int], count: int, shapes: list[int], machine: MakeMachine) -> None:
     here = machine(batch=dict(zip(("min", "opt", "max"), batch)))
     with TrtBackend(here.path) as backend:
         start = len(here.gpu.log)
-        check(backend.infer(pictures(count, first=3)), count, first=3)
+        check(backend.infer(numbered(count, first=3)), count, first=3)
         assert [line for line in here.since(start) if line.startswith("shape")] == [f"shape {rows}" for rows in shapes]
-        check(backend.infer(pictures(1, first=9)), 1, first=9)  # nothing is left of the pictures before
+        check(backend.infer(numbered(1, first=9)), 1, first=9)  # nothing is left of the images before
 
 
-def test_no_picture_is_refused_as_by_every_backend(machine: MakeMachine) -> None:
+def test_no_image_is_refused_as_by_every_backend(machine: MakeMachine) -> None:
     with TrtBackend(machine().path) as backend, pytest.raises(InputError, match=r"got float32 \[0, 3, 32, 32\]"):
-        backend.infer(pictures(0))
+        backend.infer(numbered(0))
 
 
 def test_padding_is_empty(machine: MakeMachine) -> None:
     here = machine(batch={"min": 4, "opt": 4, "max": 8})
     with TrtBackend(here.path) as backend:
-        backend.infer(pictures(4, first=1))
-        backend.infer(pictures(1, first=1))
+        backend.infer(numbered(4, first=1))
+        backend.infer(numbered(1, first=1))
         memory = next(iter(here.gpu.memory.values())).array((4, 3 * 32 * 32), np.float32)
         assert memory.mean(axis=1).tolist() == [1, 0, 0, 0]
 
@@ -168,13 +168,13 @@ def test_copying_alone_is_every_copy_of_an_inference_and_no_execution(count: int
         assert backend.title == "TensorRT 10.12.0, Fake GPU"
         here.engine.batch = (9, 9)  # no shape is set either: that would cost the next inference its graph
         start = len(here.gpu.log)
-        backend.copy(pictures(count))
+        backend.copy(numbered(count))
         alone = [call for call in RUN if call != "execute"]
         assert here.since(start) == alone * (2 if count > 8 else 1)
         here.engine.batch = (1, 8)
-        check(backend.infer(pictures(count)), count)
+        check(backend.infer(numbered(count)), count)
         with pytest.raises(InputError, match=r"images: expected float32"):
-            backend.copy(pictures(0))
+            backend.copy(numbered(0))
     assert here.gpu.live == []
 
 
@@ -182,20 +182,20 @@ def test_a_fixed_batch_is_the_only_one(machine: MakeMachine) -> None:
     here = machine(batch={"min": 2, "opt": 2, "max": 2})
     with TrtBackend(here.path) as backend:
         assert backend.batch_size == 2
-        check(backend.infer(pictures(2)), 2)
+        check(backend.infer(numbered(2)), 2)
         with pytest.raises(InputError, match=r"expected float32 \[2, 3, 32, 32\], got float32 \[3, 3, 32, 32\]"):
-            backend.infer(pictures(3))
-        check(backend.infer(pictures(2, first=1)), 2, first=1)
+            backend.infer(numbered(3))
+        check(backend.infer(numbered(2, first=1)), 2, first=1)
 
 
 def test_results_are_the_callers_own(machine: MakeMachine) -> None:
     here = machine()
     with TrtBackend(here.path) as backend:
-        first = backend.infer(pictures(2))
-        backend.infer(pictures(2, first=50))
-        images = pictures(2, first=7)
+        first = backend.infer(numbered(2))
+        backend.infer(numbered(2, first=50))
+        images = numbered(2, first=7)
         later = backend.infer(images)
-        assert np.array_equal(images, pictures(2, first=7))
+        assert np.array_equal(images, numbered(2, first=7))
     check(first, 2)
     check(later, 2, first=7)
 
@@ -203,7 +203,7 @@ def test_results_are_the_callers_own(machine: MakeMachine) -> None:
 def test_further_outputs_stay_on_the_gpu(machine: MakeMachine) -> None:
     here = machine(further=inspection_shapes(SPEC.input_size))
     with TrtBackend(here.path) as backend:
-        check(backend.infer(pictures(2)), 2)
+        check(backend.infer(numbered(2)), 2)
         assert here.gpu.calls["download"] == 2 * 2
     assert here.gpu.live == []
 
@@ -211,8 +211,8 @@ def test_further_outputs_stay_on_the_gpu(machine: MakeMachine) -> None:
 def test_nothing_piles_up_over_ten_thousand_inferences(machine: MakeMachine) -> None:
     here = machine()
     with TrtBackend(here.path) as backend:
-        backend.infer(pictures(2))
-        live, images = list(here.gpu.live), pictures(2)
+        backend.infer(numbered(2))
+        live, images = list(here.gpu.live), numbered(2)
         taken = {name: here.gpu.calls[name] for name in ("stream", "pinned", "memory", "context", "instantiate")}
         for _ in range(10_000):
             backend.infer(images)
@@ -230,7 +230,7 @@ def test_threads_do_not_disturb_each_other(version: str, machine: MakeMachine) -
         try:
             barrier.wait(timeout=10)
             for step in range(200):
-                check(backend.infer(pictures(1 + step % 3, first)), 1 + step % 3, first)
+                check(backend.infer(numbered(1 + step % 3, first)), 1 + step % 3, first)
         except BaseException as error:
             failures.append(error)
 
@@ -254,7 +254,7 @@ class Pause:
 
     def _call(self, name: str) -> None:
         self._real(name)
-        if name == "synchronise":
+        if name == "synchronize":
             self.reached.release()
             assert self.go.wait(timeout=10)
 
@@ -266,7 +266,7 @@ def test_threads_at_once_get_a_context_each_where_the_library_allows_it(
     here = machine(version=version)
     with TrtBackend(here.path) as backend:
         pause = Pause(here.gpu, monkeypatch)
-        threads = [threading.Thread(target=backend.infer, args=(pictures(2),)) for _ in range(2)]
+        threads = [threading.Thread(target=backend.infer, args=(numbered(2),)) for _ in range(2)]
         for thread in threads:
             thread.start()
         reached = [pause.reached.acquire(timeout=10 if number < at_once else 0.2) for number in range(2)]
@@ -275,7 +275,7 @@ def test_threads_at_once_get_a_context_each_where_the_library_allows_it(
             thread.join(timeout=10)
         assert reached == [True, at_once == 2]
         assert here.gpu.calls["context"] == at_once
-        backend.infer(pictures(2))
+        backend.infer(numbered(2))
         assert here.gpu.calls["context"] == at_once  # those that are there are used again
     assert here.gpu.live == []
 
@@ -284,7 +284,7 @@ def test_closing_waits_for_nobody_and_leaves_nothing(machine: MakeMachine, monke
     here, results = machine(), []
     backend = TrtBackend(here.path)
     pause = Pause(here.gpu, monkeypatch)
-    thread = threading.Thread(target=lambda: results.append(backend.infer(pictures(2))))
+    thread = threading.Thread(target=lambda: results.append(backend.infer(numbered(2))))
     thread.start()
     assert pause.reached.acquire(timeout=10)
     backend.close()
@@ -302,7 +302,7 @@ def test_after_close_it_says_so_and_closing_twice_is_fine(machine: MakeMachine) 
     backend.close()
     assert here.gpu.live == []
     with pytest.raises(ModelError, match="the model was closed; open it again"):
-        backend.infer(pictures(1))
+        backend.infer(numbered(1))
 
 
 @pytest.mark.parametrize(
@@ -310,7 +310,7 @@ def test_after_close_it_says_so_and_closing_twice_is_fine(machine: MakeMachine) 
     [("stream", 1, MissingComponentError, "no stream"), ("context", 1, None, "context failed")]
     + [(call, number, MissingComponentError, "Fake GPU has no") for call in ("pinned", "memory") for number in (1, 3)]
     + [("execute", 1, ModelError, r"TensorRT 10.12.0 cannot run the engine: made-up failure")]
-    + [(call, 1, ModelError, f"failed on the GPU .{call} failed") for call in ("upload", "download", "synchronise")],
+    + [(call, 1, ModelError, f"failed on the GPU .{call} failed") for call in ("upload", "download", "synchronize")],
 )
 def test_what_fails_while_opening_leaves_nothing(
     call: str, number: int, kind: type[Exception] | None, message: str, machine: MakeMachine
@@ -322,17 +322,17 @@ def test_what_fails_while_opening_leaves_nothing(
     assert here.gpu.live == []
 
 
-@pytest.mark.parametrize("call", ["upload", "execute", "download", "synchronise", "launch"])
+@pytest.mark.parametrize("call", ["upload", "execute", "download", "synchronize", "launch"])
 def test_after_a_failure_the_next_call_starts_afresh(call: str, machine: MakeMachine) -> None:
     here = machine()
     with TrtBackend(here.path) as backend:
-        backend.infer(pictures(2))
+        backend.infer(numbered(2))
         here.gpu.fail[call] = here.gpu.calls[call] + 1
         count = 2 if call == "launch" else 3  # another shape runs call by call
         with pytest.raises(ModelError, match=r"failed on the GPU|cannot run the engine"):
-            backend.infer(pictures(count))
+            backend.infer(numbered(count))
         assert here.gpu.live == []
-        check(backend.infer(pictures(count, first=4)), count, first=4)
+        check(backend.infer(numbered(count, first=4)), count, first=4)
         assert here.gpu.calls["context"] == 2
     assert here.gpu.live == []
 
@@ -453,7 +453,7 @@ def test_another_version_loads_it_only_if_built_for_that(
         TrtBackend(here.path)
     assert str(caught.value) == (
         f"{here.path}: built by version {built}, installed is TensorRT {installed}; build it again here with `python -m"
-        f" export.engine --onnx {here.path.parent / 'tiny.onnx'} --output {here.path} --flavour tensorrt --batch 1,2,8{flag}`"
+        f" export.engine --onnx {here.path.parent / 'tiny.onnx'} --output {here.path} --flavor tensorrt --batch 1,2,8{flag}`"
     )
 
 
@@ -547,15 +547,15 @@ def test_an_engine_that_is_not_as_its_manifest_promises_is_refused(
 def test_an_engine_of_other_batch_sizes_is_refused(profile: tuple[int, int], machine: MakeMachine) -> None:
     here = machine()
     here.engine.profile = profile
-    with pytest.raises(ModelError, match=rf"takes {profile[0]} to {profile[1]} pictures, its manifest says 1 to 8; build it"):
+    with pytest.raises(ModelError, match=rf"takes {profile[0]} to {profile[1]} images, its manifest says 1 to 8; build it"):
         TrtBackend(here.path)
     assert here.gpu.log == []
 
 
-def test_an_engine_that_makes_more_rows_than_pictures_is_refused(machine: MakeMachine) -> None:
+def test_an_engine_that_makes_more_rows_than_images_is_refused(machine: MakeMachine) -> None:
     here = machine()
-    here.engine.rows_per_picture = 2
-    with pytest.raises(ModelError, match=r"for 2 pictures the engine makes p5 \[4, 6, 1, 1\], not one row each; it is damaged"):
+    here.engine.rows_per_image = 2
+    with pytest.raises(ModelError, match=r"for 2 images the engine makes p5 \[4, 6, 1, 1\], not one row each; it is damaged"):
         TrtBackend(here.path)
     assert "execute" not in here.gpu.log
     del here.engine
@@ -579,7 +579,7 @@ def test_an_engine_with_options(machine: MakeMachine) -> None:
             assert rows.dtype == np.float32 and rows.shape == (count, 5, 7)
             assert np.array_equal(rows, np.broadcast_to(np.arange(count, dtype=np.float32).reshape(-1, 1, 1), rows.shape))
         with pytest.raises(InputError, match=r"expected uint8 \['N', 32, 32, 3\], got float32"):
-            backend.infer(pictures(1))
+            backend.infer(numbered(1))
         uploaded = [memory.bytes.nbytes for memory in here.gpu.memory.values()]
         assert sorted(uploaded) == [8 * 5 * 7 * 4, 8 * 32 * 32 * 3]  # a byte a pixel, and kilobytes back
     assert here.gpu.live == []
@@ -595,7 +595,7 @@ def test_rtx_captures_by_itself(machine: MakeMachine) -> None:
     here = machine(**RTX)
     with TrtBackend(here.path) as backend:
         for first in range(3):
-            check(backend.infer(pictures(2, first)), 2, first)
+            check(backend.infer(numbered(2, first)), 2, first)
         assert here.engine.configs == [here.engine.config]
         assert here.engine.config.cuda_graph_strategy == "WHOLE"
         assert here.gpu.calls["begin capture"] == 0
@@ -618,7 +618,7 @@ def test_where_nothing_can_be_kept_rtx_runs_all_the_same(machine: MakeMachine) -
     here = machine(**RTX)
     here.path.with_name("tiny.engine.cache").mkdir()
     with TrtBackend(here.path) as backend:
-        check(backend.infer(pictures(2)), 2)
+        check(backend.infer(numbered(2)), 2)
     assert here.gpu.live == []
 
 
@@ -633,7 +633,7 @@ def test_detect_runs_an_engine(
     arguments = ("--engine", here.path, "--source", tmp_path / "black.png", "--json", "--conf", "0.9")
     code, out, err = command(detect.main, *arguments)
     assert (code, json.loads(out)["detections"]) == (0, []), err
-    assert here.gpu.calls["execute"] == 2 and here.gpu.live == []  # the warm-up and the picture
+    assert here.gpu.calls["execute"] == 2 and here.gpu.live == []  # the warm-up and the image
 
 
 @pytest.mark.parametrize(

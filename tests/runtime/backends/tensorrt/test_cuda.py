@@ -87,7 +87,7 @@ def test_copies_wait_for_each_other_and_nobody_waits_for_them_but_at_the_end(gpu
             stream.download(buffer, 2)
             buffer.host[:] = 1  # before anything was copied
             assert gpu.log[-1] == "download"
-        assert gpu.log[-3:] == ["upload", "download", "synchronise"]
+        assert gpu.log[-3:] == ["upload", "download", "synchronize"]
         memory = gpu.memory[buffer.address].bytes.view(np.float32)
         assert np.array_equal(memory[:6], np.ones(6)) and np.isnan(memory[6:]).all()  # two rows of four
         buffer.close()
@@ -112,11 +112,11 @@ def test_no_stream_is_one_line(gpu: FakeGpu) -> None:
 
 
 def test_an_error_of_the_gpu_shows_when_it_is_waited_for(gpu: FakeGpu) -> None:
-    gpu.fail["synchronise"] = 1
+    gpu.fail["synchronize"] = 1
     device = cuda.open_device()
     with device.active():
         stream = device.create_stream()
-        with pytest.raises(ModelError, match=r"failed on the GPU \(synchronise failed"), stream.running():
+        with pytest.raises(ModelError, match=r"failed on the GPU \(synchronize failed"), stream.running():
             pass
         stream.close()
     assert gpu.live == []

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from runtime.backends.tensorrt.engine_info import read_facts
+from runtime.backends.tensorrt.engine_info import read_engine_info
 from runtime.errors import ModelError
 from runtime.manifest import Source, manifest_path, write_manifest
 from runtime.spec import ModelSpec
@@ -33,9 +33,9 @@ def engine(tmp_path: Path) -> Path:
 
 
 def test_what_was_written_comes_back(engine: Path) -> None:
-    facts = read_facts(engine)
+    facts = read_engine_info(engine)
     assert (facts.path, facts.spec, facts.batch, facts.onnx) == (engine, SPEC, (1, 2, 8), str(engine.parent / "m.onnx"))
-    assert (facts.flavour, facts.version, facts.version_compatible, facts.hardware_compatible) == (
+    assert (facts.flavor, facts.version, facts.version_compatible, facts.hardware_compatible) == (
         "tensorrt",
         "10.12.0",
         False,
@@ -53,11 +53,11 @@ def test_tampered_facts_are_read_or_refused(engine: Path, changes: dict[str, Any
     path.write_text(json.dumps({**json.loads(path.read_text()), "details": {"engine": facts}}))
     message = ""
     try:
-        found = read_facts(engine)
+        found = read_engine_info(engine)
     except ModelError as error:
         message = str(error)
     if message:
         assert message.startswith(f"{path}: ") and "\n" not in message and len(message) < 500
     else:
         assert found.batch == tuple(facts["batch"][key] for key in ("min", "opt", "max"))
-        assert (found.flavour, found.version) == (facts["flavour"], facts["version"])
+        assert (found.flavor, found.version) == (facts["flavour"], facts["version"])

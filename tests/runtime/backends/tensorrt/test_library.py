@@ -111,10 +111,10 @@ def test_a_plan_runs_its_own_code_only_if_it_was_built_for_that(compatible: bool
     runtime = SimpleNamespace(engine_host_code_allowed=False, deserialize_cuda_engine=lambda plan: plan or None)
     api.Runtime = lambda logger: runtime
     trt = TensorRT("tensorrt", api)
-    assert trt.deserialise(b"plan", version_compatible=compatible) == b"plan"
+    assert trt.deserialize(b"plan", version_compatible=compatible) == b"plan"
     assert runtime.engine_host_code_allowed == compatible
     with pytest.raises(ModelError, match="not an engine for TensorRT"):
-        trt.deserialise(b"")
+        trt.deserialize(b"")
 
 
 def test_the_inspector_is_asked_for_json() -> None:
@@ -133,13 +133,13 @@ def test_auto_takes_tensorrt_with_a_gpu_and_rtx_without(
     has_gpu: bool, installed: str, chosen: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     libraries = {"tensorrt": library("10.12.0"), "tensorrt_rtx": library("1.7.1")}
-    for name, flavour in (("tensorrt", "tensorrt"), ("tensorrt_rtx", "rtx")):
-        monkeypatch.setitem(sys.modules, name, libraries[name] if installed in ("both", flavour) else None)
+    for name, flavor in (("tensorrt", "tensorrt"), ("tensorrt_rtx", "rtx")):
+        monkeypatch.setitem(sys.modules, name, libraries[name] if installed in ("both", flavor) else None)
     monkeypatch.setattr(tensorrt_adapter, "find_gpu", lambda: Gpu("G", "8.6") if has_gpu else None)
     monkeypatch.setattr(tensorrt_adapter, "load_tensorrt", tensorrt_adapter.load_tensorrt.__wrapped__)
     if chosen:
-        assert open_tensorrt().flavour == chosen
-        assert open_tensorrt(chosen).flavour == chosen
+        assert open_tensorrt().flavor == chosen
+        assert open_tensorrt(chosen).flavor == chosen
     else:
         with pytest.raises(MissingComponentError, match="no TensorRT here"):
             open_tensorrt()
@@ -149,5 +149,5 @@ def test_tensorrt_without_a_gpu_says_what_works_without(monkeypatch: pytest.Monk
     monkeypatch.setitem(sys.modules, "tensorrt", library("10.12.0"))
     monkeypatch.setattr(tensorrt_adapter, "find_gpu", lambda: None)
     monkeypatch.setattr(tensorrt_adapter, "load_tensorrt", tensorrt_adapter.load_tensorrt.__wrapped__)
-    with pytest.raises(MissingComponentError, match=r"needs an NVIDIA GPU and driver.*flavour rtx"):
+    with pytest.raises(MissingComponentError, match=r"needs an NVIDIA GPU and driver.*flavor rtx"):
         open_tensorrt("tensorrt")
