@@ -15,6 +15,9 @@ from calibration.placement import Placement, place
 from calibration.ranges import Range
 
 _SIGNED_MAX, _UNSIGNED_MAX = 127, 255
+WEIGHT_MAX = {"tensorrt": 127, "cpu": 64}
+"""Largest magnitude of a quantized weight. x86 CPUs without VNNI add pairs of uint8 * int8 products in 16 bits, which saturate
+beyond 2 * 255 * 64."""
 _MIN_SCALE = 1e-12  # an activation that is always zero still needs a scale
 
 
@@ -46,7 +49,7 @@ def quantize(
         writer.quantize_activation(tensor, scales[tensor], placement.takers[tensor], signed=target == "tensorrt")
     for node in graph.nodes:
         if node.name in placement.layers:
-            writer.quantize_weight(node)
+            writer.quantize_weight(node, WEIGHT_MAX[target])
         elif node.name in half:
             writer.run_in_half(node)
     return writer.finish()
@@ -82,14 +85,14 @@ class _Writer:
         for name in takers:
             _rename_input(self._nodes[name], tensor, f"{tensor}/dequantized")
 
-    def quantize_weight(self, node: NodeProto) -> None:
-        """Store a convolution's weight as int8 with a scale per output channel (axis 0)."""
+    def quantize_weight(self, node: NodeProto, largest: int) -> None:
+        """Store a convolution's weight as int8, at most `largest`, with a scale per output channel (axis 0)."""
         weight = node.input[1]
         made = f"{weight}/dequantized"
         if f"{weight}/quantized" not in self._constants:  # heads may share a weight between levels
             value = self._graph.constant(weight)
             assert value is not None
-            quantized, scale = quantize_weight(value)
+            quantized, scale = quantize_weight(value, largest)
             inputs = [
                 self._constant(f"{weight}/quantized", quantized),
                 self._constant(f"{weight}/scale", scale),
@@ -141,12 +144,17 @@ class _Writer:
         return [part for node in nodes for part in (node, *(p for name in node.output for p in self._chain(name)))]
 
 
-def quantize_weight(weight: NDArray[Any]) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
-    """A weight `[O, ...]` to int8 of the same shape and a scale float32 `[O]`: value = scale * quantized."""
+def quantize_weight(weight: NDArray[Any], largest: int) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
+    """A weight `[O, ...]` to int8 of the same shape and a scale float32 `[O]`: value = scale * quantized.
+
+    Args:
+        weight: of a convolution, output channels first.
+        largest: magnitude that the largest weight of each output channel becomes, at most 127.
+    """
     flat = np.abs(weight.reshape(len(weight), -1)).max(axis=1).astype(np.float64)
-    scale = np.maximum(flat / _SIGNED_MAX, _MIN_SCALE).astype(np.float32)
+    scale = np.maximum(flat / largest, _MIN_SCALE).astype(np.float32)
     shaped = scale.reshape(-1, *[1] * (weight.ndim - 1)).astype(np.float64)
-    return np.clip(np.rint(weight / shaped), -_SIGNED_MAX, _SIGNED_MAX).astype(np.int8), scale
+    return np.clip(np.rint(weight / shaped), -largest, largest).astype(np.int8), scale
 
 
 def _symmetric(span: Range) -> tuple[NDArray[np.float32], NDArray[np.int8]]:
