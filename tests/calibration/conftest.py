@@ -19,6 +19,7 @@ from runtime.detector import Detector
 from runtime.files import write_json
 from runtime.media.image import write_image
 from tests.support.small_models import CLASSES, noise, settled, tiny
+from tests.support.torch_fixtures import coco_set, make_checkpoint, steady_torch  # noqa: F401 - fixtures
 from train.spec import model_spec
 
 SIDE = 64  # of images, as of the model's input

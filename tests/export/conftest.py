@@ -19,6 +19,7 @@ from runtime.evaluation.coco import to_coco_results
 from runtime.media.image import write_image
 from tests.support.small_models import CLASSES, settled, tiny
 from tests.support.small_sets import IMAGES, Exported, write_labels
+from tests.support.torch_fixtures import coco_set, make_checkpoint, steady_torch  # noqa: F401 - fixtures
 from train import checkpoint
 from train.checkpoint import Checkpoint
 from train.spec import model_spec

@@ -9,12 +9,11 @@ from typing import Any
 
 import cv2
 import numpy as np
-import onnx
 import pytest
-from onnx import TensorProto, helper, numpy_helper
 
 from runtime.backends.inspection import inspection_shapes
 from runtime.spec import ModelSpec
+from tests.support.onnx_writer import FLOAT, node, port, tensor, write_model
 
 ANCHORS = (
     ((24.0, 20.0), (30.0, 60.0), (60.0, 30.0), (150.0, 150.0)),
@@ -87,7 +86,7 @@ def write_onnx(
     known_fusion: Callable[[ModelSpec], dict[str, np.ndarray]],
 ) -> WriteOnnx:
     """Write the model of `known_maps` as ONNX; `metadata` replaces the spec's own, `batch` fixes the batch size, `inspect`
-    adds the outputs of `known_fusion`."""
+    adds the outputs of `known_fusion`, `changed` replaces maps."""
 
     def write(
         path: Path,
@@ -95,31 +94,27 @@ def write_onnx(
         batch: int | None = None,
         metadata: dict[str, str] | None = None,
         input_name: str = "images",
-        cast: int = TensorProto.FLOAT,
+        cast: int = FLOAT,
         inspect: bool = False,
+        changed: dict[str, np.ndarray] | None = None,
     ) -> Path:
         spec = spec or make_spec()
-        nodes = [helper.make_node("GlobalAveragePool", [input_name], ["mean"])]
+        nodes = [node("GlobalAveragePool", [input_name], "mean")]
         weights, outputs = [], []
-        for name, raw in {**dict(zip(spec.map_names, known_maps(spec))), **(known_fusion(spec) if inspect else {})}.items():
+        maps = dict(zip(spec.map_names, known_maps(spec)))
+        for name, raw in {**maps, **(known_fusion(spec) if inspect else {}), **(changed or {})}.items():
             gain = np.zeros((len(raw), 3, 1, 1), np.float32)
             if name in spec.map_names:
                 gain[4 :: 5 + spec.num_classes] = 20 / 3
-            weights += [
-                numpy_helper.from_array(gain, f"{name}_w"),
-                numpy_helper.from_array(raw[None], f"{name}_b"),
-            ]
+            weights += [tensor(f"{name}_w", gain), tensor(f"{name}_b", raw[None])]
             nodes += [
-                helper.make_node("Conv", ["mean", f"{name}_w"], [f"{name}_c"]),
-                helper.make_node("Add", [f"{name}_c", f"{name}_b"], [f"{name}_a"]),
-                helper.make_node("Cast", [f"{name}_a"], [name], to=cast),
+                node("Conv", ["mean", f"{name}_w"], f"{name}_c"),
+                node("Add", [f"{name}_c", f"{name}_b"], f"{name}_a"),
+                node("Cast", [f"{name}_a"], name, to=cast),
             ]
-            outputs.append(helper.make_tensor_value_info(name, cast, [batch or "N", *raw.shape]))
-        images = helper.make_tensor_value_info(input_name, TensorProto.FLOAT, [batch or "N", 3, *spec.input_size])
-        graph = helper.make_graph(nodes, "tiny", [images], outputs, weights)
-        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
-        helper.set_model_props(model, spec.to_metadata() if metadata is None else metadata)
-        onnx.save(model, path)
+            outputs.append(port(name, cast, [batch or "N", *raw.shape]))
+        images = port(input_name, FLOAT, [batch or "N", 3, *spec.input_size])
+        write_model(path, nodes, [images], outputs, weights, spec.to_metadata() if metadata is None else metadata)
         return path
 
     return write

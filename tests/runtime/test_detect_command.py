@@ -17,9 +17,7 @@ from typing import Any
 
 import cv2
 import numpy as np
-import onnx
 import pytest
-from onnx import TensorProto
 
 from runtime import detect
 from runtime.backends.open import open_backend
@@ -29,6 +27,7 @@ from runtime.errors import InputError, ModelError
 from runtime.media.image import read_image, write_image
 from runtime.media.video import read_video
 from runtime.spec import FORMAT_VERSION, ModelSpec
+from tests.support.onnx_writer import FLOAT16
 
 Command = Callable[..., tuple[int, str, str]]
 # What the tiny model finds in a white image of 128 x 64.
@@ -445,7 +444,7 @@ def damaged(kind: str, folder: Path, spec: ModelSpec, write_onnx: Callable[..., 
     elif kind == "input":
         write_onnx(path, input_name="x")
     elif kind == "type":
-        write_onnx(path, cast=TensorProto.FLOAT16)
+        write_onnx(path, cast=FLOAT16)
     return path
 
 
@@ -503,13 +502,11 @@ def test_a_missing_onnxruntime_is_named(command: Command, tiny_onnx: Path, good:
     assert code == 3 and "onnxruntime is not installed; run `pip install onnxruntime`" in one_error(err)
 
 
-def test_a_model_that_answers_nan_is_damaged(command: Command, tiny_onnx: Path, good: Path, tmp_path: Path) -> None:
-    model = onnx.load(tiny_onnx)
-    for tensor in model.graph.initializer:
-        if tensor.name == "p4_b":
-            values = np.full([*tensor.dims], np.nan, np.float32)
-            tensor.CopyFrom(onnx.numpy_helper.from_array(values, "p4_b"))
-    onnx.save(model, tmp_path / "nan.onnx")
+def test_a_model_that_answers_nan_is_damaged(
+    command: Command, good: Path, tmp_path: Path, write_onnx: Callable[..., Path], make_spec: Callable[..., ModelSpec]
+) -> None:
+    broken = {"p4": np.full(make_spec().map_shape(1), np.nan, np.float32)}
+    write_onnx(tmp_path / "nan.onnx", changed=broken)
     code, out, err = command(main, "--engine", tmp_path / "nan.onnx", "--source", good, "--json")
     assert (code, out) == (2, "") and "output p4 holds values that are not numbers" in one_error(err)
 

@@ -12,7 +12,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import onnx
 import pytest
 
 from runtime.evaluate import main
@@ -99,12 +98,11 @@ def test_unreadable_images(command: Command, tiny_onnx: Path, data: Path) -> Non
     assert (code, out) == (2, "") and err.startswith("error: ") and "900000000000.png" in err
 
 
-def test_a_model_that_answers_nan_is_damaged(command: Command, tiny_onnx: Path, data: Path, tmp_path: Path) -> None:
-    model = onnx.load(tiny_onnx)
-    for tensor in model.graph.initializer:
-        if tensor.name == "p4_b":
-            tensor.CopyFrom(onnx.numpy_helper.from_array(np.full([*tensor.dims], np.nan, np.float32), "p4_b"))
-    onnx.save(model, tmp_path / "nan.onnx")
+def test_a_model_that_answers_nan_is_damaged(
+    command: Command, data: Path, tmp_path: Path, write_onnx: Callable[..., Path], make_spec: Callable[..., ModelSpec]
+) -> None:
+    broken = {"p4": np.full(make_spec().map_shape(1), np.nan, np.float32)}
+    write_onnx(tmp_path / "nan.onnx", changed=broken)
     results = tmp_path / "results.json"
     code, out, err = command(main, "--engine", tmp_path / "nan.onnx", "--data", data, "--coco-results", results)
     assert (code, out, results.exists()) == (2, "", False)

@@ -19,7 +19,6 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from onnx import TensorProto
 
 from benchmarks.int8 import make_int8
 from benchmarks.runtime import opencv_preprocess
@@ -40,6 +39,7 @@ from runtime.ops.boxes import xyxy_to_xywh
 from runtime.ops.preprocess import preprocess
 from runtime.spec import ModelSpec
 from tests.support.engine_models import mini, write_precisions
+from tests.support.onnx_writer import FLOAT16
 from tests.support.small_models import CLASSES, noise, settled, tiny
 from train.model import DetectorModel
 from train.spec import model_spec
@@ -315,7 +315,7 @@ def test_memory_is_flat(case: Case, subject: Subject, tmp_path: Path) -> None:
     [
         ({"metadata": {}}, "no model description in its metadata"),
         ({"input_name": "x"}, "expected one input 'images' of float32, found x: float32"),
-        ({"cast": TensorProto.FLOAT16}, "output p5 is float16, expected float32; export it again"),
+        ({"cast": FLOAT16}, "output p5 is float16, expected float32; export it again"),
         ({"says": {"input_size": (96, 64)}}, r"input is \['N', 3, 64, 64\], its description says \[N, 3, 96, 64\]"),
         ({"says": {"class_names": ("a", "b", "c")}}, r"output p5 is \['N', 28, 2, 2\], its description says \[N, 32, 2, 2\]"),
         ({"cut": 2000}, "not a usable ONNX model"),
