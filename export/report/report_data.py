@@ -72,15 +72,15 @@ def _versions() -> dict[str, str]:
     return found
 
 
-def _measured(step: Step) -> dict[str, Any]:
+def _measured(measurement: Step) -> dict[str, Any]:
     return {
-        "name": step.name,
-        "figures": step.evaluation.metrics,
-        "per_class": step.evaluation.per_class,
-        "detections": len(step.evaluation.results),
-        "bytes": step.size,
-        "milliseconds": round(step.milliseconds, 3),
-        "difference": _finite(step.difference),
+        "name": measurement.name,
+        "figures": measurement.evaluation.metrics,
+        "per_class": measurement.evaluation.per_class,
+        "detections": len(measurement.evaluation.results),
+        "bytes": measurement.size,
+        "milliseconds": round(measurement.milliseconds, 3),
+        "difference": _finite(measurement.difference),
     }
 
 
@@ -114,8 +114,8 @@ def _file(outcome: Outcome, found: Verification, detections: Mapping[str, Detect
 
 def detections_by_image(found: Verification) -> dict[str, Detections]:
     """Groups the detections worth looking at by model, the reference first, and image id."""
-    steps = [found.reference, *(outcome.step for outcome in found.outcomes if outcome.step)]
-    return {step.name: by_image(step.evaluation.results) for step in steps}
+    measurements = [found.reference, *(outcome.step for outcome in found.outcomes if outcome.step)]
+    return {measurement.name: by_image(measurement.evaluation.results) for measurement in measurements}
 
 
 def _count_changes(before: Detections, after: Detections) -> dict[str, int]:

@@ -51,9 +51,9 @@ CALIBRATION = {
 
 
 def measured(name: str, ap: float, results: list[dict[str, Any]], difference: float | None = None) -> Step:
-    figures = dict.fromkeys(METRICS, ap) | {"APs": -1.0}
+    metrics = dict.fromkeys(METRICS, ap) | {"APs": -1.0}
     per_class = {"cat": ap, NASTY: ap / 2, "unseen": -1.0}
-    return Step(name, Evaluation(figures, per_class, 2, ("3.png: the file is empty",), results), 2_000_000, 3.0, difference)
+    return Step(name, Evaluation(metrics, per_class, 2, ("3.png: the file is empty",), results), 2_000_000, 3.0, difference)
 
 
 def detection(image: int, left: float, score: float, category: int = 1) -> dict[str, Any]:
@@ -75,17 +75,17 @@ def found(tmp_path: Path) -> Verification:
     before = [detection(0, 10, 0.9), detection(1, 10, 0.8), detection(1, 80, 0.7, 5), detection(1, 60, 0.1)]
     after = [detection(0, 11, 0.9), detection(1, 10, 0.6), detection(1, 100, 0.5)]
     outcomes = []
-    for name, precision, step, status, reasons in (
+    for name, precision, measurement, status, reasons in (
         ("good.onnx", "fp32", measured("good.onnx", 0.6, before, 1e-7), PASSED, ()),
         ("bad.onnx", "int8", measured("bad.onnx", 0.4, after, float("inf")), FAILED, ("lost 20.000 points",)),
         ("worse.onnx", "fp16", None, FAILED, (f"damaged {NASTY} \x07",)),
         ("m.engine", "fp16", None, NOT_RUN, ("no GPU",)),
     ):
         (tmp_path / name).write_bytes(name.encode())
-        described = spec.replace(precision=precision)
+        file_spec = spec.replace(precision=precision)
         if precision == "int8":
-            write_manifest(tmp_path / name, described, [Source("onnx", "good.onnx", "f" * 64)], {"calibration": CALIBRATION})
-        outcomes.append(Outcome(name, tmp_path / name, None if status == NOT_RUN else described, step, status, reasons))
+            write_manifest(tmp_path / name, file_spec, [Source("onnx", "good.onnx", "f" * 64)], {"calibration": CALIBRATION})
+        outcomes.append(Outcome(name, tmp_path / name, None if status == NOT_RUN else file_spec, measurement, status, reasons))
     return Verification(tmp_path / "w.pt", spec, dataset, BUDGETS, measured("PyTorch", 0.6, before), tuple(outcomes))
 
 
@@ -173,7 +173,7 @@ def test_the_charts_are_named_and_there(page: Path) -> None:
         "Calibration histogram of first",
         f"Calibration histogram of {NASTY}",
     ]
-    assert "9.5 dB, −0.25 AP, stays FP32" in words(page)
+    assert "9.5 dB, ΔAP −0.25, stays FP32" in words(page)
     assert "untouched" not in words(page)  # infinitely far above the noise
     assert "nan" not in page.read_text(encoding="utf-8").split("<main>")[1].split("base64")[0]
 
