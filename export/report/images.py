@@ -1,4 +1,4 @@
-"""The images that show best what each file changed: embedded once, the boxes drawn over them for every step."""
+"""Chooses the images that show best what each file changed, and encodes them for the page."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from dataclasses import dataclass
 
 import cv2
 
-from export.accuracy.box_changes import KEPT, Box, by_image, find_changes
+from export.accuracy.box_changes import KEPT, Box, find_changes
 from export.accuracy.gate import Verification
+from export.report.report_data import detections_by_image
 from runtime.datasets.dataset import LabeledImage
 from runtime.errors import InputError
 from runtime.media.image import Image
@@ -22,12 +23,16 @@ _MAX_BYTES = 200_000
 
 
 @dataclass(frozen=True)
-class Shown:
-    """An image and what each step found in it.
+class ShownImage:
+    """An image and what each model found in it.
 
     Attributes:
-        name: its file name. width, height: in pixels of the original, which the boxes are in. uri: a JPEG `data:` address.
-        boxes: by step name, the reference first. class_names: by category id.
+        name: of its file.
+        width: in pixels of the original, which the boxes are in.
+        height: likewise.
+        uri: JPEG as a `data:` address.
+        boxes: by model name, the reference first.
+        class_names: by category id.
     """
 
     name: str
@@ -38,22 +43,20 @@ class Shown:
     class_names: Mapping[int, str]
 
 
-def choose_images(found: Verification) -> list[Shown]:
-    """The readable images with most changed detections in any file, then those with most detections."""
-    steps = [outcome.step for outcome in found.outcomes if outcome.step]
-    reference = by_image(found.reference.evaluation.results)
-    results = {step.name: by_image(step.evaluation.results) for step in steps}
+def choose_images(found: Verification) -> list[ShownImage]:
+    """Chooses the readable images with most changed detections in any file, then those with most detections."""
+    detections = detections_by_image(found)
+    reference = next(iter(detections.values()))
 
     def boxes(image_id: int) -> dict[str, list[Box]]:
         before = reference.get(image_id, [])
-        changes = {name: find_changes(before, of.get(image_id, [])) for name, of in results.items()}
-        return {found.reference.name: find_changes(before, before), **changes}
+        return {name: find_changes(before, of.get(image_id, [])) for name, of in detections.items()}
 
     def interest(entry: LabeledImage) -> tuple[int, int]:
         every = [box for items in boxes(entry.image_id).values() for box in items]
         return sum(box.kind != KEPT for box in every), len(every)
 
-    shown: list[Shown] = []
+    shown: list[ShownImage] = []
     class_names = dict(zip(found.dataset.category_ids, found.dataset.class_names))
     for entry in sorted(found.dataset.images, key=interest, reverse=True):
         if len(shown) == _COUNT:
@@ -62,12 +65,12 @@ def choose_images(found: Verification) -> list[Shown]:
             uri = jpeg_uri(entry.read())
         except InputError:  # already named by the evaluation
             continue
-        shown.append(Shown(entry.path.name, entry.width, entry.height, uri, boxes(entry.image_id), class_names))
+        shown.append(ShownImage(entry.path.name, entry.width, entry.height, uri, boxes(entry.image_id), class_names))
     return shown
 
 
 def jpeg_uri(image: Image) -> str:
-    """A uint8 BGR image as a JPEG `data:` address, reduced to at most 560 pixels a side and 200 kB."""
+    """Encodes a uint8 BGR image as a JPEG `data:` address, reduced to at most 560 pixels a side and 200 kB."""
     scale = _LONGEST_SIDE / max(image.shape[:2])
     if scale < 1:
         size = (max(round(image.shape[1] * scale), 1), max(round(image.shape[0] * scale), 1))

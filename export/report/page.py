@@ -1,123 +1,107 @@
-"""`report.html`: one self-contained page about what every step did to the model."""
+"""Renders `report.html`, one self-contained page, from the data of `report.json` and the images to show."""
 
 from __future__ import annotations
 
-import string
+import math
 from collections.abc import Mapping, Sequence
-from importlib import resources
 from typing import Any
 
-from export.accuracy.gate import FAILED, NOT_RUN, PASSED
-from export.report import sections
-from export.report.images import Shown
-from export.report.markup import table, tag, text
-from export.report.side_by_side import side_by_side
+from jinja2 import Environment, PackageLoader, StrictUndefined
 
-Figures = Mapping[str, Any]
+from export.accuracy import box_changes
+from export.report.images import ShownImage
+from export.report.labels import place_labels
 
-_MARKS = {PASSED: ("passed", "✓ passed"), FAILED: ("failed", "✗ failed"), NOT_RUN: ("idle", "– built, not run")}
-_COLUMNS = {"AP": "AP", "AP50": "AP50", "AP75": "AP75", "APs": "small", "APm": "medium", "APl": "large"}
+Data = Mapping[str, Any]
+
+_CLASSES = 20  # in the charts; a table holds all of them
+_LAYERS = 30
+_SMALLEST_REACH = 0.1  # of the ΔAP axis, in points, so that rounding does not fill a chart
 
 
-def page(figures: Figures, images: Sequence[Shown]) -> str:
-    """The whole page from the content of `report.json` and the images to show."""
-    heading = f"Accuracy of {figures['model']} after export"
-    body = [
-        _header(heading, figures),
-        _section(
-            "Every step",
-            "Measured by one evaluation on the same images. Figures in percent, changes in points.",
-            _steps(figures),
-        ),
-        _section("Accuracy and budget", *sections.accuracy(figures)),
-        _section("Change by class", *sections.classes(figures)),
-        _section("The same images through every step", *side_by_side(figures, images)),
-        _section("Sensitivity by layer", *sections.sensitivity(figures)),
-        _section("Calibration", *sections.calibration(figures)),
-        _section("Lineage", "What was made from what. Hashes are SHA-256.", _lineage(figures)),
-    ]
-    files = {name: _packaged(name) for name in ("page.html", "style.css", "script.js")}
-    return string.Template(files["page.html"]).substitute(
-        title=text(heading), style=files["style.css"], script=files["script.js"], body="\n".join(body)
+def render_page(data: Data, images: Sequence[ShownImage]) -> str:
+    """Renders the page.
+
+    Args:
+        data: content of `report.json`.
+        images: images to show, in order.
+    """
+    deltas = _class_deltas(data)
+    return (
+        environment()
+        .get_template("page.html.jinja")
+        .render(
+            data=data,
+            images=images,
+            measured=[file for file in data["files"] if file["measured"]],
+            class_deltas=deltas,
+            most_changed=_most_changed(deltas),
+            reach=max([abs(delta) for row in deltas.values() for delta in row.values()] + [_SMALLEST_REACH]),
+            calibrations=_calibrations(data),
+            max_layers=_LAYERS,
+            box_changes=box_changes,
+        )
     )
 
 
-def _packaged(name: str) -> str:
-    return resources.files("export.report").joinpath(name).read_text(encoding="utf-8")
-
-
-def _section(heading: str, lead: str, *content: str) -> str:
-    return tag("section", tag("h2", text(heading)), tag("p", text(lead), class_="lead"), *content)
-
-
-def _header(heading: str, figures: Figures) -> str:
-    data, (height, width) = figures["data"], figures["input_size"]
-    ran = [file for file in figures["files"] if file["status"] != NOT_RUN]
-    failed = [file["name"] for file in ran if file["status"] == FAILED]
-    verdict = f"{', '.join(failed)} must not be used." if failed else f"All {len(ran)} files that ran kept their accuracy."
-    if not failed and len(ran) == 1:
-        verdict = "The file that ran kept its accuracy."
-    skipped = f", {len(data['skipped'])} more could not be read" if data["skipped"] else ""
-    where = f"{data['images']} images of {data['split']} ({data['root']}){skipped}, input {height} × {width}"
-    notes = [
-        tag("li", tag("strong", text(file["name"])), ": ", text(note))
-        for file in figures["files"]
-        for note in (*file["reasons"], *file["notes"])
-    ]
-    return tag(
-        "header",
-        tag("h1", text(heading)),
-        tag("p", text(where), class_="soft"),
-        tag("p", _badge(FAILED if failed else PASSED), " ", text(verdict), class_="verdict"),
-        tag("ul", *notes, class_="notes") if notes else "",
+def environment() -> Environment:
+    """Returns the templates' environment, which escapes every value."""
+    found = Environment(
+        loader=PackageLoader("export.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        finalize=_finalize,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
+    found.filters.update(percent=_percent, points=_points, outline=_outline, place_labels=place_labels)
+    return found
 
 
-def _badge(status: str) -> str:
-    kind, label = _MARKS[status]
-    return tag("span", text(label), class_=f"badge {kind}")
+def _finalize(value: Any) -> Any:
+    """Rounds numbers, and replaces the control characters that no page may hold."""
+    if isinstance(value, float):
+        return round(value, 2)
+    if hasattr(value, "__html__") or str(value).isprintable():
+        return value
+    return "".join(c if c.isprintable() or c in "\n\t" else "\N{REPLACEMENT CHARACTER}" for c in str(value))
 
 
-def _steps(figures: Figures) -> str:
-    rest = ("Δ to PyTorch", "budget", "worst class", "size", "ms / image", "max tensor difference")
-    rows = [_step_row(figures["reference"], figures["reference"], tag("span", "reference", class_="soft"))]
-    rows += [_step_row(file, file["measured"], _badge(file["status"])) for file in figures["files"]]
-    return table(("step", "verdict", *_COLUMNS.values(), *rest), rows, label="Figures of every step")
+def _percent(value: float) -> str:
+    """Formats an AP in [0, 1] as percent; a dash where the split has no such object."""
+    return f"{value * 100:.2f}" if value >= 0 else "–"
 
 
-def _step_row(step: Figures, measured: Figures | None, verdict: str) -> list[str]:
-    row = [text(step["name"]), verdict]
-    budget = f"−{step['budget']:.2f}" if step.get("budget") is not None else "–"
-    size = f"{step['bytes'] / 1e6:.2f} MB"
-    if measured is None:
-        return [*row, *["–"] * (len(_COLUMNS) + 1), budget, "–", size, "–", "–"]
-    worst = measured.get("worst_class")
-    return [
-        *row,
-        *(sections.percent(measured["figures"][name]) for name in _COLUMNS),
-        sections.points(measured["change"]) if "change" in measured else "–",
-        budget,
-        f"{text(worst['name'])} {sections.points(worst['change'])}" if worst else "–",
-        size,
-        f"{measured['milliseconds']:.1f}",
-        "–" if measured["difference"] is None else f"{measured['difference']:.1e}",
-    ]
+def _points(value: float) -> str:
+    """Formats a ΔAP in points, with a real minus sign."""
+    return f"{value:+.2f}".replace("-", "−").replace("−0.00", "±0.00").replace("+0.00", "±0.00")
 
 
-def _lineage(figures: Figures) -> str:
-    data, weights = figures["data"], figures["weights"]
-    rows = [
-        ("data", f"{data['split']} of {data['root']} (annotations and images)", data["sha256"], ""),
-        ("weights", weights["file"], weights["sha256"], ""),
-    ]
-    for file in figures["files"]:
-        sources = [
-            f"{item['role']} {item['name']} {item['sha256'][:12]}…" for item in (file["manifest"] or {}).get("made_from", ())
-        ]
-        made = "; ".join([*(f"from {source}" for source in sources), *(f"with {tool}" for tool in file["made_with"])])
-        rows.append((file["name"], file["file"], file["sha256"], made))
-    versions = ", ".join(f"{name} {version}" for name, version in figures["versions"].items())
-    listed = table(
-        ("what", "where", "SHA-256", "made"), [[text(cell) for cell in row] for row in rows], label="Lineage", class_="lineage"
-    )
-    return listed + tag("p", "Verified with ", text(versions), ".", class_="soft")
+def _outline(counts: Sequence[int]) -> str:
+    """Draws a histogram as an SVG path, a unit wide for each bin and 1 high, on a logarithmic axis."""
+    peak = math.log10(1 + max(counts, default=0)) or 1
+    tops = (1 - math.log10(1 + count) / peak for count in counts)
+    return "M0 1" + "".join(f"V{top:.4f}H{index + 1}" for index, top in enumerate(tops)) + "V1Z"
+
+
+def _class_deltas(data: Data) -> dict[str, dict[str, float]]:
+    """Computes ΔAP in points by class and file, for the classes with objects and the files that ran."""
+    per_class = {file["name"]: file["measured"]["per_class"] for file in data["files"] if file["measured"]}
+    return {
+        name: {file: (after[name] - before) * 100 for file, after in per_class.items()}
+        for name, before in data["reference"]["per_class"].items()
+        if before >= 0
+    }
+
+
+def _most_changed(deltas: Mapping[str, Mapping[str, float]]) -> list[str]:
+    """Chooses the classes with the largest ΔAP in any file, the worst loss first."""
+    largest = sorted(deltas, key=lambda name: -max(map(abs, deltas[name].values()), default=0))
+    return sorted(largest[:_CLASSES], key=lambda name: min(deltas[name].values(), default=0))
+
+
+def _calibrations(data: Data) -> dict[str, Data]:
+    """Collects what calibration recorded in the manifests, by file name."""
+    details = {file["name"]: (file["manifest"] or {}).get("details") or {} for file in data["files"]}
+    found = {name: values.get("calibration") for name, values in details.items()}
+    return {name: values for name, values in found.items() if isinstance(values, Mapping) and values}

@@ -1,4 +1,4 @@
-"""The figures of a verification as plain values: what `report.json` holds, and all that the page is drawn from but images."""
+"""Turns a verification into plain values: the content of `report.json`, and all of the page but its images."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from importlib import metadata
 from typing import Any
 
-from export.accuracy.box_changes import KINDS, by_image, find_changes
+from export.accuracy.box_changes import KINDS, Record, by_image, find_changes
 from export.accuracy.gate import Outcome, Verification
 from export.accuracy.measure import Step, worst_class
 from runtime.datasets.dataset import Dataset
@@ -19,17 +19,19 @@ from runtime.errors import InputError
 from runtime.files import sha256
 from runtime.manifest import manifest_path, read_manifest
 
+Detections = Mapping[int, list[Record]]
+
 KIND = "yolov3-asff-verification"
 VERSION = 1
 _LIBRARIES = ("torch", "onnx", "onnxruntime", "onnxruntime-gpu", "tensorrt", "numpy", "opencv-python-headless", "pycocotools")
 
 
-def content(found: Verification) -> dict[str, Any]:
-    """Everything that was measured, JSON values alone.
+def report_data(found: Verification) -> dict[str, Any]:
+    """Collects everything that was measured, as JSON values.
 
-    AP figures are in [0, 1] and -1 where the split has no such object; changes and budgets are in points (hundredths of AP).
+    AP is in [0, 1], and -1 where the split has no such object; ΔAP and budgets are in points (hundredths of AP).
     """
-    reference = found.reference
+    reference, detections = found.reference, detections_by_image(found)
     return {
         "kind": KIND,
         "version": VERSION,
@@ -47,12 +49,12 @@ def content(found: Verification) -> dict[str, Any]:
         "budgets": dict(found.budgets),
         "versions": _versions(),
         "reference": _measured(reference),
-        "files": [_file(outcome, found) for outcome in found.outcomes],
+        "files": [_file(outcome, found, detections) for outcome in found.outcomes],
     }
 
 
 def dataset_sha256(dataset: Dataset) -> str:
-    """One hash of a split: its annotations, and the name and bytes of each image, in order."""
+    """Hashes a split: its annotations, and the name and bytes of each image, in order."""
     digest = hashlib.sha256(json.dumps([dataset.class_names, dataset.annotations], sort_keys=True).encode())
     for entry in dataset.images:
         image = sha256(entry.path) if entry.path.is_file() else "missing"
@@ -70,22 +72,22 @@ def _versions() -> dict[str, str]:
     return found
 
 
-def _measured(step: Step) -> dict[str, Any]:
+def _measured(measurement: Step) -> dict[str, Any]:
     return {
-        "name": step.name,
-        "figures": step.evaluation.metrics,
-        "per_class": step.evaluation.per_class,
-        "detections": len(step.evaluation.results),
-        "bytes": step.size,
-        "milliseconds": round(step.milliseconds, 3),
-        "difference": _finite(step.difference),
+        "name": measurement.name,
+        "figures": measurement.evaluation.metrics,
+        "per_class": measurement.evaluation.per_class,
+        "detections": len(measurement.evaluation.results),
+        "bytes": measurement.size,
+        "milliseconds": round(measurement.milliseconds, 3),
+        "difference": _finite(measurement.difference),
     }
 
 
-def _file(outcome: Outcome, found: Verification) -> dict[str, Any]:
+def _file(outcome: Outcome, found: Verification, detections: Mapping[str, Detections]) -> dict[str, Any]:
     manifest = _manifest(outcome)
     precision = outcome.spec.precision if outcome.spec else (manifest or {}).get("precision")
-    described: dict[str, Any] = {
+    data: dict[str, Any] = {
         "name": outcome.name,
         "file": str(outcome.file),
         "sha256": sha256(outcome.file),
@@ -101,18 +103,23 @@ def _file(outcome: Outcome, found: Verification) -> dict[str, Any]:
     }
     if outcome.step:
         worst = worst_class(found.reference, outcome.step)
-        described["measured"] = {
+        data["measured"] = {
             **_measured(outcome.step),
             "change": outcome.step.change(found.reference),
             "worst_class": {"name": worst[0], "change": worst[1]} if worst else None,
-            "changed_detections": _changed(found.reference, outcome.step),
+            "changed_detections": _count_changes(detections[found.reference.name], detections[outcome.name]),
         }
-    return described
+    return data
 
 
-def _changed(reference: Step, step: Step) -> dict[str, int]:
-    """How many detections worth looking at were kept, rescored, appeared and vanished over the whole split."""
-    before, after = by_image(reference.evaluation.results), by_image(step.evaluation.results)
+def detections_by_image(found: Verification) -> dict[str, Detections]:
+    """Groups the detections worth looking at by model, the reference first, and image id."""
+    measurements = [found.reference, *(outcome.step for outcome in found.outcomes if outcome.step)]
+    return {measurement.name: by_image(measurement.evaluation.results) for measurement in measurements}
+
+
+def _count_changes(before: Detections, after: Detections) -> dict[str, int]:
+    """Counts the detections of the whole split that were kept, rescored, appeared and vanished."""
     counts = Counter(
         box.kind
         for image_id in before.keys() | after.keys()
@@ -122,7 +129,7 @@ def _changed(reference: Step, step: Step) -> dict[str, int]:
 
 
 def _manifest(outcome: Outcome) -> dict[str, Any] | None:
-    """What the file's manifest says of its making; None where there is none that can be read."""
+    """Reads how the file was made from its manifest; None where no manifest can be read."""
     try:
         manifest = read_manifest(manifest_path(outcome.file))
     except InputError:  # the gate has noted it
@@ -132,7 +139,10 @@ def _manifest(outcome: Outcome) -> dict[str, Any] | None:
 
 
 def _finite(value: Any) -> Any:
-    """JSON values with None for what JSON cannot hold: a layer that quantization leaves alone has an infinite ratio."""
+    """Replaces infinity and NaN, which JSON cannot hold, by None.
+
+    A layer that quantization leaves alone has an infinite signal-to-noise ratio.
+    """
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, Mapping):

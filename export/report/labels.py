@@ -1,0 +1,66 @@
+"""Labels the boxes drawn over an image so that no label hides another."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from export.accuracy.box_changes import KEPT, RESCORED, Box
+
+_LETTER = 0.62  # width of a letter, in its height
+
+Rectangle = tuple[float, float, float, float]
+
+
+@dataclass(frozen=True)
+class LabeledBox:
+    """A box with its label.
+
+    Attributes:
+        box: what to draw.
+        text: class and score.
+        corner: (left, bottom) of the label in pixels of the image; None where there is no room for it.
+    """
+
+    box: Box
+    text: str
+    corner: tuple[float, float] | None
+
+
+def place_labels(
+    boxes: Sequence[Box], class_names: Mapping[int, str], size: tuple[int, int], height: float
+) -> list[LabeledBox]:
+    """Puts each label above its box, below it or in it, where it hides no other label.
+
+    Args:
+        boxes: boxes of one image.
+        class_names: by category id.
+        size: (width, height) of the image in pixels.
+        height: of a label in pixels.
+
+    Returns:
+        The boxes in drawing order: the changed ones and the best ones last, on top. These choose their place first.
+    """
+    taken: list[Rectangle] = []
+    found = []
+    for box in sorted(boxes, key=lambda box: (box.kind == KEPT, -box.score)):
+        score = f"{box.before:.2f} → {box.score:.2f}" if box.kind == RESCORED else f"{box.score:.2f}"
+        text = f"{class_names[box.category_id]} {score}"
+        spot = _free_spot(box, len(text) * height * _LETTER, height, size, taken)
+        taken += [spot] if spot else []
+        found.append(LabeledBox(box, text, (spot[0], spot[3]) if spot else None))
+    return found[::-1]
+
+
+def _free_spot(box: Box, width: float, height: float, size: tuple[int, int], taken: Sequence[Rectangle]) -> Rectangle | None:
+    left, top, _, box_height = box.box
+    x = max(min(left, size[0] - width), 0)
+    for y in (top - height * 1.15, top + box_height + height * 0.15, top + height * 0.15):
+        spot = (x, y, x + width, y + height)
+        if y >= 0 and y + height <= size[1] and not any(_overlap(spot, other) for other in taken):
+            return spot
+    return None
+
+
+def _overlap(one: Rectangle, other: Rectangle) -> bool:
+    return one[0] < other[2] and other[0] < one[2] and one[1] < other[3] and other[1] < one[3]
