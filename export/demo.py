@@ -9,10 +9,10 @@ from pathlib import Path
 
 from calibration.pipeline import Request, calibrate
 from export.accuracy.gate import BUDGETS, Verification, verify
-from export.engine import build_engine, read_spec
-from export.onnx import Export, export_onnx
+from export.onnx_export.export import Export, export_onnx
 from export.report import write_report
 from export.trt.builder import BuildOptions
+from export.trt.engine import build_engine, read_spec
 from export.verify import summary
 from runtime import cli
 from runtime.backends.ort import OrtBackend

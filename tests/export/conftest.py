@@ -13,7 +13,7 @@ import pytest
 import torch
 from onnx import numpy_helper
 
-from export.onnx import Export, export_onnx
+from export.onnx_export.export import Export, export_onnx
 from runtime.detector import Detector
 from runtime.evaluation.coco import to_coco_results
 from runtime.media.image import write_image

@@ -16,7 +16,7 @@ from export import verify
 from export.accuracy import gate
 from export.accuracy.gate import judge, parse_budgets
 from export.accuracy.measure import Step, table, worst_class
-from export.onnx import Export, export_onnx
+from export.onnx_export.export import Export, export_onnx
 from runtime.errors import CheckFailed, InputError, MissingComponentError, ModelError, OutputError
 from runtime.evaluation.coco import METRICS, Evaluation
 from runtime.manifest import manifest_path, read_manifest
@@ -310,7 +310,7 @@ def test_a_stale_manifest_never_survives_a_new_model(
     def full(*_: object) -> None:
         raise OutputError("the disk is full")
 
-    monkeypatch.setattr("export.onnx.write_manifest", full)
+    monkeypatch.setattr("export.onnx_export.export.write_manifest", full)
     with pytest.raises(OutputError):
         list(export_onnx(Export(weights=exported.weights, output=model)))
     assert model.is_file()

@@ -12,6 +12,7 @@ import torch
 
 from export import onnx as exporter
 from export.onnx_export import parity, tracer
+from export.onnx_export.export import check_parity, parity_images
 from export.onnx_export.parity import Difference
 from runtime.backends.open import open_backend
 from runtime.backends.ort import OrtBackend
@@ -51,9 +52,9 @@ def test_onnx_equals_pytorch(variant: dict[str, object], tmp_path: Path) -> None
         described = spec.replace(input_size=size)
         path = tmp_path / f"{size[0]}.onnx"
         tracer.write_onnx(model, described, path)
-        images = exporter.parity_images(described, None, 3)
+        images = parity_images(described, None, 3)
         with OrtBackend(path) as exported:
-            difference = exporter.check_parity(TorchBackend(model, described), exported, images)
+            difference = check_parity(TorchBackend(model, described), exported, images)
             assert difference.agrees("fp32"), difference
             assert exported.spec == described
 
@@ -241,9 +242,7 @@ def test_a_difference_is_reported_for_the_worst_output() -> None:
             return [maps[0], maps[1], maps[2] + 1]
 
     model = settled(config)
-    found: Difference = exporter.check_parity(
-        TorchBackend(model, spec), Shifted(model, spec), [np.zeros((64, 64, 3), np.uint8)]
-    )
+    found: Difference = check_parity(TorchBackend(model, spec), Shifted(model, spec), [np.zeros((64, 64, 3), np.uint8)])
     assert found.output == "p3"
     assert found.absolute == pytest.approx(1, rel=1e-5)
 

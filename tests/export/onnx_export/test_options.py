@@ -19,8 +19,8 @@ from export import engine
 from export import onnx as exporter
 from export.accuracy import gate
 from export.accuracy.layer_diff import compare_layers
-from export.onnx import Export, export_onnx
 from export.onnx_export import parity, tracer
+from export.onnx_export.export import Export, export_onnx
 from runtime.backends.base import Backend
 from runtime.backends.open import open_backend
 from runtime.backends.ort import OrtBackend

@@ -15,6 +15,7 @@ from onnx import TensorProto, helper
 
 from export import engine
 from export.onnx_export.tracer import write_onnx
+from export.trt.engine import engine_name, read_spec
 from runtime.backends import gpu
 from runtime.backends.tensorrt import library as tensorrt_adapter
 from runtime.errors import CheckFailed, InputError, MissingComponentError, ModelError, OutputError
@@ -230,8 +231,9 @@ def test_ctrl_c_cancels_and_leaves_nothing(tmp_path: Path) -> None:
     write_onnx(settled(config), model_spec(config, CLASSES), file)
     # The command says when its build begins, so that the signal meets the builder and not Python's imports.
     code = (
-        "import sys; from runtime import cli; from export import engine, engine_build; start = engine.build_plan\n"
-        "engine.build_plan = lambda *a: (print('building', flush=True), start(*a))[1]\n"
+        "import sys; from runtime import cli; from export import engine; from export.trt import engine as library\n"
+        "start = library.build_plan\n"
+        "library.build_plan = lambda *a: (print('building', flush=True), start(*a))[1]\n"
         "cli.run(lambda: engine.main(sys.argv[1:]))"
     )
     command = [sys.executable, "-c", code, "--onnx", str(file), "--flavor", "rtx"]
@@ -281,20 +283,20 @@ def test_wrong_arguments_are_one_line(arguments: list[str], capsys: pytest.Captu
 
 def test_engine_names() -> None:
     spec = MINI_SPEC.replace(name="yolov3-asff", input_size=(608, 608), precision="fp16")
-    assert engine.engine_name(spec) == "yolov3-asff-608-fp16.engine"
-    assert engine.engine_name(spec.replace(input_size=(320, 608))) == "yolov3-asff-320x608-fp16.engine"
-    assert engine.engine_name(spec.replace(name="../my model/7")) == "my-model-7-608-fp16.engine"
-    assert engine.engine_name(spec.replace(name="..")) == "model-608-fp16.engine"
+    assert engine_name(spec) == "yolov3-asff-608-fp16.engine"
+    assert engine_name(spec.replace(input_size=(320, 608))) == "yolov3-asff-320x608-fp16.engine"
+    assert engine_name(spec.replace(name="../my model/7")) == "my-model-7-608-fp16.engine"
+    assert engine_name(spec.replace(name="..")) == "model-608-fp16.engine"
 
 
 def test_without_onnx_the_manifest_describes_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = mini(tmp_path / "m.onnx")
     monkeypatch.setitem(sys.modules, "onnx", None)
     with pytest.raises(MissingComponentError, match=r"onnx is not installed; .* or put m.onnx.json beside"):
-        engine.read_spec(model)
+        read_spec(model)
     described = MINI_SPEC.replace(precision="fp32")
     write_manifest(model, described, [], {})
-    assert engine.read_spec(model) == described
+    assert read_spec(model) == described
     model.write_bytes(model.read_bytes() + b" ")
     with pytest.raises(ModelError, match=r"is not the file that m.onnx.json describes"):
-        engine.read_spec(model)
+        read_spec(model)
