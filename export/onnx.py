@@ -6,6 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from export.onnx_export import parity
 from export.onnx_export.export import Export, export_onnx
 from export.onnx_export.tracer import OPSET
 from runtime import cli
@@ -42,6 +43,13 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         "--classes", type=Path, metavar="FILE", help="class names, one per line (default: those of the weights)"
     )
     parser.add_argument("--images", help="images to compare on, and to check the range of fp16 (default: seeded noise)")
+    parser.add_argument(
+        "--allow-rounding",
+        action="store_true",
+        help="for float32 files of weights that were never trained, which magnify rounding: accept an output that differs by"
+        f" more than {parity.LIMITS['fp32']:.0e} of its scale, if that is at most {parity.ROUNDING} times what PyTorch itself"
+        f" differs from float64, and at most {parity.MOST_ROUNDING:.0e} (default: refuse it)",
+    )
     return parser.parse_args(arguments)
 
 
@@ -72,6 +80,7 @@ def main(arguments: list[str] | None = None) -> int:
         top_k=options.topk,
         inspect=options.inspect,
         classes=read_names(options.classes) if options.classes else None,
+        allow_rounding=options.allow_rounding,
     )
     heading = "compared with PyTorch (/ plain: with the plain file)"
     print(f"{heading:54}max absolute  max relative  rms relative", file=sys.stderr)

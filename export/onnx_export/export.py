@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import logging
 import tempfile
@@ -20,7 +21,7 @@ from export.onnx_export.tracer import OPSET, TOOLS, exact_outputs, output_shapes
 from runtime.backends.base import Backend
 from runtime.backends.inspection import InspectableBackend, Inspection, inspection_shapes
 from runtime.backends.ort import OrtBackend
-from runtime.errors import CheckFailed
+from runtime.errors import CheckFailed, InputError
 from runtime.files import atomic_write, sha256
 from runtime.manifest import manifest_path, source, write_manifest
 from runtime.media.image import Image
@@ -86,6 +87,7 @@ class Export:
         images: what to compare on (anything `--source` takes), None for seeded noise.
         uint8_input: take pixels, and normalize them in the graph. top_k: decode in the graph and give out so many boxes, or 0.
         inspect: also give out how ASFF fuses. classes: names for its classes, None for those it has.
+        allow_rounding: accept a float32 file beyond the limit if rounding explains the difference, see `parity.ROUNDING`.
     """
 
     weights: Path
@@ -99,10 +101,15 @@ class Export:
     top_k: int = 0
     inspect: bool = False
     classes: tuple[str, ...] | None = None
+    allow_rounding: bool = False
+
+    def __post_init__(self) -> None:
+        if self.allow_rounding and self.precision != "fp32":
+            raise InputError(f"--allow-rounding: of a float32 file alone, not with --precision {self.precision}; leave it out")
 
     def settings(self) -> dict[str, Any]:
         """What the file depends on besides the weights, for its manifest."""
-        names = ("size", "batch", "precision", "opset", "uint8_input", "top_k", "inspect", "classes")
+        names = ("size", "batch", "precision", "opset", "uint8_input", "top_k", "inspect", "classes", "allow_rounding")
         values = {name: getattr(self, name) for name in names}
         return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
@@ -157,10 +164,11 @@ def _write_proven(
     first = path if spec == plain else scratch
     write_onnx(model, plain, first, batch=job.batch, opset=job.opset, inspect=job.inspect)
     with OrtBackend(first) as exported:
-        reference = TorchBackend(model, plain)
-        difference = check_parity(reference, exported, images, inspect=job.inspect)
+        difference = check_parity(TorchBackend(model, plain), exported, images, inspect=job.inspect)
+        if job.allow_rounding and not difference.agrees(job.precision):
+            difference = _with_rounding(difference, model, plain, prepare(images, plain), job)
         yield f"{size}, batch {batches}", difference
-        if not difference.agrees(job.precision) and not _is_rounding(difference, model, plain, prepare(images, plain), job):
+        if not (difference.agrees(job.precision) or difference.is_rounding()):
             raise CheckFailed(f"{job.output} was not written: at {size} {_disagreement(difference, job.precision)}")
         if spec == plain:
             return
@@ -182,29 +190,32 @@ def _options(spec: ModelSpec) -> list[str]:
     return (["--uint8-input"] if spec.input_type == "uint8" else []) + topk
 
 
-def _is_rounding(
+def _with_rounding(
     difference: Difference, model: DetectorModel, spec: ModelSpec, inputs: NDArray[np.float32], job: Export
-) -> bool:
-    """Whether a float32 file is about as far from PyTorch as PyTorch is from exact arithmetic: the model magnifies rounding."""
-    if job.precision != "fp32":
-        return False
+) -> Difference:
+    """Adds how far PyTorch itself is from float64 on these inputs; warns if that explains the difference."""
     names, mine = list(output_shapes(spec, job.inspect)), _outputs(TorchBackend(model, spec), inputs, job.inspect)
     exact = exact_outputs(model, inputs, job.inspect)
     own = parity.worst(parity.compare(names, exact, [*mine.outputs, *mine.fusion()])).relative
-    if difference.relative > min(parity.ROUNDING * own, parity.MOST_ROUNDING):
-        return False
-    log.warning(
-        "this model magnifies rounding: in float32 PyTorch itself is %.1e from exact arithmetic (%s is %.1e from PyTorch);"
-        " a model that was hardly trained yet does",
-        *(own, job.output.name, difference.relative),
-    )
-    return True
+    difference = dataclasses.replace(difference, pytorch_rounding=own)
+    if difference.is_rounding():
+        log.warning(
+            "these weights magnify rounding: PyTorch itself is %.1e from float64 (%s is %.1e from PyTorch);"
+            " accepted by --allow-rounding",
+            *(own, job.output.name, difference.relative),
+        )
+    return difference
 
 
 def _disagreement(difference: Difference, precision: str) -> str:
+    reason = "weights that were never trained magnify rounding"
+    if difference.pytorch_rounding is not None:
+        reason = f"rounding does not explain it: PyTorch itself is {difference.pytorch_rounding:.1e} from float64"
+    elif precision == "fp32":
+        reason += "; if yours are such, `python -m export.onnx --allow-rounding` accepts what rounding explains"
     return (
         f"its output {difference.output} differs from PyTorch by {difference.measure(precision):.1e} of its scale, the limit is"
-        f" {parity.LIMITS[precision]:.0e} (a model that was hardly trained yet can magnify mere rounding that much)"
+        f" {parity.LIMITS[precision]:.0e} ({reason})"
     )
 
 

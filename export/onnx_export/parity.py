@@ -20,9 +20,9 @@ what the rounding costs is for the accuracy gate to say (trained models: 4e-4)."
 
 
 ROUNDING = 4
-"""How many times PyTorch's own distance from float64 a float32 file may be away where a model magnifies rounding."""
+"""A difference of a float32 file counts as rounding up to this many times PyTorch's own distance from float64."""
 MOST_ROUNDING = 1e-2
-"""Beyond this a model magnifies rounding so much that nothing can be said of a file."""
+"""Largest difference that counts as rounding: beyond it the weights magnify rounding too much to judge a file."""
 OPTIONS_LIMIT = 1e-5
 """How far a file with options may be from the plain file of the same precision, relative to each output's largest magnitude:
 both compute the same network by the same library, and the decoding is done in float32 on either side (seen: 0 to 1e-6)."""
@@ -35,16 +35,22 @@ class Difference:
     Attributes:
         output: its name. absolute: max |a - b|. relative: that, divided by max |a| of the reference.
         rms: root mean square of a - b, divided by that of a.
+        pytorch_rounding: largest relative distance of PyTorch in float32 from PyTorch in float64; None if not measured.
     """
 
     output: str
     absolute: float
     relative: float
     rms: float
+    pytorch_rounding: float | None = None
 
     def measure(self, precision: str) -> float:
         """The figure that counts for a precision."""
         return self.relative if precision == "fp32" else self.rms
+
+    def is_rounding(self) -> bool:
+        """Whether PyTorch's own rounding, where it was measured, explains the difference."""
+        return self.pytorch_rounding is not None and self.relative <= min(ROUNDING * self.pytorch_rounding, MOST_ROUNDING)
 
     def agrees(self, precision: str) -> bool:
         """Whether it is small enough for a file of that precision; false for values that are not numbers."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,8 +18,9 @@ from export.onnx_export.parity import Difference
 from runtime.backends.open import open_backend
 from runtime.backends.ort import OrtBackend
 from runtime.detector import Detector
-from runtime.errors import CheckFailed
+from runtime.errors import CheckFailed, InputError
 from runtime.files import sha256
+from runtime.manifest import manifest_path
 from runtime.media.image import read_image
 from runtime.ops.decode import decode
 from runtime.ops.preprocess import preprocess
@@ -174,18 +176,23 @@ def test_real_images_can_be_compared_on(make_checkpoint: Callable[..., Path], co
     assert run(arguments) == 0
 
 
-def test_a_file_that_differs_is_refused_and_not_written(
-    make_checkpoint: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    weights, output = make_checkpoint(), tmp_path / "out" / "m.onnx"
+def damage(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make the exporter do what a wrong conversion would do to one output."""
     fold = tracer.fold_batch_norm
 
     def damaged(model: torch.nn.Module) -> torch.nn.Module:
         folded = fold(model)
-        folded.heads[1].predict.bias.data += 0.01  # what a wrong conversion would do to one output
+        folded.heads[1].predict.bias.data += 0.01
         return folded
 
     monkeypatch.setattr(tracer, "fold_batch_norm", damaged)
+
+
+def test_a_file_that_differs_is_refused_and_not_written(
+    make_checkpoint: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weights, output = make_checkpoint(), tmp_path / "out" / "m.onnx"
+    damage(monkeypatch)
     with pytest.raises(CheckFailed, match="output p4 differs"):
         run(["--weights", str(weights), "--output", str(output)])
     assert list(output.parent.iterdir()) == []
@@ -194,16 +201,49 @@ def test_a_file_that_differs_is_refused_and_not_written(
 def test_what_is_no_more_than_rounding_is_written_with_a_warning(
     make_checkpoint: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """As for a model that magnifies rounding beyond the limit: here the limit is put below any rounding."""
+    """As for weights that magnify rounding beyond the limit: here the limit is put below any rounding."""
     monkeypatch.setitem(parity.LIMITS, "fp32", 1e-9)
-    weights, output = make_checkpoint(), tmp_path / "m.onnx"
-    assert run(["--weights", str(weights), "--output", str(output)]) == 0
-    assert "this model magnifies rounding: in float32 PyTorch itself is" in caplog.text
+    output = tmp_path / "m.onnx"
+    arguments = ["--weights", str(make_checkpoint()), "--output", str(output)]
+    with pytest.raises(CheckFailed, match=r"not written: .* never trained magnify rounding; .*export\.onnx --allow-rounding"):
+        run(arguments)  # not unless it is asked for
+    assert not output.exists() and not caplog.text
+    assert run([*arguments, "--allow-rounding"]) == 0
+    assert "these weights magnify rounding: PyTorch itself is" in caplog.text
+    details = json.loads(manifest_path(output).read_text())["details"]
+    assert details["settings"]["allow_rounding"] is True
+    for found in details["parity"].values():
+        assert 1e-9 < found["relative"] <= parity.ROUNDING * found["pytorch_rounding"] < parity.MOST_ROUNDING
     output.unlink()
     monkeypatch.setattr(parity, "ROUNDING", 1e-3)  # and what is beyond that is refused as ever
-    with pytest.raises(CheckFailed, match="was not written"):
-        run(["--weights", str(weights), "--output", str(output)])
+    with pytest.raises(CheckFailed, match=r"was not written: .*rounding does not explain it: PyTorch itself is"):
+        run([*arguments, "--allow-rounding"])
     assert not output.exists()
+
+
+def test_a_wrong_file_is_refused_even_if_rounding_is_allowed(
+    make_checkpoint: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    damage(monkeypatch)
+    output = tmp_path / "out" / "m.onnx"
+    with pytest.raises(CheckFailed, match=r"output p4 differs .*rounding does not explain it"):
+        run(["--weights", str(make_checkpoint()), "--output", str(output), "--allow-rounding"])
+    assert list(output.parent.iterdir()) == []
+
+
+def test_rounding_is_allowed_in_float32_alone(make_checkpoint: Callable[..., Path], tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"--allow-rounding: .*--precision fp16; leave it out"):
+        run(
+            [
+                "--weights",
+                str(make_checkpoint()),
+                "--output",
+                str(tmp_path / "m.onnx"),
+                "--precision",
+                "fp16",
+                "--allow-rounding",
+            ]
+        )
 
 
 def test_exact_outputs_are_the_models_in_float64() -> None:
