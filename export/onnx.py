@@ -1,4 +1,4 @@
-"""`python -m export.onnx`: a checkpoint as an ONNX file that is proven to compute the same."""
+"""`python -m export.onnx`: exports a checkpoint to an ONNX file that is proven to compute the same."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from export.onnx_export import parity
-from export.onnx_export.export import Export, export_onnx
+from export.onnx_export.export import ExportRequest, export_onnx
 from export.onnx_export.tracer import OPSET
 from runtime import cli
 from runtime.spec import MOST_CANDIDATES
@@ -18,7 +18,6 @@ _OPSETS = (16, 17)  # GridSample came with 16; TensorRT 8.6 reads up to 17
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
-    """The command's arguments."""
     parser = cli.parser(
         "export.onnx",
         "Export a checkpoint to ONNX and compare its outputs with PyTorch's; a file that differs is not written.",
@@ -42,21 +41,26 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--classes", type=Path, metavar="FILE", help="class names, one per line (default: those of the weights)"
     )
-    parser.add_argument("--images", help="images to compare on, and to check the range of fp16 (default: seeded noise)")
+    parser.add_argument("--images", help="images to compare on, and to check the range of FP16 (default: seeded noise)")
     parser.add_argument(
         "--allow-rounding",
         action="store_true",
-        help="for float32 files of weights that were never trained, which magnify rounding: accept an output that differs by"
-        f" more than {parity.LIMITS['fp32']:.0e} of its scale, if that is at most {parity.ROUNDING} times what PyTorch itself"
-        f" differs from float64, and at most {parity.MOST_ROUNDING:.0e} (default: refuse it)",
+        help="for FP32 files of never-trained weights, which magnify rounding: accept an output that differs by more than"
+        f" {parity.LIMITS['fp32']:.0e} of its scale, if that is at most {parity.ROUNDING} times what PyTorch itself differs"
+        f" from float64, and at most {parity.MOST_ROUNDING:.0e} (default: refuse it)",
     )
     return parser.parse_args(arguments)
 
 
 def top_k(text: str) -> int:
+    """Reads the value of `--topk`.
+
+    Raises:
+        argparse.ArgumentTypeError: more than TensorRT can select.
+    """
     value = cli.positive(text)
     if value > MOST_CANDIDATES:
-        raise argparse.ArgumentTypeError(f"expected at most {MOST_CANDIDATES}, which is what TensorRT selects, got {value}")
+        raise argparse.ArgumentTypeError(f"expected at most {MOST_CANDIDATES}, the most that TensorRT selects, got {value}")
     return value
 
 
@@ -65,10 +69,9 @@ def _batch(text: str) -> int | None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command; returns its exit code."""
     options = parse(arguments)
     cli.check_suffix(options.output, ".onnx")
-    job = Export(
+    request = ExportRequest(
         weights=options.weights,
         output=options.output,
         size=options.size,
@@ -84,8 +87,9 @@ def main(arguments: list[str] | None = None) -> int:
     )
     heading = "compared with PyTorch (/ plain: with the plain file)"
     print(f"{heading:54}max absolute  max relative  rms relative", file=sys.stderr)
-    for what, difference in export_onnx(job):
-        print(f"{what:54} {difference.absolute:12.2e}  {difference.relative:12.2e}  {difference.rms:12.2e}", file=sys.stderr)
+    for comparison, difference in export_onnx(request):
+        metrics = f"{difference.absolute:12.2e}  {difference.relative:12.2e}  {difference.rms:12.2e}"
+        print(f"{comparison:54} {metrics}", file=sys.stderr)
     print(options.output)
     return 0
 

@@ -1,4 +1,4 @@
-"""Exports a checkpoint to an ONNX file that is proven to compute the same."""
+"""Exports a checkpoint to an ONNX file that is proven to compute the same as PyTorch."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from export.onnx_export import parity
-from export.onnx_export.fp16_range import HALF_MAX, check_range
-from export.onnx_export.parity import Difference
+from export.onnx_export.fp16_range import FP16_MAX, check_range
+from export.onnx_export.parity import OutputDifference
 from export.onnx_export.tracer import OPSET, TOOLS, exact_outputs, output_shapes, write_onnx
 from runtime.backends.base import Backend
 from runtime.backends.inspection import InspectableBackend, Inspection, inspection_shapes
@@ -33,61 +33,34 @@ from train.model import DetectorModel
 from train.torch_backend import TorchBackend
 from train.weights import open_weights
 
-_BATCHES = (1, 3)  # batch sizes that a dynamic model is compared at
-_SECOND_SIZE = 64  # the second size a model is compared at is larger by this much
-_SCANNED = 32  # images on which the range of half precision is checked
+_BATCHES = (1, 3)  # batch sizes at which a file with a dynamic batch is compared
+_SECOND_SIZE = 64  # pixels added to each side for the second size that is compared
+_SCANNED = 32  # images on which the range of FP16 is checked
 
 log = logging.getLogger(__name__)
 
 
-def check_parity(reference: Backend, exported: Backend, images: Sequence[Image], *, inspect: bool = False) -> Difference:
-    """Run both on images, prepared as each describes, at each batch size the file takes; the worst difference of any output.
-
-    Args:
-        reference: one that gives out raw maps.
-    """
-    found = []
-    for size in (exported.batch_size,) if exported.batch_size else _BATCHES:
-        chosen = list(itertools.islice(itertools.cycle(images), size))
-        one, other = (_outputs(backend, prepare(chosen, backend.spec), inspect) for backend in (reference, exported))
-        found += parity.compare_outputs(reference.spec, one.outputs, exported.spec, other.outputs)
-        further = list(inspection_shapes(reference.spec.input_size))
-        found += parity.compare(further, one.fusion(), other.fusion())
-    return parity.worst(found)
-
-
-def _outputs(backend: Backend, images: NDArray[Any], inspect: bool) -> Inspection:
-    if inspect:
-        assert isinstance(backend, InspectableBackend)
-        return backend.inspect(images)
-    return Inspection(backend.infer(images), [], [])
-
-
-def parity_images(spec: ModelSpec, images: str | None, count: int) -> list[Image]:
-    """The first `count` images of `images` (anything `--source` takes), or seeded noise of the input's size; uint8 BGR."""
-    if images:
-        return [read_source(source) for source in find_sources(images)[:count]]
-    noise = np.random.default_rng(0).integers(0, 256, (count, *spec.input_size, 3), dtype=np.uint8)
-    return list(noise)
-
-
-def prepare(images: Sequence[Image], spec: ModelSpec) -> NDArray[Any]:
-    """A batch as a model of this description takes it."""
-    return np.stack([preprocess(image, spec)[0] for image in images])
-
-
 @dataclass(frozen=True, kw_only=True)
-class Export:
-    """What is to be exported, and how.
+class ExportRequest:
+    """Checkpoint to export, and the options of its ONNX file.
 
     Attributes:
-        weights: anything `train.weights.open_weights` takes. output: the file to write.
-        size: (height, width) in pixels, None for the checkpoint's. batch: fixed, or None for a dynamic one.
-        precision: `fp32` or `fp16`. opset: of ONNX.
-        images: what to compare on (anything `--source` takes), None for seeded noise.
-        uint8_input: take pixels, and normalize them in the graph. top_k: decode in the graph and give out so many boxes, or 0.
-        inspect: also give out how ASFF fuses. classes: names for its classes, None for those it has.
-        allow_rounding: accept a float32 file beyond the limit if rounding explains the difference, see `parity.ROUNDING`.
+        weights: anything that `train.weights.open_weights` takes.
+        output: the file to write.
+        size: (height, width) in pixels; None for the checkpoint's.
+        batch: fixed batch size; None for a dynamic one.
+        precision: `fp32` or `fp16`.
+        opset: ONNX operator set.
+        images: images to compare on (anything `--source` takes); None for seeded noise.
+        uint8_input: whether the file takes bytes and normalizes them itself.
+        top_k: number of decoded boxes that the file gives out; 0 for the raw maps.
+        inspect: whether the file also gives out how ASFF fuses the levels.
+        classes: class names; None for those of the weights.
+        allow_rounding: whether a difference of an FP32 file beyond the limit is accepted where rounding explains it, see
+            `OutputDifference.is_rounding`.
+
+    Raises:
+        InputError: `allow_rounding` with FP16.
     """
 
     weights: Path
@@ -105,109 +78,167 @@ class Export:
 
     def __post_init__(self) -> None:
         if self.allow_rounding and self.precision != "fp32":
-            raise InputError(f"--allow-rounding: of a float32 file alone, not with --precision {self.precision}; leave it out")
+            raise InputError(f"--allow-rounding: for FP32 files only, not with --precision {self.precision}; leave it out")
 
     def settings(self) -> dict[str, Any]:
-        """What the file depends on besides the weights, for its manifest."""
+        """Returns everything that the file depends on besides the weights, for its manifest."""
         names = ("size", "batch", "precision", "opset", "uint8_input", "top_k", "inspect", "classes", "allow_rounding")
         values = {name: getattr(self, name) for name in names}
         return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
 
-def export_onnx(job: Export) -> Iterator[tuple[str, Difference]]:
-    """Export a checkpoint and prove it; yields (what was compared, worst difference) and writes the file only if all pass.
+def export_onnx(request: ExportRequest) -> Iterator[tuple[str, OutputDifference]]:
+    """Exports a checkpoint and proves the file at two sizes.
 
-    Its manifest (see `runtime.manifest`) goes beside it.
+    The file and its manifest (see `runtime.manifest`) are written only if every comparison passes, and only when the iterator
+    is used up.
+
+    Yields:
+        The name of a comparison, and the largest difference it found.
 
     Raises:
         InputError: the checkpoint cannot be used, or the output cannot be written.
-        CheckFailed: the file does not compute what the checkpoint does, or half precision does not hold it.
+        CheckFailed: the file does not compute what the checkpoint does, or exceeds the range of FP16.
     """
-    loaded = open_weights(job.weights, classes=job.classes)
-    model = checkpoint.restore(job.weights, loaded)
-    if job.inspect:
+    loaded = open_weights(request.weights, classes=request.classes)
+    model = checkpoint.restore(request.weights, loaded)
+    if request.inspect:
         model.check_inspectable()
     spec = loaded.spec.replace(
-        input_size=job.size or loaded.spec.input_size,
-        precision=job.precision,
-        input_type="uint8" if job.uint8_input else "float32",
-        top_k=job.top_k,
-        source_sha256=sha256(job.weights),
+        input_size=request.size or loaded.spec.input_size,
+        precision=request.precision,
+        input_type="uint8" if request.uint8_input else "float32",
+        top_k=request.top_k,
+        source_sha256=sha256(request.weights),
         made_with=TOOLS,
     )
     found: dict[str, Any] = {}
     larger = spec.replace(input_size=tuple(side + _SECOND_SIZE for side in spec.input_size))
-    with atomic_write(job.output) as temporary, tempfile.TemporaryDirectory(dir=temporary.parent, prefix=".parity-") as folder:
-        for described, path in ((spec, temporary), (larger, Path(folder) / "larger.onnx")):
-            for what, difference in _write_proven(model, described, path, Path(folder) / "plain.onnx", job):
-                found[what] = vars(difference)
-                yield f"{what}, {difference.output}", difference
-        if job.precision == "fp16":
-            _check_range(temporary, spec, job)
-        manifest_path(job.output).unlink(missing_ok=True)  # it described an earlier file of the name
-    origin = source("weights", job.weights, job.output)
-    write_manifest(job.output, spec, [origin], {"settings": job.settings(), "parity": found})
+    output = request.output
+    with atomic_write(output) as temporary, tempfile.TemporaryDirectory(dir=temporary.parent, prefix=".parity-") as folder:
+        for each, path in ((spec, temporary), (larger, Path(folder) / "larger.onnx")):
+            for comparison, difference in _write_proven(model, each, path, Path(folder) / "plain.onnx", request):
+                found[comparison] = vars(difference)
+                yield f"{comparison}, {difference.output}", difference
+        if request.precision == "fp16":
+            _check_range(temporary, spec, request)
+        manifest_path(output).unlink(missing_ok=True)  # it belongs to an earlier file of that name
+    origin = source("weights", request.weights, output)
+    write_manifest(output, spec, [origin], {"settings": request.settings(), "parity": found})
+
+
+def check_parity(reference: Backend, exported: Backend, images: Sequence[Image], *, inspect: bool = False) -> OutputDifference:
+    """Runs two backends on the same images, at each batch size that `exported` takes.
+
+    Args:
+        reference: a backend that gives out raw maps.
+        exported: the backend to compare with it; it may give out candidates.
+        images: uint8 BGR images; each backend gets them preprocessed as its own spec says.
+        inspect: whether to compare the fusion outputs too; both backends must have them.
+
+    Returns:
+        The largest difference of any output.
+    """
+    found = []
+    for size in (exported.batch_size,) if exported.batch_size else _BATCHES:
+        chosen = list(itertools.islice(itertools.cycle(images), size))
+        one, other = (_outputs(backend, prepare(chosen, backend.spec), inspect) for backend in (reference, exported))
+        found += parity.compare_outputs(reference.spec, one.outputs, exported.spec, other.outputs)
+        fusion_names = list(inspection_shapes(reference.spec.input_size))
+        found += parity.compare(fusion_names, one.fusion(), other.fusion())
+    return parity.worst(found)
+
+
+def _outputs(backend: Backend, images: NDArray[Any], inspect: bool) -> Inspection:
+    if inspect:
+        assert isinstance(backend, InspectableBackend)
+        return backend.inspect(images)
+    return Inspection(backend.infer(images), [], [])
+
+
+def parity_images(spec: ModelSpec, images: str | None, count: int) -> list[Image]:
+    """Reads the images to compare on, or makes them.
+
+    Args:
+        spec: gives the size of the noise.
+        images: anything `--source` takes; None for seeded noise.
+        count: number of images; fewer if `images` has fewer.
+
+    Returns:
+        uint8 BGR images.
+    """
+    if images:
+        return [read_source(source) for source in find_sources(images)[:count]]
+    noise = np.random.default_rng(0).integers(0, 256, (count, *spec.input_size, 3), dtype=np.uint8)
+    return list(noise)
+
+
+def prepare(images: Sequence[Image], spec: ModelSpec) -> NDArray[Any]:
+    """Preprocesses images into one batch, as the spec says."""
+    return np.stack([preprocess(image, spec)[0] for image in images])
 
 
 def _write_proven(
-    model: DetectorModel, spec: ModelSpec, path: Path, scratch: Path, job: Export
-) -> Iterator[tuple[str, Difference]]:
-    """Write a file and compare it with PyTorch; one with options (written after one without, at `scratch`) with the latter.
+    model: DetectorModel, spec: ModelSpec, path: Path, scratch: Path, request: ExportRequest
+) -> Iterator[tuple[str, OutputDifference]]:
+    """Writes a file and proves it.
+
+    A plain file is compared with PyTorch. For a file with options, a plain one is written to `scratch` and compared with
+    PyTorch, and then the two files with each other.
 
     Raises:
-        CheckFailed: they differ too much.
+        CheckFailed: a difference is too large.
     """
     plain = spec.plain()
     size = "{}x{}".format(*spec.input_size)
-    batches = str(job.batch) if job.batch else " and ".join(map(str, _BATCHES))
-    images = parity_images(plain, job.images, max(_BATCHES))
-    first = path if spec == plain else scratch
-    write_onnx(model, plain, first, batch=job.batch, opset=job.opset, inspect=job.inspect)
-    with OrtBackend(first) as exported:
-        difference = check_parity(TorchBackend(model, plain), exported, images, inspect=job.inspect)
-        if job.allow_rounding and not difference.agrees(job.precision):
-            difference = _with_rounding(difference, model, plain, prepare(images, plain), job)
+    batches = str(request.batch) if request.batch else " and ".join(map(str, _BATCHES))
+    images = parity_images(plain, request.images, max(_BATCHES))
+    plain_path = path if spec == plain else scratch
+    write_onnx(model, plain, plain_path, batch=request.batch, opset=request.opset, inspect=request.inspect)
+    with OrtBackend(plain_path) as exported:
+        difference = check_parity(TorchBackend(model, plain), exported, images, inspect=request.inspect)
+        if request.allow_rounding and not difference.agrees(request.precision):
+            difference = _with_rounding(difference, model, plain, prepare(images, plain), request)
         yield f"{size}, batch {batches}", difference
-        if not (difference.agrees(job.precision) or difference.is_rounding()):
-            raise CheckFailed(f"{job.output} was not written: at {size} {_disagreement(difference, job.precision)}")
+        if not (difference.agrees(request.precision) or difference.is_rounding()):
+            raise CheckFailed(f"{request.output} was not written: at {size} {_disagreement(difference, request.precision)}")
         if spec == plain:
             return
-        write_onnx(model, spec, path, batch=job.batch, opset=job.opset, inspect=job.inspect)
+        write_onnx(model, spec, path, batch=request.batch, opset=request.opset, inspect=request.inspect)
         with OrtBackend(path) as optioned:
-            difference = check_parity(exported, optioned, images, inspect=job.inspect)
-    options = " ".join(_options(spec))
+            difference = check_parity(exported, optioned, images, inspect=request.inspect)
+    options = " ".join(_option_flags(spec))
     yield f"{size}, {options} / plain", difference
     if not difference.relative <= parity.OPTIONS_LIMIT:
         raise CheckFailed(
-            f"{job.output} was not written: at {size} with {options} its {difference.output} differ by"
+            f"{request.output} was not written: at {size} with {options} its {difference.output} differ by"
             f" {difference.relative:.1e} of their scale from those without, the limit is {parity.OPTIONS_LIMIT:.0e}"
         )
 
 
-def _options(spec: ModelSpec) -> list[str]:
-    """As they are given to the command."""
+def _option_flags(spec: ModelSpec) -> list[str]:
     topk = [f"--topk {spec.top_k}"] if spec.top_k else []
     return (["--uint8-input"] if spec.input_type == "uint8" else []) + topk
 
 
 def _with_rounding(
-    difference: Difference, model: DetectorModel, spec: ModelSpec, inputs: NDArray[np.float32], job: Export
-) -> Difference:
-    """Adds how far PyTorch itself is from float64 on these inputs; warns if that explains the difference."""
-    names, mine = list(output_shapes(spec, job.inspect)), _outputs(TorchBackend(model, spec), inputs, job.inspect)
-    exact = exact_outputs(model, inputs, job.inspect)
-    own = parity.worst(parity.compare(names, exact, [*mine.outputs, *mine.fusion()])).relative
-    difference = dataclasses.replace(difference, pytorch_rounding=own)
+    difference: OutputDifference, model: DetectorModel, spec: ModelSpec, inputs: NDArray[np.float32], request: ExportRequest
+) -> OutputDifference:
+    """Adds PyTorch's own distance from float64 on these inputs, and warns if that explains the difference."""
+    names, float32 = list(output_shapes(spec, request.inspect)), _outputs(TorchBackend(model, spec), inputs, request.inspect)
+    exact = exact_outputs(model, inputs, request.inspect)
+    rounding = parity.worst(parity.compare(names, exact, [*float32.outputs, *float32.fusion()])).relative
+    difference = dataclasses.replace(difference, pytorch_rounding=rounding)
     if difference.is_rounding():
         log.warning(
             "these weights magnify rounding: PyTorch itself is %.1e from float64 (%s is %.1e from PyTorch);"
             " accepted by --allow-rounding",
-            *(own, job.output.name, difference.relative),
+            *(rounding, request.output.name, difference.relative),
         )
     return difference
 
 
-def _disagreement(difference: Difference, precision: str) -> str:
+def _disagreement(difference: OutputDifference, precision: str) -> str:
     reason = "weights that were never trained magnify rounding"
     if difference.pytorch_rounding is not None:
         reason = f"rounding does not explain it: PyTorch itself is {difference.pytorch_rounding:.1e} from float64"
@@ -219,13 +250,19 @@ def _disagreement(difference: Difference, precision: str) -> str:
     )
 
 
-def _check_range(path: Path, spec: ModelSpec, job: Export) -> None:
-    """Look for activations that half precision cannot hold, on more images than parity needs."""
-    if not job.images:
-        log.warning("the range of half precision was checked on noise alone; --images checks it on images")
-    inputs = prepare(parity_images(spec, job.images, _SCANNED), spec)
-    step = job.batch or 1
-    batches = (np.resize(inputs[i : i + step], (step, *inputs.shape[1:])) for i in range(0, len(inputs), step))
-    peak = check_range(path, batches)
-    what = f"largest activation on {len(inputs)} images: {peak.peak:.4g} in {peak.layer}"
-    log.info("%s, %.2g of half precision's range", what, peak.peak / HALF_MAX)
+def _check_range(path: Path, spec: ModelSpec, request: ExportRequest) -> None:
+    """Checks the activations of an FP16 file, on more images than parity needs.
+
+    Raises:
+        CheckFailed: a layer exceeds the range of FP16.
+    """
+    if not request.images:
+        log.warning("the range of FP16 was checked on noise only; --images checks it on images")
+    inputs = prepare(parity_images(spec, request.images, _SCANNED), spec)
+    size = request.batch or 1
+    batches = (np.resize(inputs[i : i + size], (size, *inputs.shape[1:])) for i in range(0, len(inputs), size))
+    largest = check_range(path, batches)
+    log.info(
+        "largest activation on %d images: %.4g in %s, %.2g of the FP16 range",
+        *(len(inputs), largest.peak, largest.layer, largest.peak / FP16_MAX),
+    )
