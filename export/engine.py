@@ -1,4 +1,4 @@
-"""`python -m export.engine`: an ONNX file as a TensorRT engine of proven precision, with its description beside it."""
+"""`python -m export.engine`: builds a TensorRT engine of proven precision from an ONNX file, with its manifest beside it."""
 
 from __future__ import annotations
 
@@ -35,11 +35,10 @@ def _workspace(text: str) -> float:
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
-    """The command's arguments."""
     parser = cli.parser(
         "export.engine",
         "Build a TensorRT engine from an ONNX file and prove its precision, which is that of the file."
-        " FILE.engine.json beside it says what was made from what. Exit codes: 0 done, 1 the file or the engine is not of the"
+        " FILE.engine.json beside it says what it was made from. Exit codes: 0 done, 1 the file or the engine does not have the"
         " precision it claims, 2 bad input, 3 no TensorRT or no GPU for it, 130 Ctrl-C; nothing is written unless it is 0.",
         "python -m export.engine --onnx yolov3-asff.onnx --flavor rtx --batch 1,1,8",
     )
@@ -62,7 +61,6 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command; returns its exit code."""
     given = parse(arguments)
     options = BuildOptions(
         batch=given.batch,
@@ -76,17 +74,17 @@ def main(arguments: list[str] | None = None) -> int:
     trt = open_tensorrt(given.flavor)
     output = choose_output(given.output, given.onnx, spec, trt.flavor)
     if given.timing_cache and given.timing_cache.resolve() in (given.onnx.resolve(), output.resolve()):
-        raise InputError(f"--timing-cache {given.timing_cache}: that is the model; name a file of its own")
-    facts = build_engine(trt, given.onnx, spec, output, options)
+        raise InputError(f"--timing-cache {given.timing_cache}: that is the model; choose another file")
+    details = build_engine(trt, given.onnx, spec, output, options)
     log.info(
         "%s: %d of %d convolutions in %s, by %s; built in %.1f s for batch %s, %.1f MB",
         trt.title,
-        facts["network"][spec.precision],
-        facts["network"]["convolutions"],
+        details["network"][spec.precision],
+        details["network"]["convolutions"],
         spec.precision,
-        "network and engine inspector" if facts["inspector"] else "the types of the network",
-        facts["build_seconds"],
-        "/".join(map(str, facts["batch"].values())),
+        "network and engine inspector" if details["inspector"] else "the types of the network",
+        details["build_seconds"],
+        "/".join(map(str, details["batch"].values())),
         output.stat().st_size / 1e6,
     )
     print(output)

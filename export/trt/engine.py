@@ -32,20 +32,21 @@ from runtime.spec import ModelSpec
 
 
 def read_spec(path: Path) -> ModelSpec:
-    """The description in an ONNX file's metadata; without the onnx package, as on a machine that builds and no more, the one
-    in the manifest beside it.
+    """Reads the spec of an ONNX file from its metadata.
+
+    Without the onnx package, as on a machine that only builds engines, it is read from the manifest beside the file.
 
     Raises:
         InputError: no such file.
-        ModelError: not an ONNX file, or one without our metadata; or the manifest is of another file.
-        MissingComponentError: neither onnx nor a manifest.
+        ModelError: not an ONNX file, or one without our metadata; or the manifest belongs to another file.
+        MissingComponentError: neither the onnx package nor a manifest.
     """
     if not path.is_file():
         raise InputError(f"{path}: no such ONNX file; make one with `python -m export.onnx`")
     try:
         import onnx
     except ImportError as error:
-        return _spec_beside(path, error)
+        return _spec_of_manifest(path, error)
     try:
         model = onnx.load(str(path), load_external_data=False)
     except Exception as error:  # protobuf's error type differs between its versions
@@ -56,7 +57,7 @@ def read_spec(path: Path) -> ModelSpec:
         raise ModelError(f"{path}: {error}") from error
 
 
-def _spec_beside(path: Path, error: ImportError) -> ModelSpec:
+def _spec_of_manifest(path: Path, error: ImportError) -> ModelSpec:
     beside = manifest_path(path)
     if not beside.is_file():
         raise MissingComponentError(
@@ -69,17 +70,17 @@ def _spec_beside(path: Path, error: ImportError) -> ModelSpec:
 
 
 def engine_name(spec: ModelSpec) -> str:
-    """The name of a model's engine, such as `yolov3-asff-608-fp16.engine`."""
+    """Returns the file name of a model's engine, such as `yolov3-asff-608-fp16.engine`."""
     height, width = spec.input_size
     size = str(height) if height == width else f"{height}x{width}"
     return f"{re.sub(r'[^A-Za-z0-9._-]+', '-', spec.name).lstrip('.-') or 'model'}-{size}-{spec.precision}.engine"
 
 
 def choose_output(path: Path | None, model: Path, spec: ModelSpec, flavor: str) -> Path:
-    """Where the engine goes: `path`, or by default the model's own name for it, beside the ONNX file.
+    """Chooses the engine's path: `path`, or by default `engine_name` beside the ONNX file.
 
     Raises:
-        InputError: a name that does not end in .engine, or a default that would replace the engine of another model.
+        InputError: the name does not end in .engine, or the default is taken by the engine of another model.
     """
     if path:
         cli.check_suffix(path, ".engine")
@@ -88,12 +89,12 @@ def choose_output(path: Path | None, model: Path, spec: ModelSpec, flavor: str) 
         return path
     output = model.parent / engine_name(spec)
     if output.exists() and not _is_made_from(output, model, flavor):
-        raise InputError(f"{output} is there already, made from another file or by another flavor; name one with --output")
+        raise InputError(f"{output} exists and was made from another file or by another flavor; choose a name with --output")
     return output
 
 
 def _is_made_from(engine: Path, model: Path, flavor: str) -> bool:
-    """Whether an engine's manifest says that it was made from this file, whatever the file holds by now."""
+    """Tells whether an engine's manifest names this ONNX file, which may have changed since, and this flavor."""
     try:
         manifest = read_manifest(manifest_path(engine))
     except InputError:
@@ -104,10 +105,13 @@ def _is_made_from(engine: Path, model: Path, flavor: str) -> bool:
 
 
 def check_signature(path: Path, network: Any, spec: ModelSpec) -> int | None:
-    """Hold a parsed network's inputs and outputs against the description; return the fixed batch size, if any.
+    """Checks the inputs and outputs of a parsed network against the spec.
+
+    Returns:
+        The fixed batch size; None if it is dynamic.
 
     Raises:
-        ModelError: names, types or shapes differ from what the contract promises.
+        ModelError: names, types or shapes differ.
     """
     inputs = [network.get_input(index) for index in range(network.num_inputs)]
     outputs = [network.get_output(index) for index in range(network.num_outputs)]
@@ -125,18 +129,23 @@ def check_signature(path: Path, network: Any, spec: ModelSpec) -> int | None:
 
 
 def build_engine(trt: TensorRT, model: Path, spec: ModelSpec, output: Path, options: BuildOptions) -> dict[str, Any]:
-    """Build the engine of an ONNX file and prove its precision; write it and its manifest only then.
+    """Builds the engine of an ONNX file and proves its precision; only then writes it and its manifest.
 
     Args:
-        spec: the file's own description, see `read_spec`.
+        trt: the library to build with.
+        model: the ONNX file.
+        spec: the file's own spec, see `read_spec`.
+        output: the engine to write.
+        options: see `BuildOptions`.
 
     Returns:
-        What the manifest keeps of the engine.
+        What the manifest says of the engine (`details.engine`).
 
     Raises:
         InputError: the file, an option or the output cannot be used.
-        CheckFailed: the file or the engine is not of the precision that the description claims.
-        MissingComponentError: the library does not start here.
+        ModelError: the network is not what the spec says, or the library cannot build it.
+        CheckFailed: the file or the engine does not have the precision that the spec claims.
+        MissingComponentError: the library does not start on this machine.
     """
     options = usable_options(trt, options)
     check_writable(output)
@@ -154,17 +163,9 @@ def build_engine(trt: TensorRT, model: Path, spec: ModelSpec, output: Path, opti
     start = time.perf_counter()
     plan = build_plan(trt, builder, network, config)
     seconds = time.perf_counter() - start
-    del parser  # it owned the weights until here
-    inspected = None
-    gpu = find_gpu()
-    if gpu:
-        inspected = inspected_types(trt.inspect(trt.deserialize(plan, version_compatible=options.version_compatible)))
-        check_inspected(trt, inspected, spec.precision)
-    facts = {
-        "flavour": trt.flavor,
-        "version": trt.version,
-        "gpu": gpu.name if gpu else None,
-        "compute_capability": gpu.compute_capability if gpu else None,
+    del parser  # it owns the weights until here
+    details = {
+        **_library_details(trt),
         "batch": dict(zip(("min", "opt", "max"), batch)),
         "build_seconds": round(seconds, 2),
         "optimization_level": int(config.builder_optimization_level),
@@ -173,21 +174,47 @@ def build_engine(trt: TensorRT, model: Path, spec: ModelSpec, output: Path, opti
         "hardware_compatible": options.hardware_compatible,
         "strongly_typed": trt.is_typed,
         "network": precision.summary(),
-        "inspector": inspected,
+        "inspector": _inspect(trt, plan, spec.precision, options),
     }
-    _write(output, plan, spec, origin, facts)
+    _write(output, plan, spec, origin, details)
     if options.timing_cache:
         save_timing_cache(config, options.timing_cache)
-    return facts
+    return details
 
 
-def _write(output: Path, plan: bytes, spec: ModelSpec, origin: Source, facts: Mapping[str, Any]) -> None:
-    """Write plan and manifest in a folder of their own, and only then put both in place."""
+def _library_details(trt: TensorRT) -> dict[str, Any]:
+    gpu = find_gpu()
+    return {
+        "flavour": trt.flavor,
+        "version": trt.version,
+        "gpu": gpu.name if gpu else None,
+        "compute_capability": gpu.compute_capability if gpu else None,
+    }
+
+
+def _inspect(trt: TensorRT, plan: bytes, claimed: str, options: BuildOptions) -> dict[str, int] | None:
+    """Checks the precision of a plan with the engine inspector, which needs a GPU.
+
+    Returns:
+        See `inspected_types`; None without a GPU.
+
+    Raises:
+        CheckFailed: see `check_inspected`.
+    """
+    if not find_gpu():
+        return None
+    counts = inspected_types(trt.inspect(trt.deserialize(plan, version_compatible=options.version_compatible)))
+    check_inspected(trt, counts, claimed)
+    return counts
+
+
+def _write(output: Path, plan: bytes, spec: ModelSpec, origin: Source, details: Mapping[str, Any]) -> None:
+    """Writes plan and manifest to a temporary folder, and then moves both into place."""
     try:
         with tempfile.TemporaryDirectory(dir=output.parent, prefix=".engine-") as folder:
             written = Path(folder) / output.name
             written.write_bytes(plan)
-            write_manifest(written, spec, [origin], {"engine": facts})
+            write_manifest(written, spec, [origin], {"engine": details})
             os.replace(manifest_path(written), manifest_path(output))
             os.replace(written, output)
     except OSError as error:
