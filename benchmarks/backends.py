@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from benchmarks.models import settle
 from benchmarks.timing import alternate
-from export.onnx import parity_images, prepare
+from export.onnx_export.export import parity_images, prepare
 from export.onnx_export.tracer import write_onnx
 from runtime import cli
 from runtime.backends.onnx_base import INPUT_NAME

@@ -25,7 +25,7 @@ from calibration.graph import Graph
 from calibration.placement import TARGETS, place
 from calibration.quantize import quantize
 from calibration.ranges import Range
-from export.onnx import parity_images, prepare
+from export.onnx_export.export import parity_images, prepare
 from runtime import cli
 from runtime.backends.ort import OrtBackend
 

@@ -18,8 +18,8 @@ import torch
 
 from benchmarks.models import settle
 from benchmarks.timing import alternate
-from export.onnx import check_parity, parity_images, prepare
 from export.onnx_export import parity
+from export.onnx_export.export import check_parity, parity_images, prepare
 from export.onnx_export.tracer import exact_outputs, write_onnx
 from runtime import cli
 from runtime.backends.ort import OrtBackend

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from calibration.images import choose_images, digest
-from export.engine import engine_name
 from export.onnx import top_k
 from export.report.report_data import dataset_sha256
+from export.trt.engine import engine_name
 from runtime import cli
 from runtime.datasets.open import open_dataset
 from runtime.files import output_folder, sha256, write_json

@@ -9,10 +9,10 @@ from pathlib import Path
 
 from calibration.pipeline import Request, calibrate
 from export.accuracy.gate import BUDGETS, Verification, verify
-from export.engine import build_engine, read_spec
-from export.onnx import Export, export_onnx
+from export.onnx_export.export import ExportRequest, export_onnx
 from export.report import write_report
 from export.trt.builder import BuildOptions
+from export.trt.engine import build_engine, read_spec
 from export.verify import summary
 from runtime import cli
 from runtime.backends.ort import OrtBackend
@@ -77,7 +77,7 @@ def export(weights: Path, data: Path, folder: Path, calibrated: int) -> list[Pat
     full, half, quantized = (folder / f"model{part}.onnx" for part in ("", ".fp16", ".int8"))
     for precision, output in (("fp32", full), ("fp16", half)):
         for what, difference in export_onnx(
-            Export(weights=weights, output=output, precision=precision, images=str(data / "val"))
+            ExportRequest(weights=weights, output=output, precision=precision, images=str(data / "val"))
         ):
             log.info("    %s, %s: differs by %.1e of its scale", precision, what, difference.measure(precision))
     calibrate(

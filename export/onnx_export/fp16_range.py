@@ -1,7 +1,7 @@
-"""What half precision does inside a model: activations near or beyond its range, by layer.
+"""Measures the activations of an FP16 file, layer by layer, against the range of FP16.
 
-On a CPU, ONNX Runtime computes between neighboring operators in float32, so that an overflow inside can leave no trace in the
-maps. Here every tensor is asked for, as the half-precision value it will be on a GPU.
+On a CPU, ONNX Runtime computes between neighboring operators in float32, so an overflow inside may not show in the maps.
+Here every tensor is read as the FP16 value that it will be on a GPU.
 """
 
 from __future__ import annotations
@@ -17,28 +17,39 @@ from calibration.activations import ActivationRunner
 from runtime.errors import CheckFailed
 from runtime.files import PathLike
 
-HALF_MAX = float(np.finfo(np.float16).max)
-"""Largest finite number of half precision: 65504."""
+FP16_MAX = float(np.finfo(np.float16).max)
+"""Largest finite FP16 number: 65504."""
 
 
 @dataclass(frozen=True)
 class LayerPeak:
-    """The largest activation of a layer.
+    """Largest activation of a layer.
 
     Attributes:
-        layer, operator: of the node. peak: largest finite magnitude. broken: how many values were not finite.
+        layer: name of the node.
+        operator: its ONNX operator.
+        peak: largest finite magnitude.
+        nonfinite: number of NaN and infinite values.
     """
 
     layer: str
     operator: str
     peak: float
-    broken: int
+    nonfinite: int
 
 
 def scan(path: PathLike, images: Iterable[NDArray[Any]]) -> list[LayerPeak]:
-    """Run an FP16 file on batches as its description says; every layer in half precision, in graph order."""
+    """Runs an FP16 file on batches and measures every FP16 layer.
+
+    Args:
+        path: the ONNX file.
+        images: batches, each as the file's spec says.
+
+    Returns:
+        The layers in graph order.
+    """
     peaks: dict[str, float] = {}
-    broken: dict[str, int] = {}
+    nonfinite: dict[str, int] = {}
     with ActivationRunner(path) as runner:
         for image in images:
             for name, value in runner.run(image).items():
@@ -47,23 +58,23 @@ def scan(path: PathLike, images: Iterable[NDArray[Any]]) -> list[LayerPeak]:
                 finite = np.isfinite(value)
                 found = float(np.abs(value, where=finite, out=np.zeros_like(value)).max(initial=0))
                 peaks[name] = max(peaks.get(name, 0.0), found)
-                broken[name] = broken.get(name, 0) + int(value.size - np.count_nonzero(finite))
-        return [LayerPeak(*runner.producers[name], peaks[name], broken[name]) for name in runner.names if name in peaks]
+                nonfinite[name] = nonfinite.get(name, 0) + int(value.size - np.count_nonzero(finite))
+        return [LayerPeak(*runner.producers[name], peaks[name], nonfinite[name]) for name in runner.names if name in peaks]
 
 
 def check_range(path: PathLike, images: Iterable[NDArray[Any]]) -> LayerPeak:
-    """The layer with the largest activation of an FP16 file.
+    """Returns the layer with the largest activation of an FP16 file.
 
     Raises:
-        CheckFailed: a layer gives values that are not finite; the message names the first.
+        CheckFailed: a layer gives values that are not finite; the message names the first such layer.
     """
     layers = scan(path, images)
-    overflowing = [layer for layer in layers if layer.broken]
+    overflowing = [layer for layer in layers if layer.nonfinite]
     if overflowing:
         first = overflowing[0]
         raise CheckFailed(
-            f"half precision does not hold this model: {first.layer} ({first.operator}) gives {first.broken} values that are"
-            f" not finite, as {len(overflowing)} of {len(layers)} layers do; half precision ends at {HALF_MAX:.0f};"
+            f"FP16 does not hold this model: {first.layer} ({first.operator}) gives {first.nonfinite} values that are"
+            f" not finite, as {len(overflowing)} of {len(layers)} layers do; FP16 ends at {FP16_MAX:.0f};"
             " export with --precision fp32, or train with weight decay"
         )
     return max(layers, key=lambda layer: layer.peak)

@@ -1,4 +1,4 @@
-"""How far two runs of the same model are apart, on numpy arrays from any backend, raw maps or candidates."""
+"""Measures how far two runs of a model are apart, on numpy arrays of any backend, raw maps or candidates."""
 
 from __future__ import annotations
 
@@ -14,57 +14,74 @@ from runtime.ops.decode import decode
 from runtime.spec import ModelSpec
 
 LIMITS = {"fp32": 1e-4, "fp16": 1e-2}
-"""How far a file of a precision may be from PyTorch in float32. fp32: the largest difference, relative to the output's largest
-magnitude. fp16: the root mean square of the difference, relative to that of the output; a single value says little there, and
-what the rounding costs is for the accuracy gate to say (trained models: 4e-4)."""
+"""Largest accepted difference from PyTorch in float32, by precision of the file.
 
-
+fp32: largest difference, relative to the output's largest magnitude. fp16: root mean square of the difference, relative to that
+of the output; a single value says little there, and the accuracy gate judges what rounding costs (trained models: 4e-4).
+"""
 ROUNDING = 4
-"""How many times PyTorch's own distance from float64 a float32 file may be away where a model magnifies rounding."""
+"""A difference of an FP32 file counts as rounding up to this many times PyTorch's own distance from float64."""
 MOST_ROUNDING = 1e-2
-"""Beyond this a model magnifies rounding so much that nothing can be said of a file."""
+"""Largest difference that counts as rounding: beyond it, the weights magnify rounding too much to judge a file."""
 OPTIONS_LIMIT = 1e-5
-"""How far a file with options may be from the plain file of the same precision, relative to each output's largest magnitude:
-both compute the same network by the same library, and the decoding is done in float32 on either side (seen: 0 to 1e-6)."""
+"""Largest accepted difference of a file with options from the plain file, relative to each output's largest magnitude.
+
+Both compute the same network with the same library, and both decode in float32 (seen: 0 to 1e-6).
+"""
 
 
 @dataclass(frozen=True)
-class Difference:
-    """The largest difference found in one output.
+class OutputDifference:
+    """Largest difference found in one output.
 
     Attributes:
-        output: its name. absolute: max |a - b|. relative: that, divided by max |a| of the reference.
+        output: name of the output.
+        absolute: max |a - b|.
+        relative: max |a - b|, divided by max |a| of the reference.
         rms: root mean square of a - b, divided by that of a.
+        pytorch_rounding: largest relative distance of PyTorch in float32 from PyTorch in float64; None if not measured.
     """
 
     output: str
     absolute: float
     relative: float
     rms: float
+    pytorch_rounding: float | None = None
 
     def measure(self, precision: str) -> float:
-        """The figure that counts for a precision."""
+        """Returns the number that `LIMITS` limits for a precision."""
         return self.relative if precision == "fp32" else self.rms
 
     def agrees(self, precision: str) -> bool:
-        """Whether it is small enough for a file of that precision; false for values that are not numbers."""
+        """Tells whether the difference is within `LIMITS`; False for NaN."""
         return self.measure(precision) <= LIMITS[precision]
+
+    def is_rounding(self) -> bool:
+        """Tells whether PyTorch's own rounding explains the difference; False if that was not measured."""
+        return self.pytorch_rounding is not None and self.relative <= min(ROUNDING * self.pytorch_rounding, MOST_ROUNDING)
 
 
 def compare(
     names: Sequence[str], reference: Sequence[NDArray[np.floating]], other: Sequence[NDArray[np.floating]]
-) -> list[Difference]:
-    """The largest difference of each output; infinite where shapes differ or a value is not finite."""
+) -> list[OutputDifference]:
+    """Measures the largest difference of each output; infinite where shapes differ or a value is not finite."""
     return [_difference(name, a, b) for name, a, b in zip(names, reference, other)]
 
 
 def compare_outputs(
     spec: ModelSpec, reference: Sequence[NDArray[np.floating]], other_spec: ModelSpec, other: Sequence[NDArray[np.floating]]
-) -> list[Difference]:
-    """What two backends' `infer` gave for the same images, the reference's being raw maps.
+) -> list[OutputDifference]:
+    """Measures the differences between the outputs of two backends for the same images.
 
-    Candidates are held against the boxes at their places in the maps: `boxes` (clipped to the input), `scores`, `classes` (the
-    logit of the chosen class against that of the best), and `selection` (the scores against the highest that there are).
+    Maps are compared map by map. Candidates are compared with the boxes that the reference's maps hold at their anchor indices:
+    `boxes` (clipped to the input), `scores`, `classes` (the logit of the chosen class with that of the best one), and
+    `selection` (the candidates' scores with the highest scores of the maps).
+
+    Args:
+        spec: of the reference, which gives out raw maps.
+        reference: the maps of a batch.
+        other_spec: of the other backend; its `top_k` tells candidates from maps.
+        other: the outputs for the same batch.
     """
     if not other_spec.top_k:
         return compare(spec.map_names, reference, other)
@@ -76,21 +93,21 @@ def compare_outputs(
 
 def _compare_candidates(
     spec: ModelSpec, maps: Sequence[NDArray[np.floating]], other_spec: ModelSpec, rows: NDArray[np.floating]
-) -> list[Difference]:
+) -> list[OutputDifference]:
     try:
-        every, chosen = decode(maps, spec, 0), decode([rows], other_spec, 0)  # both in the order of places
-    except ModelError:  # values that are not numbers, or places that there are not
-        return [_beyond_measure("selection")]
-    places = np.unique(rows[:, 6].astype(np.int64))
-    if len(places) != len(rows):
-        return [_beyond_measure("selection")]
+        every, chosen = decode(maps, spec, 0), decode([rows], other_spec, 0)  # both ordered by anchor index
+    except ModelError:  # NaN, or anchor indices that do not exist
+        return [_infinite("selection")]
+    anchor_indices = np.unique(rows[:, 6].astype(np.int64))
+    if len(anchor_indices) != len(rows):
+        return [_infinite("selection")]
     height, width = spec.input_size
-    logits = _class_logits(maps, spec)[places]
+    logits = _class_logits(maps, spec)[anchor_indices]
     return compare(
         ("boxes", "scores", "classes", "selection"),
         (
-            box_ops.clip(every.boxes[places], width, height),
-            every.scores[places],
+            box_ops.clip(every.boxes[anchor_indices], width, height),
+            every.scores[anchor_indices],
             logits.max(axis=1),
             np.sort(every.scores)[: -len(rows) - 1 : -1],
         ),
@@ -104,7 +121,7 @@ def _compare_candidates(
 
 
 def _class_logits(maps: Sequence[NDArray[np.floating]], spec: ModelSpec) -> NDArray[np.floating]:
-    """`[all boxes, C]`, in the order of places."""
+    """Gathers the class logits of all boxes of an image, `[boxes, C]`, ordered by anchor index."""
     levels = []
     for raw, anchors in zip(maps, spec.anchors):
         cells = raw.reshape(len(anchors), spec.class_channel + spec.num_classes, -1)[:, spec.class_channel :]
@@ -112,19 +129,19 @@ def _class_logits(maps: Sequence[NDArray[np.floating]], spec: ModelSpec) -> NDAr
     return np.concatenate(levels)
 
 
-def _difference(name: str, reference: NDArray[np.floating], other: NDArray[np.floating]) -> Difference:
+def _difference(name: str, reference: NDArray[np.floating], other: NDArray[np.floating]) -> OutputDifference:
     if reference.shape != other.shape or not (np.isfinite(reference).all() and np.isfinite(other).all()):
-        return _beyond_measure(name)
+        return _infinite(name)
     error = reference.astype(np.float64) - other
     absolute, scale = float(np.abs(error).max()), float(np.abs(reference).max())
     power, noise = float(np.square(reference, dtype=np.float64).mean()), float(np.square(error).mean())
-    return Difference(name, absolute, absolute / (scale or 1), (noise / (power or 1)) ** 0.5)
+    return OutputDifference(name, absolute, absolute / (scale or 1), (noise / (power or 1)) ** 0.5)
 
 
-def _beyond_measure(name: str) -> Difference:
-    return Difference(name, float("inf"), float("inf"), float("inf"))
+def _infinite(name: str) -> OutputDifference:
+    return OutputDifference(name, float("inf"), float("inf"), float("inf"))
 
 
-def worst(differences: Sequence[Difference]) -> Difference:
-    """The one with the largest relative difference."""
+def worst(differences: Sequence[OutputDifference]) -> OutputDifference:
+    """Returns the one with the largest relative difference."""
     return max(differences, key=lambda difference: difference.relative)

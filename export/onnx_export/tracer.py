@@ -1,4 +1,4 @@
-"""Traces a PyTorch model into an ONNX file. The only torch importer of this package."""
+"""Traces a PyTorch model into an ONNX file; the only torch importer of this package."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ TOOLS = (f"torch {torch.__version__}", f"onnx {onnx.__version__}")
 OPSET = 17
 
 
-class _Contract(nn.Module):
-    """The model as its description has it: images in, float32 outputs out, and to inspect it how its levels were fused.
+class _ExportedModule(nn.Module):
+    """Model with the inputs and outputs of its spec, and with `inspect` those that show how its levels were fused.
 
-    Where the outputs are not the maps, those come last, so that they can be named.
+    The inputs are images and the outputs are float32. With `top_k` the maps come last, so that the file can name them.
     """
 
     def __init__(self, model: DetectorModel, spec: ModelSpec, inspect: bool) -> None:
@@ -37,13 +37,17 @@ class _Contract(nn.Module):
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         if self.spec.input_type == "uint8":
-            images = _normalized(images, self.spec)
+            images = _normalize(images, self.spec)
         maps, fused = _run(self.model, images, self.inspect)
-        return (_best(self.model, maps, self.spec), *fused, *maps) if self.spec.top_k else (*maps, *fused)
+        return (_top_boxes(self.model, maps, self.spec), *fused, *maps) if self.spec.top_k else (*maps, *fused)
 
 
 def _run(model: DetectorModel, images: Tensor, inspect: bool) -> tuple[list[Tensor], list[Tensor]]:
-    """The maps of normalized images `[N, 3, H, W]`, and with `inspect` how the levels were fused for them."""
+    """Runs a model on normalized images `[N, 3, H, W]`.
+
+    Returns:
+        The maps, and with `inspect` the fusion weights and activations.
+    """
     dtype = next(model.parameters()).dtype
     if dtype != images.dtype:
         images = images.to(dtype)
@@ -53,17 +57,20 @@ def _run(model: DetectorModel, images: Tensor, inspect: bool) -> tuple[list[Tens
     return maps, [*weights, *activations]
 
 
-def _normalized(pixels: Tensor, spec: ModelSpec) -> Tensor:
-    """uint8 `[N, H, W, 3]` to what `runtime.ops.preprocess.normalize` makes of them, float32 `[N, 3, H, W]`, bit by bit."""
+def _normalize(pixels: Tensor, spec: ModelSpec) -> Tensor:
+    """Normalizes uint8 `[N, H, W, 3]` to float32 `[N, 3, H, W]`, bit for bit as `runtime.ops.preprocess.normalize` does."""
     offset, scale = (torch.from_numpy(values).reshape(1, 3, 1, 1) for values in normalization(spec))
-    # TensorRT takes bytes only if they are cast at once.
+    # TensorRT takes bytes only if the first layer casts them.
     return (pixels.to(torch.float32).permute(0, 3, 1, 2) - offset) / scale
 
 
-def _best(model: DetectorModel, maps: Sequence[Tensor], spec: ModelSpec) -> Tensor:
-    """The K boxes of the highest score, best first: float32 `[N, K, 7]`, see `runtime.spec.CANDIDATE_COLUMNS`.
+def _top_boxes(model: DetectorModel, maps: Sequence[Tensor], spec: ModelSpec) -> Tensor:
+    """Decodes the maps and selects the K boxes with the highest scores, best first.
 
-    The model's own `decode` does the arithmetic, on maps in which the best class stands for all: so it is done for one class.
+    The model's own `decode` does the arithmetic. It gets the best class only, so that it works on one class, not on all.
+
+    Returns:
+        float32 `[N, K, 7]`, see `runtime.spec.CANDIDATE_COLUMNS`.
     """
     reduced, classes = [], []
     for raw, anchors in zip(maps, spec.anchors):
@@ -75,25 +82,25 @@ def _best(model: DetectorModel, maps: Sequence[Tensor], spec: ModelSpec) -> Tens
     boxes = model.decode(reduced)  # [N, all, 6]
     scores = boxes[..., 4] * boxes[..., 5]
     rows = torch.cat([boxes[..., :4], torch.stack([scores, torch.cat(classes, dim=1)], dim=2)], dim=2)
-    places = scores.topk(spec.top_k, dim=1).indices[..., None]
-    best = torch.cat([rows.gather(1, places.expand(-1, -1, rows.shape[2])), places.float()], dim=2)
-    # Maxima and selections pass over what is not a number: an image whose maps hold such says so in every row.
-    broken = torch.stack([torch.isnan(raw).flatten(1).float().amax(dim=1) for raw in maps]).amax(dim=0)
-    return torch.where(broken[:, None, None] > 0, torch.tensor(float("nan")), best)
+    anchor_indices = scores.topk(spec.top_k, dim=1).indices[..., None]
+    best = torch.cat([rows.gather(1, anchor_indices.expand(-1, -1, rows.shape[2])), anchor_indices.float()], dim=2)
+    # Maxima and selections skip NaN, so an image with NaN in its maps gets NaN in every row.
+    has_nan = torch.stack([torch.isnan(raw).flatten(1).float().amax(dim=1) for raw in maps]).amax(dim=0)
+    return torch.where(has_nan[:, None, None] > 0, torch.tensor(float("nan")), best)
 
 
 def fold_batch_norm(model: DetectorModel) -> DetectorModel:
-    """A copy whose convolutions have absorbed their batch norms; it computes the same in evaluation mode."""
+    """Copies a model with its batch norms folded into the convolutions; it computes the same in evaluation mode."""
     folded = copy.deepcopy(model).eval()
     for block in folded.modules():
         if isinstance(block, ConvBlock):
-            block.conv = _absorb(block.conv, block.norm)
+            block.conv = _fold(block.conv, block.norm)
             block.norm = nn.Identity()  # type: ignore[assignment]
     return folded
 
 
-def _absorb(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> nn.Conv2d:
-    """A convolution with bias equal to `norm(conv(x))`; the arithmetic is done in float64 and rounded once."""
+def _fold(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> nn.Conv2d:
+    """Folds a norm into its convolution, in place: `norm(conv(x))` in float64, rounded once."""
     assert norm.running_mean is not None
     assert norm.running_var is not None
     scale = norm.weight.double() / (norm.running_var.double() + norm.eps).sqrt()
@@ -102,64 +109,71 @@ def _absorb(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> nn.Conv2d:
     return conv
 
 
-def halve(folded: DetectorModel) -> DetectorModel:
-    """A folded model in half precision, in place.
+def to_fp16(folded: DetectorModel) -> DetectorModel:
+    """Converts a folded model to FP16, in place.
 
-    What the model itself computes in float32 stays so: the sampling of the deformable convolution and its grid, the addition
-    of the guiding to the box logits, and the maps it gives out.
+    What the model itself computes in float32 stays float32: the sampling of the deformable convolution and its grid, the
+    addition of the guiding to the box logits, and the maps it gives out.
 
     Raises:
-        CheckFailed: a weight is beyond half precision's range; the message names the layer.
+        CheckFailed: a weight is beyond the range of FP16; the message names the layer.
     """
     for name, value in folded.state_dict().items():
         if not torch.isfinite(value.half()).all():
             largest = float(value.abs().max())
-            raise CheckFailed(f"half precision does not hold {name}: its largest weight is {largest:.3g}; export with fp32")
+            raise CheckFailed(f"FP16 does not hold {name}: its largest weight is {largest:.3g}; export with fp32")
     folded.half()
     return folded
 
 
 @torch.no_grad()
 def exact_outputs(model: DetectorModel, images: NDArray[np.float32], inspect: bool) -> list[NDArray[np.float64]]:
-    """The maps of float32 `[N, 3, H, W]` images in float64, where rounding is no matter, and with `inspect` the fusion."""
+    """Runs a model in float64, where rounding does not matter, on float32 images `[N, 3, H, W]`.
+
+    Returns:
+        The maps, and with `inspect` the fusion weights and activations.
+    """
     maps, fused = _run(copy.deepcopy(model).eval().double(), torch.from_numpy(images), inspect)
     return [output.numpy() for output in (*maps, *fused)]
 
 
 def output_shapes(spec: ModelSpec, inspect: bool) -> dict[str, tuple[int, ...]]:
-    """Names of the file's outputs, in order, and each one's shape, without the batch."""
+    """Returns the name and shape, without the batch, of each output of the file, in order."""
     return {**spec.outputs, **inspection_shapes(spec.input_size)} if inspect else spec.outputs
 
 
 def write_onnx(
     model: DetectorModel, spec: ModelSpec, path: Path, *, batch: int | None = None, opset: int = OPSET, inspect: bool = False
 ) -> None:
-    """Trace a model into an ONNX file with its description, and check the file.
+    """Traces a model into an ONNX file with its spec as metadata, and checks the file.
 
-    The description says which file it becomes: its precision (`fp32`, or `fp16` with half-precision tensors inside), what it
-    takes and what it gives out. The same weights and description give the same bytes.
+    The same weights and spec give the same bytes.
 
     Args:
-        batch: the fixed batch size, or None for a dynamic one.
-        inspect: let it also give out how the levels were fused (see `runtime.backends.inspection`).
+        model: the model to trace; it is not changed.
+        spec: gives the precision (`fp32`, or `fp16` with FP16 tensors inside), the input and the outputs of the file.
+        path: the file to write.
+        batch: fixed batch size; None for a dynamic one.
+        opset: ONNX operator set.
+        inspect: whether to add outputs that show how the levels were fused (see `runtime.backends.inspection`).
 
     Raises:
-        InputError: a model without ASFF is to be inspected.
-        CheckFailed: the file is not valid ONNX, not what the contract promises, or half precision does not hold its weights.
+        InputError: `inspect` of a model without ASFF.
+        CheckFailed: the file is not valid ONNX or uses other operators, or a weight exceeds the range of FP16.
     """
     folded = fold_batch_norm(model)
     if spec.precision == "fp16":
-        folded = halve(folded)
+        folded = to_fp16(folded)
     images = torch.zeros(batch or 2, *spec.input_shape, dtype=getattr(torch, spec.input_type))
     shapes = output_shapes(spec, inspect)
     names = [*shapes, *(spec.map_names if spec.top_k else ())]
     axes = {} if batch else {name: {0: "N"} for name in (INPUT_NAME, *names)}
     with warnings.catch_warnings(), torch.no_grad():
-        # The tracer warns that sizes become constants, which is the contract, and that it is the older of two exporters:
-        # the newer one writes opset 18 and more.
+        # The tracer warns that sizes become constants, which is intended, and that it is the older of two exporters:
+        # the newer one writes opset 18 or later.
         warnings.simplefilter("ignore")
         torch.onnx.export(
-            _Contract(folded, spec, inspect),
+            _ExportedModule(folded, spec, inspect),
             (images,),
             str(path),
             dynamo=False,
@@ -169,7 +183,7 @@ def write_onnx(
             dynamic_axes=axes,
         )
     proto = onnx.load(str(path))
-    del proto.graph.output[len(shapes) :]  # maps inside keep their names: what looks into a file finds them
+    del proto.graph.output[len(shapes) :]  # the maps keep their names inside the graph, for layer_diff and calibration
     _declare_shapes(proto, shapes, batch)
     for key, value in sorted(spec.to_metadata().items()):
         proto.metadata_props.add(key=key, value=value)
@@ -178,7 +192,7 @@ def write_onnx(
 
 
 def _declare_shapes(proto: onnx.ModelProto, shapes: dict[str, tuple[int, ...]], batch: int | None) -> None:
-    """Write the outputs' shapes into the graph: the tracer loses them behind a dynamic batch."""
+    """Writes the outputs' shapes into the graph, because the tracer loses them with a dynamic batch."""
     for output in proto.graph.output:
         shape = [batch or "N", *shapes[output.name]]
         output.CopyFrom(onnx.helper.make_tensor_value_info(output.name, onnx.TensorProto.FLOAT, shape))

@@ -1,17 +1,14 @@
-"""From a parsed network to a plan: builder options, the batch profile, progress, and canceling."""
+"""Configures the builder (options, batch profile, precision, timing cache) and builds a plan."""
 
 from __future__ import annotations
 
 import dataclasses
 import logging
-import threading
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
+from export.trt.build_progress import BuildProgress, run_with_progress
 from export.trt.precision_check import NetworkPrecision, layer_inputs, layer_outputs, network_layers
 from runtime.backends.tensorrt.library import TensorRT
 from runtime.errors import InputError
@@ -22,13 +19,15 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class BuildOptions:
-    """How to build an engine; what stays None is left to the library.
+    """Options of an engine build; None leaves a choice to the library.
 
     Attributes:
-        batch: smallest, most frequent and largest batch size, of a file with a dynamic batch.
-        workspace: GiB that a layer may use for scratch. level: 0-5, how long to search for fast kernels.
+        batch: smallest, most frequent and largest batch size, for a file with a dynamic batch.
+        workspace: scratch memory that a layer may use, in GiB.
+        level: 0-5, how long to search for fast kernels.
         timing_cache: file of kernel timings to read and extend.
-        version_compatible: loads in later versions too. hardware_compatible: on GPUs from Ampere on, not this one's kind alone.
+        version_compatible: whether later versions of the library can load the engine.
+        hardware_compatible: whether all GPUs from Ampere on can run it, not only the kind it is built on.
     """
 
     batch: tuple[int, int, int] | None = None
@@ -40,10 +39,10 @@ class BuildOptions:
 
 
 def usable_options(trt: TensorRT, options: BuildOptions) -> BuildOptions:
-    """What of `options` applies to this library; what is left out is said.
+    """Returns the options that this library has; logs which one it leaves out.
 
     Raises:
-        InputError: an engine was asked for that the library cannot make.
+        InputError: the options ask for an engine that the library cannot make.
     """
     if trt.flavor != "rtx":
         return options
@@ -59,10 +58,14 @@ def usable_options(trt: TensorRT, options: BuildOptions) -> BuildOptions:
 
 
 def batch_profile(fixed: int | None, asked: tuple[int, int, int] | None) -> tuple[int, int, int]:
-    """The (smallest, most frequent, largest) batch size of the engine: the file's own if that is fixed.
+    """Chooses the (smallest, most frequent, largest) batch size of the engine.
+
+    Args:
+        fixed: the file's batch size; None if it is dynamic.
+        asked: the sizes asked for; None for the default.
 
     Raises:
-        InputError: another one was asked for than the file has.
+        InputError: the sizes asked for differ from the file's fixed one.
     """
     if fixed is None:
         return asked or (1, 1, 8)
@@ -83,13 +86,18 @@ def configure(
     batch: tuple[int, int, int],
     options: BuildOptions,
 ) -> Any:
-    """An `IBuilderConfig` for `network`.
+    """Creates the `IBuilderConfig` for a network.
 
-    Raises:
-        InputError: an option the library refuses, or a timing cache that is not one.
+    Args:
+        trt: the library.
+        builder: its `IBuilder`.
+        network: the parsed network; TensorRT 8.6 gets the types of its layers pinned.
+        precision: of that network.
+        batch: smallest, most frequent and largest batch size.
+        options: the other options, see `usable_options`.
     """
     api, config = trt.api, builder.create_builder_config()
-    config.profiling_verbosity = api.ProfilingVerbosity.DETAILED  # without it the inspector shows names alone
+    config.profiling_verbosity = api.ProfilingVerbosity.DETAILED  # otherwise the inspector shows only names
     if options.workspace:
         config.set_memory_pool_limit(api.MemoryPoolType.WORKSPACE, int(options.workspace * 2**30))
     if options.level is not None:
@@ -109,22 +117,22 @@ def configure(
 
 
 def _bind_types(api: Any, config: Any, network: Any, precision: NetworkPrecision) -> None:
-    """Hold TensorRT 8.6, which chooses types itself, to the network's own.
+    """Binds TensorRT 8.6, which chooses types itself, to the types of the network.
 
-    Reduced precision is allowed where the network has it, and layers that are float throughout are pinned to float, so that
-    the islands of an FP16 file (sampling, the last additions) stay what they are.
+    Reduced precision is allowed if the network has it. Layers with only float32 tensors are pinned to float32, so that the
+    float32 parts of an FP16 file (sampling, the last additions) stay float32.
     """
     flags = api.BuilderFlag
     if precision.int8_tensors:
         config.set_flag(flags.INT8)
-    if not precision.half_tensors:
+    if not precision.fp16_tensors:
         return
     config.set_flag(flags.FP16)
     config.set_flag(flags.OBEY_PRECISION_CONSTRAINTS)
     pinned = [getattr(api.LayerType, kind) for kind in _COMPUTING]
     for layer in network_layers(network):
         tensors = [tensor for tensor in (*layer_inputs(layer)[:1], *layer_outputs(layer)) if tensor is not None]
-        floats = {tensor.dtype for tensor in tensors} - {api.int32, api.bool}  # those of shapes, places, conditions
+        floats = {tensor.dtype for tensor in tensors} - {api.int32, api.bool}  # shapes, anchor indices and conditions
         if layer.type in pinned and layer.name not in precision.int8 and floats == {api.float32}:
             layer.precision = api.float32
             for index, tensor in enumerate(layer_outputs(layer)):
@@ -132,8 +140,8 @@ def _bind_types(api: Any, config: Any, network: Any, precision: NetworkPrecision
                     layer.set_output_type(index, api.float32)
 
 
-# Layers that do arithmetic, and those that move what half precision does not hold (candidates with their places); constants,
-# shapes, casts and Q/DQ carry no precision of their own.
+# Layers that do arithmetic, and those that move values beyond FP16 (candidates with their anchor indices). Constants, shapes,
+# casts and Q/DQ layers have no precision of their own.
 _COMPUTING = (
     "ACTIVATION",
     "CONCATENATION",
@@ -156,13 +164,13 @@ _COMPUTING = (
 
 
 def load_timing_cache(trt: TensorRT, config: Any, path: Path) -> None:
-    """Give `config` the timings in a file, or an empty cache if there is no such file yet.
+    """Gives `config` the timings in a file, or an empty cache if there is no such file yet.
 
     Raises:
-        InputError: the file is no timing cache of this version and GPU; it is left alone.
+        InputError: the file is not a timing cache of this version and GPU; it is not changed.
     """
-    known = path.read_bytes() if path.is_file() else b""
-    cache = config.create_timing_cache(known)
+    content = path.read_bytes() if path.is_file() else b""
+    cache = config.create_timing_cache(content)
     if cache is None or not config.set_timing_cache(cache, ignore_mismatch=False):
         raise InputError(
             f"--timing-cache {path}: not a timing cache of {trt.title} and this GPU ({trt.complaint()});"
@@ -171,108 +179,27 @@ def load_timing_cache(trt: TensorRT, config: Any, path: Path) -> None:
 
 
 def save_timing_cache(config: Any, path: Path) -> None:
-    """Write the timings known after a build, those read before among them."""
+    """Writes the timings of a build, and those read before it."""
     with atomic_write(path) as temporary:
         temporary.write_bytes(memoryview(config.get_timing_cache().serialize()))
 
 
-class BuildProgress:
-    """Follows the builder's nested phases. It is told by the builder's threads and read by another; see `BuildObserver`."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._phases: dict[str, _Phase] = {}  # those under way, outermost first
-        self._canceled = False
-
-    def started(self, phase: str, parent: str, steps: int) -> None:
-        """See `BuildObserver.started`."""
-        with self._lock:
-            self._phases[phase] = _Phase(parent, max(steps, 1))
-
-    def stepped(self, phase: str, step: int) -> bool:
-        """See `BuildObserver.stepped`."""
-        with self._lock:
-            if phase in self._phases:
-                self._phases[phase].done = step + 1
-            return not self._canceled
-
-    def finished(self, phase: str) -> None:
-        """See `BuildObserver.finished`."""
-        with self._lock:
-            self._phases.pop(phase, None)
-
-    def cancel(self) -> None:
-        """Make the builder stop at its next step."""
-        self._canceled = True
-
-    def read(self) -> tuple[str, float]:
-        """The innermost phase under way, and the share of the whole build that is done, in [0, 1]."""
-        with self._lock:
-            return next(reversed(self._phases), ""), min(self._share(""), 1.0)
-
-    def _share(self, parent: str) -> float:
-        """The share done of what runs within `parent`."""
-        return sum(
-            min(phase.done + self._share(name), phase.steps) / phase.steps
-            for name, phase in self._phases.items()
-            if phase.parent == parent
-        )
-
-
-@dataclass
-class _Phase:
-    parent: str
-    steps: int
-    done: int = 0
-
-
 def build_plan(trt: TensorRT, builder: Any, network: Any, config: Any) -> bytes:
-    """Build; shows a progress bar on a terminal. Ctrl-C stops the builder (TensorRT 8.6: once it is done) and is raised.
+    """Builds the plan of a network, with a progress bar on a terminal.
 
     Raises:
-        ModelError: the library cannot build this network; its log says why.
+        ModelError: the library cannot build this network; the message holds its reason.
+        KeyboardInterrupt: on Ctrl-C, once the builder has stopped (TensorRT 8.6: once the build is done).
     """
     progress = BuildProgress()
     monitor = trt.create_monitor(progress)
     if monitor:
         config.progress_monitor = monitor
     else:
-        log.info("%s reports no progress, and Ctrl-C waits for the end of the build", trt.title)
+        log.info("%s reports no progress; Ctrl-C takes effect at the end of the build", trt.title)
 
-    def work() -> bytes:
+    def build() -> bytes:
         plan = trt.checked(f"{trt.title} cannot build this network", lambda: builder.build_serialized_network(network, config))
         return bytes(memoryview(plan))
 
-    return _in_background(work, progress)
-
-
-def _in_background(work: Callable[[], bytes], progress: BuildProgress) -> bytes:
-    """Run `work` in a thread: Python sees Ctrl-C only where it runs itself, and not within the builder."""
-    outcome: list[bytes | BaseException] = []
-    done = threading.Event()
-
-    def run() -> None:
-        try:
-            outcome.append(work())
-        except BaseException as error:  # raised below, where it is waited for
-            outcome.append(error)
-        done.set()
-
-    threading.Thread(target=run, name="engine builder").start()
-    with tqdm(
-        total=100, unit="%", disable=None, leave=False, bar_format="{desc:32.32}{percentage:3.0f}%|{bar}| {elapsed}"
-    ) as bar:
-        try:
-            # An event rather than Thread.join: Python 3.11 takes a thread for ended whose join was interrupted.
-            while not done.wait(0.1):
-                phase, share = progress.read()
-                bar.set_description_str(phase, refresh=False)
-                bar.update(max(0, int(100 * share) - bar.n))
-        except KeyboardInterrupt:
-            progress.cancel()
-            done.wait()
-            raise
-    (result,) = outcome
-    if isinstance(result, BaseException):
-        raise result
-    return result
+    return run_with_progress(build, progress)

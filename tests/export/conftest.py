@@ -13,7 +13,7 @@ import pytest
 import torch
 from onnx import numpy_helper
 
-from export.onnx import Export, export_onnx
+from export.onnx_export.export import ExportRequest, export_onnx
 from runtime.detector import Detector
 from runtime.evaluation.coco import to_coco_results
 from runtime.media.image import write_image
@@ -53,7 +53,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Exported:
         mine = sorted((r for r in found if r["category_id"] == category_id), key=lambda r: -r["score"])
         objects += mine[:_OBJECTS]
     write_labels(data, objects)
-    for _ in export_onnx(Export(weights=weights, output=path)):
+    for _ in export_onnx(ExportRequest(weights=weights, output=path)):
         pass
     return Exported(weights, path, data)
 

@@ -16,7 +16,7 @@ from export import verify
 from export.accuracy import gate
 from export.accuracy.gate import judge, parse_budgets
 from export.accuracy.measure import Step, table, worst_class
-from export.onnx import Export, export_onnx
+from export.onnx_export.export import ExportRequest, export_onnx
 from runtime.errors import CheckFailed, InputError, MissingComponentError, ModelError, OutputError
 from runtime.evaluation.coco import METRICS, Evaluation
 from runtime.manifest import manifest_path, read_manifest
@@ -152,7 +152,7 @@ def test_pytorch_runs_at_the_files_size_and_files_of_two_sizes_are_refused(
     exported: Exported, tmp_path: Path, run: Callable[..., Any]
 ) -> None:
     larger = tmp_path / "larger.onnx"
-    for _ in export_onnx(Export(weights=exported.weights, output=larger, size=(96, 128), batch=2)):
+    for _ in export_onnx(ExportRequest(weights=exported.weights, output=larger, size=(96, 128), batch=2)):
         pass
     code, _, report = run(larger)  # a fixed batch, too
     assert code == 0
@@ -285,7 +285,7 @@ def test_a_manifest_tells_whether_its_file_or_sources_changed(
 ) -> None:
     weights, model = tmp_path / "best.pt", tmp_path / "best.onnx"
     weights.write_bytes(exported.weights.read_bytes())
-    for _ in export_onnx(Export(weights=weights, output=model)):
+    for _ in export_onnx(ExportRequest(weights=weights, output=model)):
         pass
     manifest = manifest_path(model)
     assert [(item.role, item.name) for item in read_manifest(manifest).made_from] == [("weights", "best.pt")]
@@ -310,9 +310,9 @@ def test_a_stale_manifest_never_survives_a_new_model(
     def full(*_: object) -> None:
         raise OutputError("the disk is full")
 
-    monkeypatch.setattr("export.onnx.write_manifest", full)
+    monkeypatch.setattr("export.onnx_export.export.write_manifest", full)
     with pytest.raises(OutputError):
-        list(export_onnx(Export(weights=exported.weights, output=model)))
+        list(export_onnx(ExportRequest(weights=exported.weights, output=model)))
     assert model.is_file()
     assert not manifest_path(model).exists()
 
@@ -345,7 +345,7 @@ def test_files_of_a_fixed_batch_size_are_bisected(exported: Exported, tmp_path: 
     from export.accuracy.layer_diff import compare_layers
 
     fixed = tmp_path / "fixed.onnx"
-    for _ in export_onnx(Export(weights=exported.weights, output=fixed, batch=3)):
+    for _ in export_onnx(ExportRequest(weights=exported.weights, output=fixed, batch=3)):
         pass
     assert all(layer.difference == 0 for layer in compare_layers(fixed, fixed, np.zeros((40, 60, 3), np.uint8)))
     with pytest.raises(InputError, match="differ in batch size"):

@@ -1,7 +1,8 @@
-"""Exported files compute what PyTorch does: every backbone and fusion, at small width."""
+"""Exported ONNX files compute what PyTorch computes: every backbone and fusion, at small width."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,12 +13,14 @@ import torch
 
 from export import onnx as exporter
 from export.onnx_export import parity, tracer
-from export.onnx_export.parity import Difference
+from export.onnx_export.export import check_parity, parity_images
+from export.onnx_export.parity import OutputDifference
 from runtime.backends.open import open_backend
 from runtime.backends.ort import OrtBackend
 from runtime.detector import Detector
-from runtime.errors import CheckFailed
+from runtime.errors import CheckFailed, InputError
 from runtime.files import sha256
+from runtime.manifest import manifest_path
 from runtime.media.image import read_image
 from runtime.ops.decode import decode
 from runtime.ops.preprocess import preprocess
@@ -48,35 +51,35 @@ def test_onnx_equals_pytorch(variant: dict[str, object], tmp_path: Path) -> None
     config = tiny(**variant)
     model, spec = settled(config), model_spec(config, CLASSES)
     for size in ((64, 64), (96, 64)):  # square and not
-        described = spec.replace(input_size=size)
+        sized = spec.replace(input_size=size)
         path = tmp_path / f"{size[0]}.onnx"
-        tracer.write_onnx(model, described, path)
-        images = exporter.parity_images(described, None, 3)
+        tracer.write_onnx(model, sized, path)
+        images = parity_images(sized, None, 3)
         with OrtBackend(path) as exported:
-            difference = exporter.check_parity(TorchBackend(model, described), exported, images)
+            difference = check_parity(TorchBackend(model, sized), exported, images)
             assert difference.agrees("fp32"), difference
-            assert exported.spec == described
+            assert exported.spec == sized
 
 
 @pytest.mark.parametrize("size", [(320, 320), (416, 416), (608, 608), (800, 800), (320, 608), (96, 32)])
 def test_one_set_of_weights_serves_any_size(size: tuple[int, int], tmp_path: Path) -> None:
-    """The paper's sizes and some that are not square: PyTorch, ONNX and the runtime agree, in raw maps and in boxes."""
+    """PyTorch, ONNX and the runtime agree at the paper's sizes and at some that are not square, in raw maps and in boxes."""
     config = tiny()
-    described = model_spec(config, CLASSES).replace(input_size=size)
+    sized = model_spec(config, CLASSES).replace(input_size=size)
     model = settled(config)
-    tracer.write_onnx(model, described, tmp_path / "m.onnx", batch=1)
+    tracer.write_onnx(model, sized, tmp_path / "m.onnx", batch=1)
     image = np.random.default_rng(1).integers(0, 256, (300, 500, 3), dtype=np.uint8)
     with OrtBackend(tmp_path / "m.onnx") as exported:
-        ours = TorchBackend(model, described)
-        images = preprocess(image, described)[0][None]
+        ours = TorchBackend(model, sized)
+        images = preprocess(image, sized)[0][None]
         want, found = ours.infer(images), exported.infer(images)
-        difference = parity.worst(parity.compare(described.map_names, want, found))
+        difference = parity.worst(parity.compare(sized.map_names, want, found))
         assert difference.agrees("fp32"), difference
         detections = Detector(exported, score_threshold=0.0)(image)
-    wanted, candidates = (decode([level[0] for level in maps], described, 0.0) for maps in (want, found))
+    wanted, candidates = (decode([level[0] for level in maps], sized, 0.0) for maps in (want, found))
     np.testing.assert_allclose(candidates.boxes, wanted.boxes, rtol=1e-2, atol=0.1)
     np.testing.assert_allclose(candidates.scores, wanted.scores, atol=1e-3)
-    cells = sum(size[0] * size[1] // stride**2 for stride in described.strides)
+    cells = sum(size[0] * size[1] // stride**2 for stride in sized.strides)
     assert len(candidates.boxes) == 4 * cells
     assert detections.boxes[:, 2].max() > 250 and detections.boxes[:, 3].max() > 150  # in the image's own pixels
 
@@ -173,18 +176,23 @@ def test_real_images_can_be_compared_on(make_checkpoint: Callable[..., Path], co
     assert run(arguments) == 0
 
 
-def test_a_file_that_differs_is_refused_and_not_written(
-    make_checkpoint: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    weights, output = make_checkpoint(), tmp_path / "out" / "m.onnx"
+def damage(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Makes the exporter change one output, as a wrong conversion would."""
     fold = tracer.fold_batch_norm
 
     def damaged(model: torch.nn.Module) -> torch.nn.Module:
         folded = fold(model)
-        folded.heads[1].predict.bias.data += 0.01  # what a wrong conversion would do to one output
+        folded.heads[1].predict.bias.data += 0.01
         return folded
 
     monkeypatch.setattr(tracer, "fold_batch_norm", damaged)
+
+
+def test_a_file_that_differs_is_refused_and_not_written(
+    make_checkpoint: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weights, output = make_checkpoint(), tmp_path / "out" / "m.onnx"
+    damage(monkeypatch)
     with pytest.raises(CheckFailed, match="output p4 differs"):
         run(["--weights", str(weights), "--output", str(output)])
     assert list(output.parent.iterdir()) == []
@@ -193,16 +201,49 @@ def test_a_file_that_differs_is_refused_and_not_written(
 def test_what_is_no_more_than_rounding_is_written_with_a_warning(
     make_checkpoint: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """As for a model that magnifies rounding beyond the limit: here the limit is put below any rounding."""
+    """Stands in for weights that magnify rounding: the limit is put below any rounding."""
     monkeypatch.setitem(parity.LIMITS, "fp32", 1e-9)
-    weights, output = make_checkpoint(), tmp_path / "m.onnx"
-    assert run(["--weights", str(weights), "--output", str(output)]) == 0
-    assert "this model magnifies rounding: in float32 PyTorch itself is" in caplog.text
+    output = tmp_path / "m.onnx"
+    arguments = ["--weights", str(make_checkpoint()), "--output", str(output)]
+    with pytest.raises(CheckFailed, match=r"not written: .* never trained magnify rounding; .*export\.onnx --allow-rounding"):
+        run(arguments)  # not unless it is asked for
+    assert not output.exists() and not caplog.text
+    assert run([*arguments, "--allow-rounding"]) == 0
+    assert "these weights magnify rounding: PyTorch itself is" in caplog.text
+    details = json.loads(manifest_path(output).read_text())["details"]
+    assert details["settings"]["allow_rounding"] is True
+    for found in details["parity"].values():
+        assert 1e-9 < found["relative"] <= parity.ROUNDING * found["pytorch_rounding"] < parity.MOST_ROUNDING
     output.unlink()
-    monkeypatch.setattr(parity, "ROUNDING", 1e-3)  # and what is beyond that is refused as ever
-    with pytest.raises(CheckFailed, match="was not written"):
-        run(["--weights", str(weights), "--output", str(output)])
+    monkeypatch.setattr(parity, "ROUNDING", 1e-3)  # a difference beyond rounding is refused
+    with pytest.raises(CheckFailed, match=r"was not written: .*rounding does not explain it: PyTorch itself is"):
+        run([*arguments, "--allow-rounding"])
     assert not output.exists()
+
+
+def test_a_wrong_file_is_refused_even_if_rounding_is_allowed(
+    make_checkpoint: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    damage(monkeypatch)
+    output = tmp_path / "out" / "m.onnx"
+    with pytest.raises(CheckFailed, match=r"output p4 differs .*rounding does not explain it"):
+        run(["--weights", str(make_checkpoint()), "--output", str(output), "--allow-rounding"])
+    assert list(output.parent.iterdir()) == []
+
+
+def test_rounding_is_allowed_in_float32_alone(make_checkpoint: Callable[..., Path], tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"--allow-rounding: .*--precision fp16; leave it out"):
+        run(
+            [
+                "--weights",
+                str(make_checkpoint()),
+                "--output",
+                str(tmp_path / "m.onnx"),
+                "--precision",
+                "fp16",
+                "--allow-rounding",
+            ]
+        )
 
 
 def test_exact_outputs_are_the_models_in_float64() -> None:
@@ -216,7 +257,7 @@ def test_exact_outputs_are_the_models_in_float64() -> None:
     for wide, narrow in zip(exact, (*maps, *weights, *activations), strict=True):
         assert narrow.dtype == torch.float32
         difference = np.abs(wide - narrow.numpy()).max() / np.abs(wide).max()
-        assert 1e-9 < difference < 1e-3  # near, and not the same: it was computed in float64 throughout
+        assert 1e-9 < difference < 1e-3  # close but not equal: all of it was computed in float64
 
 
 def test_folding_batch_norm_changes_nothing_and_leaves_the_original() -> None:
@@ -241,14 +282,12 @@ def test_a_difference_is_reported_for_the_worst_output() -> None:
             return [maps[0], maps[1], maps[2] + 1]
 
     model = settled(config)
-    found: Difference = exporter.check_parity(
-        TorchBackend(model, spec), Shifted(model, spec), [np.zeros((64, 64, 3), np.uint8)]
-    )
+    found: OutputDifference = check_parity(TorchBackend(model, spec), Shifted(model, spec), [np.zeros((64, 64, 3), np.uint8)])
     assert found.output == "p3"
     assert found.absolute == pytest.approx(1, rel=1e-5)
 
 
-def test_metadata_is_the_whole_description(make_checkpoint: Callable[..., Path], tmp_path: Path) -> None:
+def test_metadata_is_the_whole_spec(make_checkpoint: Callable[..., Path], tmp_path: Path) -> None:
     output = tmp_path / "m.onnx"
     run(["--weights", str(make_checkpoint()), "--output", str(output)])
     entries = {entry.key: entry.value for entry in onnx.load(str(output)).metadata_props}

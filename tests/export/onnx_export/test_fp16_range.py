@@ -1,4 +1,4 @@
-"""FP16 files: half precision inside, float32 at the boundary, and no value that half precision cannot hold."""
+"""FP16 files: FP16 inside, float32 inputs and outputs, and no value beyond the range of FP16."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from export import onnx as exporter
 from export.onnx_export import parity, tracer
-from export.onnx_export.fp16_range import HALF_MAX, check_range, scan
+from export.onnx_export.fp16_range import FP16_MAX, check_range, scan
 from runtime.backends.open import open_backend
 from runtime.backends.ort import OrtBackend
 from runtime.errors import CheckFailed
@@ -51,7 +51,7 @@ def types_of(proto: onnx.ModelProto) -> dict[str, int]:
     return types | {item.name: item.data_type for item in inferred.graph.initializer}
 
 
-def test_every_convolution_is_half_and_the_islands_are_float(tmp_path: Path) -> None:
+def test_every_convolution_is_fp16_and_the_islands_are_float(tmp_path: Path) -> None:
     config = tiny(rfb=True, compress=8)
     spec = model_spec(config, CLASSES).replace(precision="fp16")
     tracer.write_onnx(settled(config), spec, tmp_path / "m.onnx")
@@ -76,15 +76,15 @@ def test_the_command_writes_fp16_and_says_how_much_of_its_range_is_used(
 ) -> None:
     caplog.set_level("INFO")
     output = tmp_path / "m.onnx"
-    weights = make_checkpoint(guided=False, adaption=False, fusion="none")  # what magnifies rounding is left out
+    weights = make_checkpoint(guided=False, adaption=False, fusion="none")  # without the parts that magnify rounding
     arguments = ["--weights", str(weights), "--output", str(output), "--precision", "fp16", "--batch", "3"]
     assert exporter.main([*arguments, "--images", str(coco_set / "train")]) == 0
-    assert "largest activation on 8 images" in caplog.text and "half precision's range" in caplog.text
+    assert "largest activation on 8 images" in caplog.text and "the FP16 range" in caplog.text
     with open_backend(output) as backend:
         assert backend.spec.precision == "fp16"
     caplog.clear()
     assert exporter.main(arguments) == 0
-    assert "on noise alone; --images" in caplog.text
+    assert "on noise only; --images" in caplog.text
 
 
 def test_a_weight_beyond_the_range_is_named(tmp_path: Path) -> None:
@@ -97,7 +97,7 @@ def test_a_weight_beyond_the_range_is_named(tmp_path: Path) -> None:
 
 
 def chain(path: Path, *factors: float) -> None:
-    """images -> half -> times each factor, one after the other -> float32."""
+    """Writes a file that casts `images` to FP16, multiplies by each factor in turn, and casts back to float32."""
     nodes = [helper.make_node("Cast", ["images"], ["x0"], name="start", to=TensorProto.FLOAT16)]
     constants = []
     for index, factor in enumerate(factors):
@@ -115,13 +115,13 @@ def test_the_scan_measures_each_layer(tmp_path: Path) -> None:
     layers = scan(tmp_path / "m.onnx", images)
     assert [layer.layer for layer in layers] == ["start", "layer0", "layer1", "layer2"]
     assert [layer.peak for layer in layers] == pytest.approx([3, 30, 3000, 3], rel=1e-2)
-    assert not any(layer.broken for layer in layers)
+    assert not any(layer.nonfinite for layer in layers)
     assert check_range(tmp_path / "m.onnx", images).layer == "layer1"
 
 
 def test_the_first_layer_that_overflows_is_named(tmp_path: Path) -> None:
     chain(tmp_path / "m.onnx", 100.0, 1000.0, 0.01)
     fine, large = (np.full((1, 3, 2, 2), value, np.float32) for value in (0.5, 1.0))
-    assert check_range(tmp_path / "m.onnx", [fine]).peak < HALF_MAX
+    assert check_range(tmp_path / "m.onnx", [fine]).peak < FP16_MAX
     with pytest.raises(CheckFailed, match=r"layer1 \(Mul\) gives 12 values that are not finite, as 1 of 4 layers do"):
         check_range(tmp_path / "m.onnx", [fine, large])

@@ -1,4 +1,4 @@
-"""What a file exported with `--inspect` tells of its fusion is what the checkpoint tells; everything else stays as it is."""
+"""Files exported with `--inspect` give out the same fusion as the checkpoint, and nothing else changes."""
 
 from __future__ import annotations
 
@@ -25,10 +25,6 @@ from train import load_model
 from train import visualize as visualize_checkpoint
 from train.spec import model_spec
 from train.torch_backend import TorchBackend, open_torch_backend
-
-
-def torch_backend(weights: Path) -> TorchBackend:
-    return open_torch_backend(weights)
 
 
 def export(weights: Path, output: Path, *arguments: str) -> Path:
@@ -80,7 +76,7 @@ def test_views_of_the_engine_and_the_checkpoint_are_the_same(
     make_checkpoint: Callable[..., Path], coco_set: Path, tmp_path: Path
 ) -> None:
     weights = make_checkpoint()
-    reference = torch_backend(weights)
+    reference = open_torch_backend(weights)
     image = read_image(coco_set / "val" / "1.png")
     with OrtBackend(export(weights, tmp_path / "m.onnx", "--inspect")) as exported:
         ours, theirs = (look(Detector(backend, score_threshold=0.05), backend, image) for backend in (reference, exported))

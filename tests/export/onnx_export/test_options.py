@@ -1,4 +1,4 @@
-"""Files with `--uint8-input` and `--topk` compute what the plain ones do, in every precision and backend."""
+"""Files with `--uint8-input` and `--topk` compute what plain files compute, in every precision and backend."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from export import engine
 from export import onnx as exporter
 from export.accuracy import gate
 from export.accuracy.layer_diff import compare_layers
-from export.onnx import Export, export_onnx
 from export.onnx_export import parity, tracer
+from export.onnx_export.export import ExportRequest, export_onnx
 from runtime.backends.base import Backend
 from runtime.backends.open import open_backend
 from runtime.backends.ort import OrtBackend
@@ -57,14 +57,14 @@ def outputs(backend: Backend, count: int = 2) -> list[np.ndarray]:
 
 
 def best_of(maps: list[np.ndarray], spec: ModelSpec, count: int) -> dict[int, tuple[list[float], float, int]]:
-    """The slow way: all boxes of one image, the best of them by place."""
+    """Selects the best of all boxes of one image the slow way; the keys are anchor indices."""
     every = decode(maps, spec, 0)
     order = sorted(range(len(every.scores)), key=lambda i: (-every.scores[i], i))[:count]
     return {i: (every.boxes[i].tolist(), float(every.scores[i]), int(every.class_ids[i])) for i in order}
 
 
 def write(variant: dict[str, object], precision: str, folder: Path, **options: object) -> Path:
-    """A small detector's file."""
+    """Writes the ONNX file of a small detector."""
     config = tiny(**variant)
     torch.manual_seed(0)
     model, spec = settled(config), model_spec(config, CLASSES).replace(**options)
@@ -96,7 +96,7 @@ def test_options_change_nothing_but_the_form(
         expected = best_of([level[index] for level in maps], one.spec, other.spec.top_k)
         assert sorted(rows[:, 6]) == sorted(expected)
         assert (np.diff(rows[:, 4]) <= 0).all()  # best first
-        boxes, scores, class_ids = zip(*(expected[place] for place in sorted(expected)))
+        boxes, scores, class_ids = zip(*(expected[anchor_index] for anchor_index in sorted(expected)))
         unpacked = decode([rows], other.spec, 0)
         np.testing.assert_allclose(unpacked.boxes, boxes, rtol=2e-5, atol=2e-4)
         np.testing.assert_allclose(unpacked.scores, scores, atol=5e-7)
@@ -155,12 +155,12 @@ def test_the_command_proves_both_files(
 
 
 def spoil_normalization(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tracer, "_normalized", lambda pixels, spec: pixels.float().permute(0, 3, 1, 2) / 255)
+    monkeypatch.setattr(tracer, "_normalize", lambda pixels, spec: pixels.float().permute(0, 3, 1, 2) / 255)
 
 
 def spoil(monkeypatch: pytest.MonkeyPatch, change: Callable[[torch.Tensor], torch.Tensor]) -> None:
-    best = tracer._best
-    monkeypatch.setattr(tracer, "_best", lambda model, maps, spec: change(best(model, maps, spec)))
+    best = tracer._top_boxes
+    monkeypatch.setattr(tracer, "_top_boxes", lambda model, maps, spec: change(best(model, maps, spec)))
 
 
 @pytest.mark.parametrize(
@@ -184,12 +184,12 @@ def test_options_that_compute_something_else_are_refused(
 ) -> None:
     damage(monkeypatch)
     uint8 = differing.startswith("p")
-    job = Export(weights=make_checkpoint(), output=tmp_path / "m.onnx", uint8_input=uint8, top_k=0 if uint8 else 40)
+    request = ExportRequest(weights=make_checkpoint(), output=tmp_path / "m.onnx", uint8_input=uint8, top_k=0 if uint8 else 40)
     with pytest.raises(
         CheckFailed, match=rf"was not written: at 64x64 with --.* its ({differing}) differ by .*, the limit is 1e-05"
     ):
-        list(export_onnx(job))
-    assert not job.output.exists()
+        list(export_onnx(request))
+    assert not request.output.exists()
 
 
 def test_a_selection_that_is_not_the_best_is_seen(tmp_path: Path) -> None:
@@ -199,9 +199,9 @@ def test_a_selection_that_is_not_the_best_is_seen(tmp_path: Path) -> None:
     tracer.write_onnx(model, spec.replace(top_k=41), tmp_path / "m.onnx")
     with OrtBackend(tmp_path / "plain.onnx") as one, OrtBackend(tmp_path / "m.onnx") as other:
         maps, (rows,) = outputs(one), outputs(other)
-    described = spec.replace(top_k=40)
-    for first, output in ((0, None), (1, "selection")):  # without the best there is a better one
-        found = parity.compare_outputs(spec, maps, described, [rows[:, first : first + 40]])
+    selecting = spec.replace(top_k=40)
+    for first, output in ((0, None), (1, "selection")):  # without the best one, a better one was left out
+        found = parity.compare_outputs(spec, maps, selecting, [rows[:, first : first + 40]])
         worst = parity.worst(found)
         assert worst.relative < parity.OPTIONS_LIMIT if output is None else worst.output == output
 
@@ -209,7 +209,7 @@ def test_a_selection_that_is_not_the_best_is_seen(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("topk", "message"),
     [
-        ("3841", "expected at most 3840, which is what TensorRT selects, got 3841"),
+        ("3841", "expected at most 3840, the most that TensorRT selects, got 3841"),
         ("0", "expected"),
         ("337", "top_k is 337, more than its 336 boxes"),
     ],
@@ -226,7 +226,7 @@ def test_the_gate_scores_what_such_a_file_finds(exported: Exported, tmp_path: Pa
     files = [exported.model]
     for uint8, top_k in ((True, 0), (False, 150), (True, 150)):
         files.append(tmp_path / f"{uint8}-{top_k}.onnx")
-        for _ in export_onnx(Export(weights=exported.weights, output=files[-1], uint8_input=uint8, top_k=top_k)):
+        for _ in export_onnx(ExportRequest(weights=exported.weights, output=files[-1], uint8_input=uint8, top_k=top_k)):
             pass
     dataset = open_dataset(str(exported.data), "val")
     with gate.open_candidates(files) as candidates:
@@ -258,13 +258,15 @@ def test_quantization_goes_where_it_goes_without_options(tmp_path: Path) -> None
         before, after = place(plain, target), place(optioned, target)
         assert len(after.layers) == len(before.layers) > 0 and len(after.float_layers) == len(before.float_layers) > 0
         assert len(after.tensors) == len(before.tensors)
-        assert "images" in before.tensors and "images" not in after.tensors  # bytes are not quantized, what is made of them is
+        assert (
+            "images" in before.tensors and "images" not in after.tensors
+        )  # the normalized images are quantized, the bytes not
 
 
 def test_layers_are_ranked_as_without_options(make_checkpoint: Callable[..., Path], coco_set: Path, tmp_path: Path) -> None:
     weights, rankings = make_checkpoint(), []
     for name, uint8, top_k in (("plain", False, 0), ("optioned", True, 100)):
-        for _ in export_onnx(Export(weights=weights, output=tmp_path / f"{name}.onnx", uint8_input=uint8, top_k=top_k)):
+        for _ in export_onnx(ExportRequest(weights=weights, output=tmp_path / f"{name}.onnx", uint8_input=uint8, top_k=top_k)):
             pass
         request = Request(
             model=tmp_path / f"{name}.onnx",
@@ -295,8 +297,8 @@ def test_engines_are_built_of_them(precision: str, tmp_path: Path) -> None:
     path = write({}, precision, tmp_path, **OPTIONS[-1])
     built = tmp_path / "m.engine"
     assert engine.main(["--onnx", str(path), "--output", str(built), "--flavor", "rtx"]) == 0
-    described = json.loads(manifest_path(built).read_text())["spec"]
-    assert (described["input_type"], described["top_k"]) == ("uint8", 50)
+    spec = json.loads(manifest_path(built).read_text())["spec"]
+    assert (spec["input_type"], spec["top_k"]) == ("uint8", 50)
 
 
 def test_two_files_that_decode_are_bisected_up_to_their_maps(tmp_path: Path) -> None:

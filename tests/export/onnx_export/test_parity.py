@@ -1,3 +1,5 @@
+"""Measures of the difference between two runs of a model."""
+
 from __future__ import annotations
 
 import numpy as np
@@ -19,7 +21,7 @@ def test_differences_are_absolute_and_relative_to_the_reference_scale() -> None:
 
 
 def test_each_precision_has_its_measure() -> None:
-    """One wild value in a large map: too much for float32, nothing in the mean square."""
+    """One wrong value in a large map is too much for float32, and hardly counts in the mean square."""
     reference = np.ones(10_000, np.float32)
     other = reference.copy()
     other[7] = 1.5

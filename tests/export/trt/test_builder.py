@@ -1,4 +1,4 @@
-"""Builder options per version, progress and the inspector's verdict, against made-up libraries: the calls, not the numbers."""
+"""Builder options per version, progress and inspection, with fake libraries: checks the calls that they get."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
+from export.trt.build_progress import BuildProgress
 from export.trt.builder import (
     BuildOptions,
-    BuildProgress,
     batch_profile,
     build_plan,
     configure,
@@ -36,7 +36,7 @@ def adapter(version: str) -> TensorRT:
 
 
 class Layer:
-    """A layer of one input and one output; remembers what it is told to be."""
+    """Fake layer with one input and one output, which records the precision it is given."""
 
     def __init__(self, name: str, kind: str, taken: str, given: str) -> None:
         self.name, self.type, self.precision = name, kind, ""
@@ -80,11 +80,11 @@ def test_only_tensorrt_8_is_told_the_precision_by_flags(kind: str, flags: list[s
     assert [configured(version, kind).flags for version in VERSIONS[1:]] == [[]] * 3
 
 
-def test_tensorrt_8_keeps_the_float_islands_of_a_half_network() -> None:
+def test_tensorrt_8_keeps_the_float_islands_of_an_fp16_network() -> None:
     layers = [
         Layer("a", "CONVOLUTION", "HALF", "HALF"),
         Layer("sample", "GRID_SAMPLE", "FLOAT", "FLOAT"),
-        Layer("move", "SHUFFLE", "FLOAT", "FLOAT"),  # of what half precision may not hold, such as the places of candidates
+        Layer("move", "SHUFFLE", "FLOAT", "FLOAT"),  # of values beyond FP16, such as the anchor indices of candidates
         Layer("best", "TOPK", "FLOAT", "INT32"),
         Layer("shape", "SHUFFLE", "INT32", "INT32"),
         Layer("cast", "CAST", "FLOAT", "HALF"),
@@ -170,7 +170,7 @@ def test_a_failing_build_is_raised_where_it_was_asked_for() -> None:
     assert build_plan(trt, works, None, config) == b"plan"
 
 
-HALF = {"Inputs": [{"Name": "x", "Format/Datatype": "Row major linear FP16 format"}]}
+FP16 = {"Inputs": [{"Name": "x", "Format/Datatype": "Row major linear FP16 format"}]}
 WORD = {"Inputs": [{"Name": "x", "Format/Datatype": "Half"}]}
 INT8 = {"Inputs": [{"Name": "x", "Format/Datatype": "Thirty-two wide channel vectorized row major Int8 format"}]}
 FLOAT = {"Inputs": [{"Name": "x", "Datatype": "Float"}]}
@@ -180,7 +180,7 @@ FLOAT = {"Inputs": [{"Name": "x", "Datatype": "Float"}]}
     ("layers", "true", "false"),
     [
         ([FLOAT], ["fp32"], ["fp16", "int8"]),
-        ([HALF, WORD, FLOAT], ["fp16"], ["fp32", "int8"]),
+        ([FP16, WORD, FLOAT], ["fp16"], ["fp32", "int8"]),
         ([INT8, FLOAT], ["int8"], ["fp32", "fp16"]),
     ],
 )

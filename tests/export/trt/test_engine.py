@@ -1,4 +1,4 @@
-"""Engines: built for real by TensorRT-RTX where that is installed (it needs no GPU), and everything that is refused."""
+"""Builds engines with TensorRT-RTX where that is installed (it needs no GPU), and checks every refusal."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from onnx import TensorProto, helper
 
 from export import engine
 from export.onnx_export.tracer import write_onnx
+from export.trt.engine import engine_name, read_spec
 from runtime.backends import gpu
 from runtime.backends.tensorrt import library as tensorrt_adapter
 from runtime.errors import CheckFailed, InputError, MissingComponentError, ModelError, OutputError
@@ -35,7 +36,7 @@ def build(onnx: Path, *arguments: str) -> int:
     return engine.main(["--onnx", str(onnx), "--flavor", "rtx", *arguments])
 
 
-def facts(path: Path) -> dict[str, object]:
+def details(path: Path) -> dict[str, object]:
     found = read_manifest(manifest_path(path)).details["engine"]
     assert isinstance(found, dict)
     return found
@@ -50,7 +51,7 @@ def test_small_detectors_build_in_every_precision(variant: dict[str, object], tm
         before = sha256(file)
         assert build(file, "--optimization-level", "0") == 0
         path = tmp_path / f"tiny-64-{precision}.engine"
-        network = facts(path)["network"]
+        network = details(path)["network"]
         assert isinstance(network, dict)
         assert network[precision] > 0.6 * network["convolutions"] > 30
         assert all("/heads" in name or "/weigh/" in name for name in network["kept_in_fp32"])  # by rule, see docs/precision.md
@@ -70,7 +71,7 @@ def test_full_detectors_build_in_every_precision(name: str, tmp_path: Path) -> N
     for precision, file in write_precisions(settled(config), spec, tmp_path).items():
         assert build(file) == 0
         path = tmp_path / f"{name}-416-{precision}.engine"
-        print(name, precision, facts(path)["build_seconds"], "s", path.stat().st_size / 1e6, "MB")
+        print(name, precision, details(path)["build_seconds"], "s", path.stat().st_size / 1e6, "MB")
 
 
 @needs_rtx
@@ -78,17 +79,17 @@ def test_the_manifest_says_what_was_built(tmp_path: Path, capsys: pytest.Capture
     file, output = mini(tmp_path / "m.onnx"), tmp_path / "out" / "m.engine"
     assert build(file, "--output", str(output), "--batch", "1,2,4", "--workspace", "0.5", "--optimization-level", "1") == 0
     assert capsys.readouterr().out == f"{output}\n"
-    manifest, engine_facts = read_manifest(manifest_path(output)), facts(output)
+    manifest, found = read_manifest(manifest_path(output)), details(output)
     assert manifest.spec == MINI_SPEC
     assert [(item.role, item.sha256) for item in manifest.made_from] == [("onnx", sha256(file))]
-    assert engine_facts["flavour"] == "rtx"
-    assert str(engine_facts["version"]).count(".") >= 2
-    assert engine_facts["batch"] == {"min": 1, "opt": 2, "max": 4}
-    assert (engine_facts["optimization_level"], engine_facts["workspace_gib"]) == (1, 0.5)
-    assert engine_facts["network"] == {"convolutions": 3, "fp32": 3, "fp16": 0, "int8": 0, "kept_in_fp32": []}
+    assert found["flavour"] == "rtx"
+    assert str(found["version"]).count(".") >= 2
+    assert found["batch"] == {"min": 1, "opt": 2, "max": 4}
+    assert (found["optimization_level"], found["workspace_gib"]) == (1, 0.5)
+    assert found["network"] == {"convolutions": 3, "fp32": 3, "fp16": 0, "int8": 0, "kept_in_fp32": []}
     has_gpu = gpu.find_gpu() is not None
-    assert all((engine_facts[key] is not None) == has_gpu for key in ("gpu", "compute_capability", "inspector"))
-    assert output.read_bytes()[:4] != b"{\n"  # the plan alone, as NVIDIA's tools load it
+    assert all((found[key] is not None) == has_gpu for key in ("gpu", "compute_capability", "inspector"))
+    assert output.read_bytes()[:4] != b"{\n"  # only the plan, as NVIDIA's tools load it
     assert sorted(path.name for path in output.parent.iterdir()) == ["m.engine", "m.engine.json"]
 
 
@@ -99,7 +100,7 @@ def test_a_fixed_batch_needs_no_profile_and_takes_no_other(tmp_path: Path) -> No
         build(file, "--output", str(output), "--batch", "1,2,4")
     assert not output.exists()
     assert build(file, "--output", str(output), "--batch", "2") == 0
-    assert facts(output)["batch"] == {"min": 2, "opt": 2, "max": 2}
+    assert details(output)["batch"] == {"min": 2, "opt": 2, "max": 2}
 
 
 @needs_rtx
@@ -110,8 +111,8 @@ def test_a_fixed_batch_needs_no_profile_and_takes_no_other(tmp_path: Path) -> No
         ("fp32", "int8", "0 of its 3 convolutions are"),
         ("fp16", "int8", "0 of its 3 convolutions are"),
         ("int8", "fp16", "4 int8 tensors"),
-        ("fp16", "fp32", "half and 0 int8 tensors"),
-        ("int8", "fp32", "0 half and 4 int8 tensors"),
+        ("fp16", "fp32", "fp16 and 0 int8 tensors"),
+        ("int8", "fp32", "0 fp16 and 4 int8 tensors"),
     ],
 )
 def test_a_false_claim_of_precision_is_refused(precision: str, claim: str, reason: str, tmp_path: Path) -> None:
@@ -126,7 +127,7 @@ def test_a_false_claim_of_precision_is_refused(precision: str, claim: str, reaso
 def test_a_true_claim_is_proved(precision: str, tmp_path: Path) -> None:
     file = mini(tmp_path / "m.onnx", precision)
     assert build(file) == 0
-    network = facts(tmp_path / f"mini-64-{precision}.engine")["network"]
+    network = details(tmp_path / f"mini-64-{precision}.engine")["network"]
     assert isinstance(network, dict)
     assert network[precision] == network["convolutions"] == 3
 
@@ -230,8 +231,9 @@ def test_ctrl_c_cancels_and_leaves_nothing(tmp_path: Path) -> None:
     write_onnx(settled(config), model_spec(config, CLASSES), file)
     # The command says when its build begins, so that the signal meets the builder and not Python's imports.
     code = (
-        "import sys; from runtime import cli; from export import engine, engine_build; start = engine.build_plan\n"
-        "engine.build_plan = lambda *a: (print('building', flush=True), start(*a))[1]\n"
+        "import sys; from runtime import cli; from export import engine; from export.trt import engine as library\n"
+        "start = library.build_plan\n"
+        "library.build_plan = lambda *a: (print('building', flush=True), start(*a))[1]\n"
         "cli.run(lambda: engine.main(sys.argv[1:]))"
     )
     command = [sys.executable, "-c", code, "--onnx", str(file), "--flavor", "rtx"]
@@ -261,7 +263,7 @@ def test_without_the_library_the_remedy_is_given(
     monkeypatch.setitem(sys.modules, "tensorrt_rtx", None)
     monkeypatch.setattr(
         tensorrt_adapter, "load_tensorrt", tensorrt_adapter.load_tensorrt.__wrapped__
-    )  # what is cached stays for other tests
+    )  # the cache stays for other tests
     with pytest.raises(MissingComponentError, match=remedy) as caught:
         engine.main(["--onnx", str(mini(tmp_path / "m.onnx")), "--flavor", flavor])
     assert caught.value.exit_code == 3
@@ -281,20 +283,20 @@ def test_wrong_arguments_are_one_line(arguments: list[str], capsys: pytest.Captu
 
 def test_engine_names() -> None:
     spec = MINI_SPEC.replace(name="yolov3-asff", input_size=(608, 608), precision="fp16")
-    assert engine.engine_name(spec) == "yolov3-asff-608-fp16.engine"
-    assert engine.engine_name(spec.replace(input_size=(320, 608))) == "yolov3-asff-320x608-fp16.engine"
-    assert engine.engine_name(spec.replace(name="../my model/7")) == "my-model-7-608-fp16.engine"
-    assert engine.engine_name(spec.replace(name="..")) == "model-608-fp16.engine"
+    assert engine_name(spec) == "yolov3-asff-608-fp16.engine"
+    assert engine_name(spec.replace(input_size=(320, 608))) == "yolov3-asff-320x608-fp16.engine"
+    assert engine_name(spec.replace(name="../my model/7")) == "my-model-7-608-fp16.engine"
+    assert engine_name(spec.replace(name="..")) == "model-608-fp16.engine"
 
 
 def test_without_onnx_the_manifest_describes_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = mini(tmp_path / "m.onnx")
     monkeypatch.setitem(sys.modules, "onnx", None)
     with pytest.raises(MissingComponentError, match=r"onnx is not installed; .* or put m.onnx.json beside"):
-        engine.read_spec(model)
-    described = MINI_SPEC.replace(precision="fp32")
-    write_manifest(model, described, [], {})
-    assert engine.read_spec(model) == described
+        read_spec(model)
+    spec = MINI_SPEC.replace(precision="fp32")
+    write_manifest(model, spec, [], {})
+    assert read_spec(model) == spec
     model.write_bytes(model.read_bytes() + b" ")
     with pytest.raises(ModelError, match=r"is not the file that m.onnx.json describes"):
-        engine.read_spec(model)
+        read_spec(model)

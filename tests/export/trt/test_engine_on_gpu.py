@@ -1,4 +1,4 @@
-"""Engines on a real GPU against ONNX Runtime; skipped, with the reason, where they cannot run."""
+"""Compares engines on a real GPU with ONNX Runtime; skipped, with the reason, where they cannot run."""
 
 from __future__ import annotations
 

@@ -1,0 +1,223 @@
+"""Builds a TensorRT engine of proven precision from an ONNX file, and writes its manifest beside it."""
+
+from __future__ import annotations
+
+import os
+import re
+import tempfile
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from export.trt.builder import (
+    BuildOptions,
+    batch_profile,
+    build_plan,
+    configure,
+    load_timing_cache,
+    save_timing_cache,
+    usable_options,
+)
+from export.trt.precision_check import check_inspected, check_network, inspected_types, network_precision
+from runtime import cli
+from runtime.backends.base import check_outputs
+from runtime.backends.gpu import find_gpu
+from runtime.backends.onnx_base import INPUT_NAME
+from runtime.backends.tensorrt.library import TensorRT
+from runtime.errors import InputError, MissingComponentError, ModelError, OutputError
+from runtime.files import check_writable, sha256
+from runtime.manifest import Source, manifest_path, read_manifest, source, write_manifest
+from runtime.spec import ModelSpec
+
+
+def read_spec(path: Path) -> ModelSpec:
+    """Reads the spec of an ONNX file from its metadata.
+
+    Without the onnx package, as on a machine that only builds engines, it is read from the manifest beside the file.
+
+    Raises:
+        InputError: no such file.
+        ModelError: not an ONNX file, or one without our metadata; or the manifest belongs to another file.
+        MissingComponentError: neither the onnx package nor a manifest.
+    """
+    if not path.is_file():
+        raise InputError(f"{path}: no such ONNX file; make one with `python -m export.onnx`")
+    try:
+        import onnx
+    except ImportError as error:
+        return _spec_of_manifest(path, error)
+    try:
+        model = onnx.load(str(path), load_external_data=False)
+    except Exception as error:  # protobuf's error type differs between its versions
+        raise ModelError(f"{path}: not an ONNX file, or a damaged one; make it with `python -m export.onnx`") from error
+    try:
+        return ModelSpec.from_metadata({item.key: item.value for item in model.metadata_props})
+    except ModelError as error:
+        raise ModelError(f"{path}: {error}") from error
+
+
+def _spec_of_manifest(path: Path, error: ImportError) -> ModelSpec:
+    beside = manifest_path(path)
+    if not beside.is_file():
+        raise MissingComponentError(
+            f"onnx is not installed; run `pip install onnx`, or put {beside.name} beside {path}"
+        ) from error
+    manifest = read_manifest(beside)
+    if manifest.sha256 != sha256(path):
+        raise ModelError(f"{path}: is not the file that {beside.name} describes; copy both again") from error
+    return manifest.spec
+
+
+def engine_name(spec: ModelSpec) -> str:
+    """Returns the file name of a model's engine, such as `yolov3-asff-608-fp16.engine`."""
+    height, width = spec.input_size
+    size = str(height) if height == width else f"{height}x{width}"
+    return f"{re.sub(r'[^A-Za-z0-9._-]+', '-', spec.name).lstrip('.-') or 'model'}-{size}-{spec.precision}.engine"
+
+
+def choose_output(path: Path | None, model: Path, spec: ModelSpec, flavor: str) -> Path:
+    """Chooses the engine's path: `path`, or by default `engine_name` beside the ONNX file.
+
+    Raises:
+        InputError: the name does not end in .engine, or the default is taken by the engine of another model.
+    """
+    if path:
+        cli.check_suffix(path, ".engine")
+        if path.resolve() == model.resolve():
+            raise InputError(f"--output {path}: that is the ONNX file itself; choose another name")
+        return path
+    output = model.parent / engine_name(spec)
+    if output.exists() and not _is_made_from(output, model, flavor):
+        raise InputError(f"{output} exists and was made from another file or by another flavor; choose a name with --output")
+    return output
+
+
+def _is_made_from(engine: Path, model: Path, flavor: str) -> bool:
+    """Tells whether an engine's manifest names this ONNX file, which may have changed since, and this flavor."""
+    try:
+        manifest = read_manifest(manifest_path(engine))
+    except InputError:
+        return False
+    names = [os.path.realpath(engine.parent / item.name) for item in manifest.made_from]
+    details: Any = manifest.details.get("engine")
+    return os.path.realpath(model) in names and isinstance(details, dict) and details.get("flavour") == flavor
+
+
+def check_signature(path: Path, network: Any, spec: ModelSpec) -> int | None:
+    """Checks the inputs and outputs of a parsed network against the spec.
+
+    Returns:
+        The fixed batch size; None if it is dynamic.
+
+    Raises:
+        ModelError: names, types or shapes differ.
+    """
+    inputs = [network.get_input(index) for index in range(network.num_inputs)]
+    outputs = [network.get_output(index) for index in range(network.num_outputs)]
+    expected = spec.input_shape
+    if [item.name for item in inputs] != [INPUT_NAME] or tuple(inputs[0].shape)[1:] != expected:
+        found = ", ".join(f"{item.name} {list(item.shape)}" for item in inputs)
+        raise ModelError(f"{path}: expected one input {INPUT_NAME!r} [N, {', '.join(map(str, expected))}], found {found}")
+    check_outputs(path, spec, [item.name for item in outputs], [tuple(item.shape) for item in outputs])
+    for item in (*inputs, *(item for item in outputs if item.name in spec.outputs)):
+        wanted = "UINT8" if item is inputs[0] and spec.input_type == "uint8" else "FLOAT"
+        if item.dtype.name != wanted:
+            raise ModelError(f"{path}: {item.name} is {item.dtype.name}, expected {wanted} in every precision; export it again")
+    batch = int(inputs[0].shape[0])
+    return None if batch == -1 else batch
+
+
+def build_engine(trt: TensorRT, model: Path, spec: ModelSpec, output: Path, options: BuildOptions) -> dict[str, Any]:
+    """Builds the engine of an ONNX file and proves its precision; only then writes it and its manifest.
+
+    Args:
+        trt: the library to build with.
+        model: the ONNX file.
+        spec: the file's own spec, see `read_spec`.
+        output: the engine to write.
+        options: see `BuildOptions`.
+
+    Returns:
+        What the manifest says of the engine (`details.engine`).
+
+    Raises:
+        InputError: the file, an option or the output cannot be used.
+        ModelError: the network is not what the spec says, or the library cannot build it.
+        CheckFailed: the file or the engine does not have the precision that the spec claims.
+        MissingComponentError: the library does not start on this machine.
+    """
+    options = usable_options(trt, options)
+    check_writable(output)
+    origin = source("onnx", model, output)
+    builder = trt.create_builder()
+    network = trt.create_network(builder)
+    parser = trt.parse_onnx(network, model)
+    batch = batch_profile(check_signature(model, network, spec), options.batch)
+    precision = network_precision(trt, network)
+    check_network(model, precision, spec.precision)
+    config = configure(trt, builder, network, precision, batch, options)
+    if options.timing_cache:
+        check_writable(options.timing_cache)
+        load_timing_cache(trt, config, options.timing_cache)
+    start = time.perf_counter()
+    plan = build_plan(trt, builder, network, config)
+    seconds = time.perf_counter() - start
+    del parser  # it owns the weights until here
+    details = {
+        **_library_details(trt),
+        "batch": dict(zip(("min", "opt", "max"), batch)),
+        "build_seconds": round(seconds, 2),
+        "optimization_level": int(config.builder_optimization_level),
+        "workspace_gib": options.workspace,
+        "version_compatible": options.version_compatible,
+        "hardware_compatible": options.hardware_compatible,
+        "strongly_typed": trt.is_typed,
+        "network": precision.summary(),
+        "inspector": _inspect(trt, plan, spec.precision, options),
+    }
+    _write(output, plan, spec, origin, details)
+    if options.timing_cache:
+        save_timing_cache(config, options.timing_cache)
+    return details
+
+
+def _library_details(trt: TensorRT) -> dict[str, Any]:
+    gpu = find_gpu()
+    return {
+        "flavour": trt.flavor,
+        "version": trt.version,
+        "gpu": gpu.name if gpu else None,
+        "compute_capability": gpu.compute_capability if gpu else None,
+    }
+
+
+def _inspect(trt: TensorRT, plan: bytes, claimed: str, options: BuildOptions) -> dict[str, int] | None:
+    """Checks the precision of a plan with the engine inspector, which needs a GPU.
+
+    Returns:
+        See `inspected_types`; None without a GPU.
+
+    Raises:
+        CheckFailed: see `check_inspected`.
+    """
+    if not find_gpu():
+        return None
+    counts = inspected_types(trt.inspect(trt.deserialize(plan, version_compatible=options.version_compatible)))
+    check_inspected(trt, counts, claimed)
+    return counts
+
+
+def _write(output: Path, plan: bytes, spec: ModelSpec, origin: Source, details: Mapping[str, Any]) -> None:
+    """Writes plan and manifest to a temporary folder, and then moves both into place."""
+    try:
+        with tempfile.TemporaryDirectory(dir=output.parent, prefix=".engine-") as folder:
+            written = Path(folder) / output.name
+            written.write_bytes(plan)
+            write_manifest(written, spec, [origin], {"engine": details})
+            os.replace(manifest_path(written), manifest_path(output))
+            os.replace(written, output)
+    except OSError as error:
+        raise OutputError(
+            f"cannot write {output}: {error.strerror or error}; choose another output or free some space"
+        ) from error
