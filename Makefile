@@ -1,4 +1,4 @@
-# `make help` lists what there is. Every target prints the exact command it runs.
+# `make help` lists the targets. Every target prints the command it runs.
 .DEFAULT_GOAL := help
 SHELL := /bin/bash
 
@@ -29,9 +29,9 @@ ARGS      ?=
 need = $(if $(strip $($(1))),,$(error $(1) is not set; try: make $@ $(1)=$(2)))
 SHOW = @printf '+ %s\n' '$(1)' && $(1)
 
-.PHONY: help setup demo train onnx engine eval detect visualize visualize bench test check lint types clean
+.PHONY: help setup demo train onnx engine eval detect visualize visualise bench test check lint types clean
 
-help: ## this list
+help: ## show this list
 	@echo 'usage: make TARGET [VARIABLE=value ...]'
 	@echo
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/\1|\2/' | awk -F'|' '{ printf "  %-9s %s\n", $$1, $$2 }'
@@ -39,7 +39,7 @@ help: ## this list
 	@echo 'variables: DATA= dataset folder, RECIPE= see "make train ARGS=--list", SIZE= input side, EPOCHS=,'
 	@echo '  WEIGHTS= checkpoint, MODEL= .onnx file, PRECISION= fp32, fp16 or int8, MAX_AP_DROP= points of AP, SOURCE= images, SPLIT=, OUTPUT=, RESUME=, ARGS= anything else'
 
-setup: $(VENV)/.installed ## make .venv and install everything into it (all other targets do so by themselves)
+setup: $(VENV)/.installed ## create .venv and install everything (every other target does this first)
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { echo 'error: Python 3.10 or newer is needed (set PYTHON=)'; exit 3; }
@@ -48,42 +48,42 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	$(INSTALL) '.[rtx]' || echo 'TensorRT-RTX does not install here; going on without (engines cannot be built without a GPU)'
 	@touch $@
 
-demo: setup ## train a small detector on synthetic images, export it, prove the export, draw detections (5 minutes)
+demo: setup ## train a small model on synthetic images, export it, verify the files (about 6 minutes on 2 CPU cores)
 	$(call SHOW,$(RUN) export.demo $(if $(EPOCHS),--epochs $(EPOCHS)) $(ARGS))
 
-train: setup ## train RECIPE on DATA into OUTPUT (or go on with RESUME=run folder)
+train: setup ## train RECIPE on DATA into OUTPUT (RESUME=folder continues a run)
 	$(if $(findstring --list,$(ARGS)),,$(call need,DATA,datasets/coco))
 	$(call SHOW,$(RUN) train $(if $(DATA),--data "$(DATA)") $(if $(RESUME),--resume "$(RESUME)",--recipe $(RECIPE) --output "$(OUTPUT)") $(if $(SIZE),--size $(SIZE)) $(if $(EPOCHS),--epochs $(EPOCHS)) $(ARGS))
 
-onnx: setup ## export WEIGHTS to MODEL and compare it with PyTorch
+onnx: setup ## export WEIGHTS to MODEL (ONNX) and compare its outputs with PyTorch
 	$(if $(filter fp32 fp16,$(PRECISION)),,$(error PRECISION=$(PRECISION): this makes fp32 or fp16; int8 needs images, see make engine))
 	$(call SHOW,$(RUN) export.onnx --weights "$(WEIGHTS)" --output "$(MODEL)" $(if $(filter fp16,$(PRECISION)),--precision fp16) $(if $(SIZE),--size $(SIZE)) $(ARGS))
 
-engine: setup ## WEIGHTS to ONNX and a TensorRT engine of PRECISION, verified on DATA; fails if accuracy fell
+engine: setup ## WEIGHTS to ONNX and a TensorRT engine of PRECISION; fails if AP on DATA falls beyond the budget
 	$(call need,DATA,datasets/coco)
 	$(call SHOW,$(RUN) export.chain --weights "$(WEIGHTS)" --data "$(DATA)" --precision $(PRECISION) $(if $(SIZE),--size $(SIZE)) $(if $(SPLIT),--split $(SPLIT)) $(if $(MAX_AP_DROP),--max-ap-drop $(MAX_AP_DROP)) $(ARGS))
 
-eval: setup ## COCO accuracy of MODEL (or, with WEIGHTS= given, of a checkpoint) on DATA
+eval: setup ## COCO accuracy of MODEL (or, with WEIGHTS=, of a checkpoint) on DATA
 	$(call need,DATA,datasets/coco)
 	$(call SHOW,$(RUN) $(if $(filter command environment,$(origin WEIGHTS)),$(if $(filter command environment,$(origin MODEL)),runtime.evaluate --engine "$(MODEL)",train.validate --weights "$(WEIGHTS)"),runtime.evaluate --engine "$(MODEL)") --data "$(DATA)" $(if $(SPLIT),--split $(SPLIT)) $(ARGS))
 
-detect: setup ## detect with MODEL in SOURCE: an image, folder, glob pattern or video
+detect: setup ## run MODEL on SOURCE: an image, a folder, a glob pattern or a video
 	$(call need,SOURCE,photos/)
 	$(call SHOW,$(RUN) runtime.detect --engine "$(MODEL)" --source "$(SOURCE)" $(ARGS))
 
-visualize: visualize # the spelling of earlier versions
+visualise: visualize # the spelling of earlier versions
 
-visualize: setup ## draw how WEIGHTS (or MODEL=, exported with --inspect) fuses its levels for the images of SOURCE
+visualize: setup ## draw how WEIGHTS (or MODEL=, exported with --inspect) fuses its levels on SOURCE
 	$(call need,SOURCE,photos/)
 	$(call SHOW,$(RUN) $(if $(filter command environment,$(origin MODEL)),runtime.visualize --engine "$(MODEL)",train.visualize --weights "$(WEIGHTS)") --source "$(SOURCE)" $(ARGS))
 
-bench: setup ## time MODEL= stage by stage; without it all of ours against named references (DATA= adds those that need images)
+bench: setup ## time MODEL= stage by stage; without MODEL= run benchmarks/ (DATA= adds those that need images)
 	$(call SHOW,$(RUN) $(if $(filter command environment,$(origin MODEL)),runtime.benchmark --engine "$(MODEL)" $(if $(SOURCE),--source "$(SOURCE)"),benchmarks $(if $(DATA),--data "$(DATA)")) $(ARGS))
 
-test: setup ## the whole test suite
+test: setup ## all tests but the slow ones
 	$(call SHOW,$(RUN) pytest $(ARGS))
 
-lint: setup ## ruff
+lint: setup ## ruff check and format
 	$(call SHOW,$(BIN)/ruff check .)
 	$(call SHOW,$(BIN)/ruff format --check .)
 
@@ -92,6 +92,6 @@ types: setup ## mypy --strict
 
 check: lint types test ## lint, types, tests
 
-clean: ## remove what was made here (.venv, demo/, caches); runs/ stays
+clean: ## remove .venv, demo/ and caches; runs/ stays
 	rm -rf $(VENV) demo build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
