@@ -1,4 +1,4 @@
-"""`python -m runtime.detect`: detections of images and videos, drawn and as JSON lines."""
+"""Command line `python -m runtime.detect`: detects objects in images and videos, drawn and as JSON lines."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from runtime.detections import Detections
 from runtime.detector import Detector
 from runtime.files import output_folder
 from runtime.media.image import Image, write_image
-from runtime.media.sources import Source, find_sources, for_each, read_source, result_path
+from runtime.media.sources import SkippedSources, Source, find_sources, read_each, read_source, result_path
 from runtime.media.video import frame_count, frame_rate, read_video, write_video
 from runtime.streaming.prefetch import close_generator
 from runtime.viz.annotate import draw
@@ -28,7 +28,6 @@ DEFAULT_OUTPUT = "runs/detect"
 
 
 def parse(arguments: Optional[list[str]] = None) -> argparse.Namespace:
-    """The command's arguments."""
     parser = cli.parser(
         "runtime.detect",
         "Detect objects in an image, a folder, a glob pattern or a video.",
@@ -48,49 +47,54 @@ def parse(arguments: Optional[list[str]] = None) -> argparse.Namespace:
 
 
 def main(arguments: Optional[list[str]] = None) -> int:
-    """Run the command; returns its exit code."""
     options = parse(arguments)
     sources = find_sources(options.source)
     wanted = options.output or (None if options.json else DEFAULT_OUTPUT)
-    with Detector(
-        options.engine,
-        backend=options.backend,
-        score_threshold=options.conf,
-        iou_threshold=options.iou,
-        max_detections=options.max_detections,
-    ) as detector:
+    with _open_detector(options) as detector, SkippedSources(len(sources), strict=options.strict) as skipped:
         folder = output_folder(wanted) if wanted else None
-
-        def work(source: Source, image: Optional[Image]) -> None:
-            target = result_path(source, folder) if folder else None
-            if image is None:
-                results = _in_video(detector, source, target, options.strict)
-            else:
-                results = _in_image(detector, source, target, image)
-            with close_generator(results):
-                for record in results:
-                    print(json.dumps(record) if options.json else _summary(record), flush=options.json)
-
-        for_each(sources, _read, work, label="detect", strict=options.strict)
+        images = read_each(sources, _read, skipped, label="detect")
+        with close_generator(images):
+            for source, image in images:
+                records = _detect(detector, source, image, folder, options.strict)
+                with skipped.skip_unusable(), close_generator(records):
+                    for record in records:
+                        print(json.dumps(record) if options.json else _summary(record), flush=options.json)
     if folder:
         log.info("annotated images are in %s", folder)
     return 0
 
 
+def _open_detector(options: argparse.Namespace) -> Detector:
+    return Detector(
+        options.engine,
+        backend=options.backend,
+        score_threshold=options.conf,
+        iou_threshold=options.iou,
+        max_detections=options.max_detections,
+    )
+
+
 def _read(source: Source) -> Optional[Image]:
-    """An image; None for a video, which is read while its frames are worked on."""
+    """Reads an image; None for a video, whose frames are read while others are worked on."""
     return None if source.is_video else read_source(source)
 
 
-def _in_image(detector: Detector, source: Source, target: Optional[Path], image: Image) -> Iterator[dict[str, Any]]:
+def _detect(
+    detector: Detector, source: Source, image: Optional[Image], folder: Optional[Path], strict: bool
+) -> Iterator[dict[str, Any]]:
+    """Yields a record an image or frame, after its annotated copy was written into `folder`."""
+    target = result_path(source, folder) if folder else None
+    if image is None:
+        yield from _detect_in_video(detector, source, target, strict)
+        return
     found = detector(image)
     if target:
         write_image(target, draw(image, found, detector.spec.class_names))
     yield _record(source, image, found, detector)
 
 
-def _in_video(detector: Detector, source: Source, target: Optional[Path], strict: bool) -> Iterator[dict[str, Any]]:
-    """Detect in the frames of a video and write its annotated copy; yields a record of each frame.
+def _detect_in_video(detector: Detector, source: Source, target: Optional[Path], strict: bool) -> Iterator[dict[str, Any]]:
+    """Detects in the frames of a video and writes its annotated copy; yields a record a frame.
 
     While a frame is drawn and encoded here, the model runs on the next one, and a third one is decoded, in other threads.
     """

@@ -1,4 +1,4 @@
-"""`python -m runtime.visualize`: how an exported model with ASFF fused its levels, image by image."""
+"""Command line `python -m runtime.visualize`: draws how an exported model with ASFF fused its levels, image by image."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from runtime.detector import Detector
 from runtime.errors import InputError
 from runtime.files import output_folder
 from runtime.media.image import Image, write_image
-from runtime.media.sources import Source, find_sources, for_each, read_source, result_path
+from runtime.media.sources import SkippedSources, Source, find_sources, read_each, read_source, result_path
+from runtime.streaming.prefetch import close_generator
 from runtime.viz.fusion_figure import figure
 from runtime.viz.fusion_view import look
 
@@ -20,7 +21,7 @@ DEFAULT_OUTPUT = "runs/visualize"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Arguments that every visualizing command takes."""
+    """Adds the arguments that every visualizing command takes."""
     parser.add_argument("--source", required=True, help="image, folder or glob pattern (quoted)")
     parser.add_argument("--output", default=DEFAULT_OUTPUT, help=f"folder for the figures (default: {DEFAULT_OUTPUT})")
     parser.add_argument("--conf", type=cli.probability, default=0.25, help="lowest score shown (default: 0.25)")
@@ -28,7 +29,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def parse(arguments: Optional[list[str]] = None) -> argparse.Namespace:
-    """The command's arguments."""
     parser = cli.parser(
         "runtime.visualize",
         "Draw how a model with ASFF fuses its levels: weight maps, activations, and which level detected what.",
@@ -40,7 +40,7 @@ def parse(arguments: Optional[list[str]] = None) -> argparse.Namespace:
 
 
 def show(backend: InspectableBackend, options: argparse.Namespace) -> None:
-    """Write a figure of each image that the options name, and print its path.
+    """Writes a figure of each image that the options name, and prints its path.
 
     Raises:
         InputError: nothing to read, a model that cannot be inspected, or none of the images could be used.
@@ -50,27 +50,27 @@ def show(backend: InspectableBackend, options: argparse.Namespace) -> None:
     sources, folder = find_sources(options.source), output_folder(options.output)
     detector = Detector(backend, score_threshold=options.conf)
 
-    def read(source: Source) -> Image:
-        if source.is_video:
-            raise InputError(f"{source.path}: expected an image, got a video; save the frames of interest as images")
-        return read_source(source)
+    with SkippedSources(len(sources), strict=options.strict) as skipped:
+        images = read_each(sources, _read, skipped, label="visualize")
+        with close_generator(images):
+            for source, image in images:
+                with skipped.skip_unusable():
+                    target = result_path(source, folder)
+                    write_image(target, figure(look(detector, backend, image), backend.spec))
+                    print(target)
 
-    def work(source: Source, image: Image) -> None:
-        target = result_path(source, folder)
-        write_image(target, figure(look(detector, backend, image), backend.spec))
-        print(target)
 
-    for_each(sources, read, work, label="visualize", strict=options.strict)
+def _read(source: Source) -> Image:
+    if source.is_video:
+        raise InputError(f"{source.path}: expected an image, got a video; save the frames of interest as images")
+    return read_source(source)
 
 
 def main(arguments: Optional[list[str]] = None) -> int:
-    """Run the command; returns its exit code."""
     options = parse(arguments)
     with open_backend(options.engine, options.backend) as backend:
         if not isinstance(backend, InspectableBackend):
-            raise InputError(
-                f"{options.engine}: how levels are fused is told by .onnx files alone; give the one it was built from"
-            )
+            raise InputError(f"{options.engine}: only .onnx files tell how levels were fused; give the one it was built from")
         show(backend, options)
     return 0
 

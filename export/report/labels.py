@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from export.accuracy.box_changes import KEPT, RESCORED, Box
+from runtime.viz.label_layout import Rectangle, free_spot
 
 _LETTER = 0.62  # width of a letter, in its height
-
-Rectangle = tuple[float, float, float, float]
+_LINE = 1.15  # height of a line of text, in that of its letters
 
 
 @dataclass(frozen=True)
@@ -46,21 +46,9 @@ def place_labels(
     for box in sorted(boxes, key=lambda box: (box.kind == KEPT, -box.score)):
         score = f"{box.before:.2f} → {box.score:.2f}" if box.kind == RESCORED else f"{box.score:.2f}"
         text = f"{class_names[box.category_id]} {score}"
-        spot = _free_spot(box, len(text) * height * _LETTER, height, size, taken)
+        left, top, width, box_height = box.box
+        corners = (left, top, left + width, top + box_height)
+        spot = free_spot(corners, len(text) * height * _LETTER, height * _LINE, size, taken)
         taken += [spot] if spot else []
         found.append(LabeledBox(box, text, (spot[0], spot[3]) if spot else None))
     return found[::-1]
-
-
-def _free_spot(box: Box, width: float, height: float, size: tuple[int, int], taken: Sequence[Rectangle]) -> Rectangle | None:
-    left, top, _, box_height = box.box
-    x = max(min(left, size[0] - width), 0)
-    for y in (top - height * 1.15, top + box_height + height * 0.15, top + height * 0.15):
-        spot = (x, y, x + width, y + height)
-        if y >= 0 and y + height <= size[1] and not any(_overlap(spot, other) for other in taken):
-            return spot
-    return None
-
-
-def _overlap(one: Rectangle, other: Rectangle) -> bool:
-    return one[0] < other[2] and other[0] < one[2] and one[1] < other[3] and other[1] < one[3]

@@ -1,4 +1,4 @@
-"""Image files to measure on."""
+"""Finds or makes the image files that a benchmark runs on."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 
 from runtime.media.image import Image, write_image
-from runtime.media.sources import Source, find_sources, for_each, read_source
+from runtime.media.sources import SkippedSources, find_sources, read_each, read_source
 
 _MADE_UP, _WIDTH, _HEIGHT = 8, 640, 480
 _MOST_IMAGES = 64  # of --source; as much as the largest batch anyone asks for, and quickly read
@@ -20,7 +20,7 @@ _MOST_IMAGES = 64  # of --source; as much as the largest batch anyone asks for, 
 
 @contextlib.contextmanager
 def open_images(source: Optional[str]) -> Iterator[tuple[list[Path], str]]:
-    """Files of images that can be read, and what they are in words."""
+    """Yields the files of images that can be read, and a text that says what they are."""
     if source is None:
         with tempfile.TemporaryDirectory() as folder:
             files = [Path(folder) / f"{index}.jpg" for index in range(_MADE_UP)]
@@ -28,12 +28,9 @@ def open_images(source: Optional[str]) -> Iterator[tuple[list[Path], str]]:
                 write_image(file, made_up_image(np.random.default_rng(index)))
             yield files, f"{_MADE_UP} made-up JPEG images of {_WIDTH}x{_HEIGHT}"
         return
-    readable: list[Path] = []
-
-    def keep(item: Source, _: Image) -> None:
-        readable.append(item.path)
-
-    for_each(find_sources(source)[:_MOST_IMAGES], read_source, keep, label="read", strict=False)
+    sources = find_sources(source)[:_MOST_IMAGES]
+    with SkippedSources(len(sources), strict=False) as skipped:
+        readable = [item.path for item, _ in read_each(sources, read_source, skipped, label="read")]
     yield readable, f"{len(readable)} images of {source}" if len(readable) > 1 else str(readable[0])
 
 

@@ -13,8 +13,7 @@ from runtime.benchmark.report import TOTAL, Report, Row
 from runtime.benchmark.stages import STAGES
 from runtime.benchmark.timing import ends
 from runtime.media.image import Image
-from runtime.viz.annotate import Color
-from runtime.viz.canvas import FAINT, GAP, INK, beside, pad, paper, stack, text_width, write
+from runtime.viz.canvas import FAINT, GAP, INK, Color, beside, pad, paper, stack, text_size, write
 
 STAGE_COLORS: dict[str, Color] = {
     "load": (150, 140, 130),
@@ -65,7 +64,7 @@ def _head(report: Report, width: int) -> Image:
         if any(stage in row.milliseconds for row in report.rows):
             cv2.rectangle(canvas, (x, 40), (x + 16, 56), STAGE_COLORS[stage], cv2.FILLED)
             write(canvas, stage, (x + 23, 54), 0.5, INK)
-            x += 23 + text_width(stage, 0.5) + 22
+            x += 23 + text_size(stage, 0.5)[0] + 22
     write(canvas, f"medians; the line: {low} to {high} of the total", (x + 10, 54), 0.5, FAINT)
     return canvas
 
@@ -74,7 +73,7 @@ def _names(rows: Sequence[Row], tops: Sequence[int]) -> Image:
     canvas = paper(_LABELS, _height(tops))
     for row, top in zip(rows, tops):
         text = f"batch {row.batch}  {row.letter}"
-        write(canvas, text, (_LABELS - text_width(text, 0.5), top + 17), 0.5, INK)
+        write(canvas, text, (_LABELS - text_size(text, 0.5)[0], top + 17), 0.5, INK)
     return canvas
 
 
@@ -103,7 +102,7 @@ def _draw_axis(canvas: Image, largest: float, scale: float) -> None:
     for index in range(int(largest / step) + 1):
         x, text = round(index * step * scale), f"{index * step:g}"
         cv2.line(canvas, (x, _HEAD - 6), (x, bottom), _GRID, 1)
-        write(canvas, text, (max(x - text_width(text, 0.42) // 2, 0), bottom + 17), 0.42, FAINT)
+        write(canvas, text, (max(x - text_size(text, 0.42)[0] // 2, 0), bottom + 17), 0.42, FAINT)
 
 
 def _step(largest: float) -> float:
@@ -119,8 +118,8 @@ def _draw_bar(canvas: Image, row: Row, top: int, stages: Sequence[str], scale: f
     for stage, value, left, right in zip(stages, values, edges[:-1], edges[1:]):
         canvas[top : top + _BAR, left:right] = STAGE_COLORS[stage]
         text = f"{value:.2f}" if value < 10 else f"{value:.1f}"
-        if right - left > text_width(text, 0.45) + 8:
-            write(canvas, text, (left + (right - left - text_width(text, 0.45)) // 2, top + 17), 0.45, (255, 255, 255))
+        if right - left > text_size(text, 0.45)[0] + 8:
+            write(canvas, text, (left + (right - left - text_size(text, 0.45)[0]) // 2, top + 17), 0.45, (255, 255, 255))
     return int(edges[-1])
 
 
@@ -140,5 +139,5 @@ def _foot(report: Report, width: int) -> Image:
     texts.append(f"{here.cpu}, {here.cores} cores; {protocol.warm_up} + {protocol.repeats} rounds; {protocol.images}")
     canvas = paper(width, 20 * len(texts))
     for index, text in enumerate(texts):
-        write(canvas, text, (0, 20 * index + 14), min(0.45, 0.45 * width / text_width(text, 0.45)), FAINT)
+        write(canvas, text, (0, 20 * index + 14), min(0.45, 0.45 * width / text_size(text, 0.45)[0]), FAINT)
     return canvas

@@ -1,4 +1,8 @@
-"""The size that an image file claims in its header, so that one too large for memory is refused before it is decoded."""
+"""Reads the size that an image file claims, so that one too large for memory is refused before it is decoded.
+
+OpenCV bounds sizes too (`OPENCV_IO_MAX_IMAGE_PIXELS`), but takes its bound once, when cv2 is first imported: set from here it
+would not hold for a program that imports cv2 before this package.
+"""
 
 from __future__ import annotations
 
@@ -44,29 +48,29 @@ def _claimed_size(data: bytes) -> Optional[tuple[int, int]]:
     return (int(found[1]), int(found[2])) if found else None
 
 
-def _number(layout: str, data: bytes, place: int) -> int:
-    return int(struct.unpack_from(layout, data, place)[0])
+def _number(layout: str, data: bytes, offset: int) -> int:
+    return int(struct.unpack_from(layout, data, offset)[0])
 
 
-def _pair(layout: str, data: bytes, place: int) -> tuple[int, int]:
-    first, second = struct.unpack_from(layout, data, place)
+def _pair(layout: str, data: bytes, offset: int) -> tuple[int, int]:
+    first, second = struct.unpack_from(layout, data, offset)
     return first, second
 
 
 def _jpeg(data: bytes) -> tuple[int, int]:
-    place = 2
+    offset = 2
     while True:
-        place = data.index(b"\xff", place)  # what stands between segments is skipped, as decoders do
-        marker = data[place + 1]
+        offset = data.index(b"\xff", offset)  # bytes between segments are skipped, as decoders do
+        marker = data[offset + 1]
         if marker == 0xFF:
-            place += 1
+            offset += 1
         elif marker in _JPEG_ALONE:
-            place += 2
+            offset += 2
         elif marker in _JPEG_FRAMES:
-            height, width = _pair(">HH", data, place + 5)
+            height, width = _pair(">HH", data, offset + 5)
             return width, height
         else:
-            place += 2 + _number(">H", data, place + 2)
+            offset += 2 + _number(">H", data, offset + 2)
 
 
 def _webp(data: bytes) -> tuple[int, int]:
@@ -88,9 +92,9 @@ def _tiff(data: bytes) -> tuple[int, int]:
     length = struct.calcsize(f"={entry}") + (8 if is_big else 4)
     sides: dict[int, int] = {}
     for index in range(_number(order + count, data, directory)):
-        place = start + index * length
-        tag, kind, _ = struct.unpack_from(order + entry, data, place)
+        offset = start + index * length
+        tag, kind, _ = struct.unpack_from(order + entry, data, offset)
         if tag in (_TIFF_WIDTH, _TIFF_HEIGHT):
-            value: Any = _number(order + _TIFF_KINDS[kind], data, place + struct.calcsize(f"={entry}"))
+            value: Any = _number(order + _TIFF_KINDS[kind], data, offset + struct.calcsize(f"={entry}"))
             sides[tag] = max(value, sides.get(tag, 0))
     return sides[_TIFF_WIDTH], sides[_TIFF_HEIGHT]

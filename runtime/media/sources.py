@@ -1,14 +1,16 @@
-"""What `--source` may name: an image, a folder, a glob pattern or a video; and work through all of it."""
+"""Finds what `--source` names (an image, a folder, a glob pattern or a video), and reads it source by source."""
 
 from __future__ import annotations
 
+import contextlib
 import glob
 import logging
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar, Union
+from types import TracebackType
+from typing import Optional, TypeVar, Union
 
 from tqdm import tqdm
 
@@ -38,12 +40,12 @@ class Source:
 
     @property
     def is_video(self) -> bool:
-        """Whether it is to be read frame by frame."""
+        """True if it is to be read frame by frame."""
         return self.path.suffix.lower() in VIDEO_SUFFIXES
 
 
 def find_sources(source: str) -> list[Source]:
-    """Files that `source` names, sorted. In a folder every file counts (hidden ones apart), so that a bad one is noticed.
+    """Lists the files that `source` names, sorted. A folder gives all its files but hidden ones, so that a bad one is noticed.
 
     Raises:
         InputError: nothing there.
@@ -66,7 +68,7 @@ def find_sources(source: str) -> list[Source]:
 
 
 def result_path(source: Source, folder: Path) -> Path:
-    """Where the annotated copy goes: the source's own name, to which kinds that OpenCV cannot write add .mp4 or .png.
+    """Path of the annotated copy: the source's own name; .mp4 or .png is appended where OpenCV cannot write its kind.
 
     Raises:
         InputError: it would overwrite the source.
@@ -81,24 +83,64 @@ def result_path(source: Source, folder: Path) -> Path:
     return path
 
 
-def for_each(
-    sources: Sequence[Source],
-    read: Callable[[Source], Content],
-    work: Callable[[Source, Content], None],
-    *,
-    label: str,
-    strict: bool,
-) -> None:
-    """Call `work` for each source and what `read` makes of it; one of several that cannot be used is skipped.
+class SkippedSources:
+    """Skips sources that cannot be used, and counts them.
 
-    The next source is read by another thread meanwhile. Of several there is a progress bar called `label`.
+    Leaving its `with` block says how many were skipped.
 
     Args:
-        strict: stop at the first that cannot be used.
+        count: number of sources.
+        strict: raise for the first that cannot be used.
 
     Raises:
-        InputError: what `read` or `work` raised if strict or for the only source; or none of them could be used.
-        OutputError: always passed on, since the next result could not be written either.
+        InputError: a source cannot be used, and it is the only one, or `strict` is set; or none of them could be used.
+    """
+
+    def __init__(self, count: int, *, strict: bool) -> None:
+        self._count, self._raises = count, strict or count == 1
+        self._skipped = 0
+        self._last: Optional[InputError] = None
+
+    def add(self, error: InputError) -> None:
+        """Skips one source, with a warning."""
+        if self._raises:
+            raise error
+        log.warning("skipped: %s", error)
+        self._skipped, self._last = self._skipped + 1, error
+
+    @contextlib.contextmanager
+    def skip_unusable(self) -> Iterator[None]:
+        """Skips the source that the block works on where it raises InputError; any other error ends the run."""
+        try:
+            yield
+        except OutputError:  # the next result could not be written either
+            raise
+        except InputError as error:
+            self.add(error)
+
+    def __enter__(self) -> SkippedSources:
+        return self
+
+    def __exit__(
+        self, kind: Optional[type[BaseException]], error: Optional[BaseException], trace: Optional[TracebackType]
+    ) -> None:
+        if kind is not None or not self._skipped:
+            return
+        if self._skipped == self._count:
+            raise InputError(f"none of the {self._skipped} files could be used (the last: {self._last})")
+        log.warning("%d of %d files skipped", self._skipped, self._count)
+
+
+def read_each(
+    sources: Sequence[Source], read: Callable[[Source], Content], skipped: SkippedSources, *, label: str
+) -> Generator[tuple[Source, Content], None, None]:
+    """Yields each source and what `read` makes of it; the next one is read by another thread meanwhile.
+
+    Args:
+        sources: what to read; of several there is a progress bar.
+        read: called once a source.
+        skipped: counts the sources for which `read` raises InputError; they are not yielded.
+        label: of the progress bar.
     """
 
     def attempt(source: Source) -> tuple[Source, Union[Content, InputError]]:
@@ -107,28 +149,16 @@ def for_each(
         except InputError as error:
             return source, error
 
-    skipped, last_error = 0, ""
     contents = prefetch(sources, attempt, depth=1)
     quiet = None if len(sources) > 1 else True  # None: where stderr is no terminal
     with close_generator(contents):
         for source, content in tqdm(contents, desc=label, total=len(sources), unit="file", disable=quiet, leave=False):
-            try:
-                if isinstance(content, InputError):
-                    raise content
-                work(source, content)
-            except OutputError:
-                raise
-            except InputError as error:
-                if strict or len(sources) == 1:
-                    raise
-                log.warning("skipped: %s", error)
-                skipped, last_error = skipped + 1, str(error)
-    if skipped == len(sources):
-        raise InputError(f"none of the {skipped} files could be used (the last: {last_error})")
-    if skipped:
-        log.warning("%d of %d files skipped", skipped, len(sources))
+            if isinstance(content, InputError):
+                skipped.add(content)
+            else:
+                yield source, content
 
 
 def read_source(source: Source) -> Image:
-    """The image of a source, see `read_image`."""
+    """Reads the image of a source, see `read_image`."""
     return read_image(source.path)

@@ -1,4 +1,4 @@
-"""Detections drawn on an image."""
+"""Draws detections on an image."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import numpy as np
 
 from runtime.detections import Detections
 from runtime.media.image import Image
-
-Color = tuple[int, int, int]
+from runtime.viz.canvas import Color, text_size, write
+from runtime.viz.label_layout import Rectangle, free_spot
 
 _GOLDEN = 0.618034  # steps of the golden ratio keep neighboring class ids far apart in hue
 
@@ -24,28 +24,41 @@ def class_color(class_id: int) -> Color:
 
 
 def draw(image: Image, found: Detections, class_names: Sequence[str], colors: Optional[Sequence[Color]] = None) -> Image:
-    """A copy of a uint8 BGR image `[H, W, 3]` with boxes and labels, the best detection on top.
+    """Draws boxes and labels on a copy of an image, the best detection on top.
+
+    Labels do not cover each other: the best detections choose their place first, and one that finds none has no label.
 
     Args:
-        colors: BGR, of each detection; by default its class's.
+        image: uint8 BGR `[H, W, 3]`.
+        found: detections in pixels of the image, best first.
+        class_names: by class id.
+        colors: BGR, one a detection; by default that of its class.
+
+    Returns:
+        uint8 BGR `[H, W, 3]`.
     """
     colors = [class_color(class_id) for class_id in found.class_ids.tolist()] if colors is None else colors
     canvas = image.copy()
-    unit = max(min(image.shape[:2]) / 480, 0.6)
+    size = canvas.shape[1], canvas.shape[0]
+    unit = max(min(size) / 480, 0.6)
     thickness, font_scale = max(round(2 * unit), 1), 0.5 * unit
-    for box, score, class_id, color in reversed(list(zip(found.boxes, found.scores, found.class_ids.tolist(), colors))):
-        left, top, right, bottom = (round(float(value)) for value in box)
-        last = min(right, image.shape[1] - 1), min(bottom, image.shape[0] - 1)  # pixels end where their index plus 1 is
+    boxes = [tuple(round(value) for value in box) for box in found.boxes.tolist()]
+    for (left, top, right, bottom), color in reversed(list(zip(boxes, colors))):
+        last = min(right, size[0] - 1), min(bottom, size[1] - 1)  # pixels end where their index plus 1 is
         cv2.rectangle(canvas, (left, top), last, color, thickness, cv2.LINE_AA)
-        _label(canvas, f"{class_names[class_id]} {score:.2f}", (left, top), color, font_scale)
+    taken: list[Rectangle] = []
+    for box, score, class_id, color in zip(boxes, found.scores, found.class_ids.tolist(), colors):
+        text = f"{class_names[class_id]} {score:.2f}"
+        width, height, depth = text_size(text, font_scale)
+        spot = free_spot(box, width + 2, height + depth, size, taken)
+        if spot:
+            taken.append(spot)
+            _draw_label(canvas, text, spot, depth, color, font_scale)
     return canvas
 
 
-def _label(canvas: Image, text: str, corner: tuple[int, int], color: Color, font_scale: float) -> None:
-    """A filled tag above `corner`, moved inside the image where there is no room."""
-    (width, height), baseline = cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, font_scale, 1)
-    left = max(min(corner[0], canvas.shape[1] - width - 2), 0)
-    bottom = max(corner[1], height + baseline)
-    cv2.rectangle(canvas, (left, bottom - height - baseline), (left + width + 2, bottom), color, cv2.FILLED)
+def _draw_label(canvas: Image, text: str, spot: Rectangle, depth: int, color: Color, font_scale: float) -> None:
+    left, top, right, bottom = (int(value) for value in spot)
+    cv2.rectangle(canvas, (left, top), (right - 1, bottom - 1), color, cv2.FILLED)
     ink = (0, 0, 0) if np.dot(color, (0.114, 0.587, 0.299)) > 110 else (255, 255, 255)
-    cv2.putText(canvas, text, (left + 1, bottom - baseline // 2 - 1), cv2.FONT_HERSHEY_SIMPLEX, font_scale, ink, 1, cv2.LINE_AA)
+    write(canvas, text, (left + 1, bottom - depth // 2 - 1), font_scale, ink)

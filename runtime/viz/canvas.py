@@ -1,4 +1,4 @@
-"""Drawing on paper: the texts and the arrangement that figures and plots share. Every part is a uint8 BGR image."""
+"""Draws text and arranges images side by side, for annotated images, figures and plots. All images are uint8 BGR."""
 
 from __future__ import annotations
 
@@ -8,37 +8,49 @@ import cv2
 import numpy as np
 
 from runtime.media.image import Image
-from runtime.viz.annotate import Color
+
+Color = tuple[int, int, int]
+"""BGR, 0-255."""
 
 PAPER: Color = (250, 250, 250)
 INK: Color = (40, 40, 40)
 FAINT: Color = (110, 110, 110)
 GAP, MARGIN = 14, 24  # pixels between parts, and around all of them
+_FONT = cv2.FONT_HERSHEY_SIMPLEX
 
 
 def paper(width: int, height: int) -> Image:
-    """An empty part."""
+    """An empty canvas, `[height, width, 3]`."""
     return np.full((height, width, 3), PAPER, np.uint8)
 
 
 def write(canvas: Image, text: str, corner: tuple[int, int], size: float, color: Color) -> None:
-    """Write ASCII text into `canvas`; `corner` (x, y) is where its base line begins, `size` 1 is some 22 pixels high."""
-    cv2.putText(canvas, text, corner, cv2.FONT_HERSHEY_SIMPLEX, size, color, 1, cv2.LINE_AA)
+    """Writes ASCII text into `canvas`, in place.
+
+    Args:
+        canvas: uint8 BGR image.
+        text: what to write.
+        corner: (x, y) in pixels where its base line begins.
+        size: 1 is about 22 pixels high.
+        color: BGR.
+    """
+    cv2.putText(canvas, text, corner, _FONT, size, color, 1, cv2.LINE_AA)
 
 
-def text_width(text: str, size: float) -> int:
-    """Pixels that `write` needs, at least 1."""
-    return max(cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, size, 1)[0][0], 1)
+def text_size(text: str, size: float) -> tuple[int, int, int]:
+    """(width, height above the base line, depth below it) in pixels that `write` needs; the width is at least 1."""
+    (width, height), depth = cv2.getTextSize(text, _FONT, size, 1)
+    return max(width, 1), height, depth
 
 
 def beside(parts: Sequence[Image], gap: int = GAP) -> Image:
-    """Parts from left to right, aligned at the top."""
+    """Puts images from left to right, aligned at the top."""
     turned = [part.transpose(1, 0, 2) for part in parts]
     return np.ascontiguousarray(stack(turned, gap).transpose(1, 0, 2))
 
 
 def stack(parts: Sequence[Image], gap: int) -> Image:
-    """Parts from top to bottom, aligned at the left."""
+    """Puts images from top to bottom, aligned at the left."""
     width = max(part.shape[1] for part in parts)
     canvas = paper(width, sum(part.shape[0] for part in parts) + gap * (len(parts) - 1))
     top = 0
@@ -49,7 +61,7 @@ def stack(parts: Sequence[Image], gap: int) -> Image:
 
 
 def pad(image: Image) -> Image:
-    """A margin around it."""
+    """Adds a margin around an image."""
     height, width = image.shape[:2]
     canvas = paper(width + 2 * MARGIN, height + 2 * MARGIN)
     canvas[MARGIN : MARGIN + height, MARGIN : MARGIN + width] = image

@@ -12,8 +12,8 @@ from runtime.backends.inspection import FUSED_STRIDES
 from runtime.detections import Detections
 from runtime.media.image import Image
 from runtime.spec import ModelSpec, level_name
-from runtime.viz.annotate import Color, draw
-from runtime.viz.canvas import FAINT, GAP, INK, beside, pad, paper, stack, text_width, write
+from runtime.viz.annotate import draw
+from runtime.viz.canvas import FAINT, GAP, INK, Color, beside, pad, paper, stack, text_size, write
 from runtime.viz.fusion_view import View
 
 _LONG_SIDE = 300  # of a heat map in pixels
@@ -102,7 +102,7 @@ def _legend(view: View, spec: ModelSpec) -> Image:
     """What the colors mean, how many detections each level made, and where its feature comes from on average."""
     height, width = spec.input_size
     title = paper(_LEGEND_WIDTH, 62)
-    write(title, spec.name, (0, 20), min(0.75, 0.75 * _LEGEND_WIDTH / text_width(spec.name, 0.75)), INK)
+    write(title, spec.name, (0, 20), min(0.75, 0.75 * _LEGEND_WIDTH / text_size(spec.name, 0.75)[0]), INK)
     write(title, f"input {width} x {height}, {spec.resize}", (0, 46), 0.5, FAINT)
     shares = _color_bar("Share of each level at each place", _SHARE_COLORS, ("0", "0.5", "1"))
     activation = _color_bar("Activation: mean |fused feature|", _ACTIVATION_COLORS, ("0", "", "largest"))
@@ -141,7 +141,7 @@ def _color_bar(title: str, colors: int, ticks: Sequence[str]) -> Image:
     canvas[top : top + height, :_BAR_WIDTH] = heat(ramp, np.full((height, _BAR_WIDTH, 3), 128, np.uint8), colors)
     for index, text in enumerate(ticks):
         x = index * _BAR_WIDTH // (len(ticks) - 1)
-        wide = text_width(text, 0.45)
+        wide = text_size(text, 0.45)[0]
         left = min(max(x - wide // 2, 0), _BAR_WIDTH - wide)
         write(canvas, text, (left, top + height + 16), 0.45, FAINT)
     return canvas

@@ -1,14 +1,15 @@
-"""What a source may name, and work through several."""
+"""Finding what a source names, reading several ahead, and skipping what cannot be used."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from runtime.errors import InputError
-from runtime.media.sources import Source, find_sources, for_each, read_source
+from runtime.errors import InputError, OutputError
+from runtime.media.sources import SkippedSources, Source, find_sources, read_each, read_source
 
 
 @pytest.fixture
@@ -83,13 +84,54 @@ def test_the_next_source_is_read_while_one_is_worked_on() -> None:
             raise InputError("b: bad")
         return f"content of {source.path}"
 
-    def work(source: Source, content: str) -> None:
-        limit = time.monotonic() + 5
-        while len(read) < min("abcd".index(str(source.path)) + 2, 4) and time.monotonic() < limit:
-            time.sleep(0.001)
-        worked.append((str(source.path), content, len(read)))
-
-    for_each(sources, take, work, label="test", strict=False)
+    with SkippedSources(4, strict=False) as skipped:
+        for source, content in read_each(sources, take, skipped, label="test"):
+            limit = time.monotonic() + 5
+            while len(read) < min("abcd".index(str(source.path)) + 2, 4) and time.monotonic() < limit:
+                time.sleep(0.001)
+            worked.append((str(source.path), content, len(read)))
     assert worked == [("a", "content of a", 2), ("c", "content of c", 4), ("d", "content of d", 4)]
-    with pytest.raises(InputError, match="b: bad"):
-        for_each(sources, take, lambda *_: None, label="test", strict=True)
+    with pytest.raises(InputError, match="b: bad"), SkippedSources(4, strict=True) as skipped:
+        list(read_each(sources, take, skipped, label="test"))
+
+
+@pytest.mark.parametrize(
+    ("count", "strict", "bad", "ends_with"),
+    [
+        (1, False, "", None),
+        (3, False, "a", None),
+        (3, False, "ab", None),
+        (3, False, "abc", "none of the 3 files could be used (the last: c: bad)"),
+        (3, True, "b", "b: bad"),
+        (1, False, "a", "a: bad"),
+    ],
+)
+def test_unusable_sources_are_skipped(count: int, strict: bool, bad: str, ends_with: str | None) -> None:
+    """Whether reading fails or what is done with the content."""
+
+    def fail_if_bad(source: Source) -> str:
+        if str(source.path) in bad:
+            raise InputError(f"{source.path}: bad")
+        return str(source.path)
+
+    def run(read: Callable[[Source], str], work: Callable[[Source], str]) -> list[str]:
+        done = []
+        with SkippedSources(count, strict=strict) as skipped:
+            for source, _ in read_each(sources, read, skipped, label="test"):
+                with skipped.skip_unusable():
+                    done.append(work(source))
+        return done
+
+    sources = [Source(Path(name), Path(name)) for name in "abc"[:count]]
+    for stages in ((fail_if_bad, lambda source: str(source.path)), (lambda source: "content", fail_if_bad)):
+        if ends_with is None:
+            assert run(*stages) == [name for name in "abc"[:count] if name not in bad]
+        else:
+            with pytest.raises(InputError) as error:
+                run(*stages)
+            assert str(error.value) == ends_with
+
+
+def test_a_result_that_cannot_be_written_ends_the_run() -> None:
+    with pytest.raises(OutputError), SkippedSources(3, strict=False) as skipped, skipped.skip_unusable():
+        raise OutputError("disk full")
