@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterable, Generator, Iterable, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from types import TracebackType
 from typing import Any, Optional, Union, overload
 
@@ -20,7 +20,7 @@ from runtime.ops.decode import Candidates, decode
 from runtime.ops.nms import nms
 from runtime.ops.preprocess import Geometry, preprocess
 from runtime.spec import ModelSpec
-from runtime.streaming.detection_queue import DetectionQueue, detect_async
+from runtime.streaming.detection_queue import DetectionQueue
 from runtime.streaming.prefetch import batches, flat, prefetch
 
 # On a CPU more at a time only costs memory: the full YOLOv3+ASFF at 416 takes 0.9 GB for one image, 2.7 for 16, 5.3 for 32.
@@ -120,33 +120,6 @@ class Detector:
 
         read = prefetch(images, check_image, depth=2 * step)
         return flat(prefetch(batches(read, step), run, depth=2))
-
-    def astream(
-        self, images: AsyncIterable[Image], *, batch: Optional[int] = None
-    ) -> AsyncGenerator[tuple[Image, Detections], None]:
-        """`stream` for asyncio: `images` is read by a task of its own, at most 2 batches ahead; the model runs in a thread.
-
-        Canceling or closing it cancels that task, and waits for the batch that is running.
-
-        Args:
-            batch: images run at a time, at most: those that are waiting. By default the model's fixed batch size, or 1.
-
-        Example:
-            >>> import asyncio, cv2
-            >>> from runtime import Detector
-            >>> async def camera():
-            ...     for _ in range(2):
-            ...         await asyncio.sleep(0.01)
-            ...         yield cv2.imread("street.jpg")
-            >>> async def main(detector):
-            ...     async for image, found in detector.astream(camera()):
-            ...         print(image.shape, len(found))
-            >>> with Detector("model.onnx") as detector:
-            ...     asyncio.run(main(detector))
-            (64, 128, 3) 1
-            (64, 128, 3) 1
-        """
-        return detect_async(images, self._detect, self._batch(batch))
 
     def queue(self, *, batch: Optional[int] = None) -> DetectionQueue:
         """For any number of asyncio tasks that each have images of their own, see `DetectionQueue`.

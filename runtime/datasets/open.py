@@ -1,4 +1,4 @@
-"""Which layout a dataset folder has, and which of its splits is meant."""
+"""Detects the layout of a dataset folder and resolves the split."""
 
 from __future__ import annotations
 
@@ -7,14 +7,19 @@ from pathlib import Path
 
 from runtime.datasets import coco, voc
 from runtime.datasets.dataset import Dataset
+from runtime.datasets.reader import DatasetReader
 from runtime.errors import InputError
 from runtime.files import PathLike
 
+READERS: tuple[DatasetReader, ...] = (coco, voc)
+"""Every layout that is known, in the order in which they are tried."""
+
 
 def open_dataset(root: PathLike, split: str) -> Dataset:
-    """Open a split of a COCO- or VOC-layout folder; which of the two is told from the folder.
+    """Opens a split of a dataset folder, whose layout (COCO or VOC) is told from what lies in it.
 
     Args:
+        root: the folder.
         split: the name of a split (`val2017`), or a role: `train` or `val`, which picks the split of that role
             (`train2017`, `trainval`, ...).
 
@@ -24,10 +29,10 @@ def open_dataset(root: PathLike, split: str) -> Dataset:
     folder = Path(root)
     if not folder.is_dir():
         raise InputError(f"{folder}: no such dataset folder")
-    readers = {coco: coco.splits(folder), voc: voc.splits(folder)}
-    for reader, names in readers.items():
+    for reader in READERS:
+        names = reader.splits(folder)
         if names:
-            dataset: Dataset = reader.read(folder, choose_split(folder, split, names))
+            dataset = reader.read(folder, choose_split(folder, split, names))
             if not dataset.images:
                 raise InputError(f"{folder}: split {dataset.split!r} has no images")
             return dataset
@@ -37,7 +42,7 @@ def open_dataset(root: PathLike, split: str) -> Dataset:
 
 
 def choose_split(root: Path, wanted: str, names: Sequence[str]) -> str:
-    """The split called `wanted`, else the one that plays its role; `val` falls back to a test split.
+    """Returns the split called `wanted`, else the one that plays its role; `val` falls back to a test split.
 
     Raises:
         InputError: there is none; the message lists what there is.

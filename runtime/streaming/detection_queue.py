@@ -1,11 +1,11 @@
-"""`DetectionQueue`: one model, any number of asyncio tasks; and an asynchronous stream of images through it."""
+"""Batches images from any number of asyncio tasks for one model."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterable, Sequence
+from collections.abc import Sequence
 from types import TracebackType
-from typing import Callable, Optional, Union
+from typing import Callable, Optional
 
 from runtime.detections import Detections
 from runtime.errors import InputError
@@ -15,14 +15,14 @@ Detect = Callable[[Sequence[Image]], list[Detections]]
 
 
 class DetectionQueue:
-    """Images from any number of asyncio tasks, run in the order in which they came, as many at a time as are waiting.
+    """Runs images from any number of asyncio tasks, first come first served, as many at a time as are waiting.
 
-    Made by `Detector.queue`, used by `async with`. At most `batch` images wait while `batch` run; who brings more waits for
-    room. At the end of the block what is running is answered, what is waiting is refused.
+    `Detector.queue` makes one; use it by `async with`. At most `batch` images wait while `batch` run; further tasks wait for
+    room. At the end of the block running images are answered and waiting ones refused.
 
     Args:
-        detect: images to the detections in each; called in another thread, never twice at once.
-        batch: images run at a time, at most.
+        detect: takes images, returns the detections in each; called in another thread, one call at a time.
+        batch: largest number of images a run.
     """
 
     def __init__(self, detect: Detect, batch: int) -> None:
@@ -47,7 +47,7 @@ class DetectionQueue:
         await asyncio.wait([self._worker])
 
     async def detect(self, image: Image) -> Detections:
-        """The detections in one uint8 BGR image `[H, W, 3]`; one whose task is canceled before its turn is not run.
+        """Detects in one uint8 BGR image `[H, W, 3]`; if its task is canceled before its turn, it is not run.
 
         Raises:
             InputError: an image of another dtype or shape, or the queue is closed.
@@ -56,7 +56,7 @@ class DetectionQueue:
         return await (await self.put(image))
 
     async def put(self, image: Image) -> asyncio.Future[Detections]:
-        """Leave an image, once there is room; its detections are what awaiting the result gives. Raises what `detect` does."""
+        """Adds an image once there is room; awaiting the result gives its detections. Raises what `detect` does."""
         check_image(image)
         if not self._is_open:
             raise _closed()
@@ -102,42 +102,3 @@ class DetectionQueue:
 
 def _closed() -> InputError:
     return InputError("the queue is closed; detect inside its `async with` block")
-
-
-async def detect_async(
-    images: AsyncIterable[Image], detect: Detect, batch: int
-) -> AsyncGenerator[tuple[Image, Detections], None]:
-    """See `Detector.astream`: a task reads `images` at most 2 batches ahead, a `DetectionQueue` runs them."""
-    made: asyncio.Queue[Union[tuple[Image, asyncio.Future[Detections]], Optional[BaseException]]] = asyncio.Queue()
-    room = asyncio.Semaphore(2 * batch - 1)  # the first image needs none
-
-    async def read() -> None:
-        error = None
-        try:
-            async for image in images:
-                made.put_nowait((image, await queue.put(image)))
-                await room.acquire()
-        except BaseException as caught:  # whatever it is, the user of the results is the one to know
-            error = caught
-        made.put_nowait(error)
-        if isinstance(images, AsyncGenerator):
-            await images.aclose()
-
-    async with DetectionQueue(detect, batch) as queue:
-        reader = asyncio.create_task(read())
-        try:
-            while True:
-                item = await made.get()
-                if not isinstance(item, tuple):
-                    if item is not None:
-                        raise item
-                    return
-                room.release()
-                yield item[0], await item[1]
-        finally:
-            reader.cancel()
-            await asyncio.wait([reader])
-            while not made.empty():
-                item = made.get_nowait()
-                if isinstance(item, tuple):
-                    item[1].cancel()

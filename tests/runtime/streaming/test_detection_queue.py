@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import gc
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +17,7 @@ from runtime.detections import Detections
 from runtime.detector import Detector
 from runtime.errors import InputError, ModelError
 from runtime.media.image import Image
-from runtime.streaming.detection_queue import DetectionQueue, detect_async
+from runtime.streaming.detection_queue import DetectionQueue
 
 
 def image(number: int) -> Image:
@@ -55,12 +53,6 @@ async def wait_for(condition: Callable[[], bool]) -> None:
     while not condition() and time.monotonic() < limit:
         await asyncio.sleep(0.001)
     assert condition()
-
-
-async def images(count: int, delay: float = 0.0) -> AsyncIterator[Image]:
-    for number in range(count):
-        await asyncio.sleep(delay)
-        yield image(number)
 
 
 # --- the queue
@@ -163,120 +155,12 @@ def test_the_end_answers_what_runs_and_refuses_the_rest(batch: int) -> None:
     assert model.seen == list(range(batch))
 
 
-# --- the asynchronous stream
-
-
-@given(st.lists(st.sampled_from([0.0, 0.0, 0.001, 0.003]), max_size=10), st.integers(1, 4))
-@settings(max_examples=30, deadline=None)
-def test_a_stream_keeps_the_order(slow_use: list[float], batch: int) -> None:
-    async def main() -> list[tuple[int, int]]:
-        found = []
-        async for image, detections in detect_async(images(len(slow_use)), Model(), batch):
-            await asyncio.sleep(slow_use[len(found)])
-            found.append((int(image[0, 0, 0]), len(detections)))
-        return found
-
-    assert asyncio.run(main()) == [(number, number) for number in range(len(slow_use))]
-
-
-@pytest.mark.parametrize("batch", [1, 2])
-def test_a_stream_reads_two_batches_ahead_at_most(batch: int) -> None:
-    read = 0
-
-    async def source() -> AsyncIterator[Image]:
-        nonlocal read
-        for read in range(1, 13):
-            yield image(read)
-
-    async def main() -> None:
-        used = 0
-        async for _ in detect_async(source(), Model(), batch):
-            used += 1
-            await asyncio.sleep(0.01)
-            assert read == min(used + 2 * batch, 12)
-
-    asyncio.run(main())
-
-
-def test_reading_and_running_overlap() -> None:
-    async def main() -> float:
-        start = time.perf_counter()
-        async for _ in detect_async(images(10, 0.02), Model(0.02), 1):
-            await asyncio.sleep(0.02)
-        return time.perf_counter() - start
-
-    assert asyncio.run(main()) < 10 * 0.02 * 2
-
-
-@pytest.mark.parametrize("at", [0, 3])
-def test_an_error_of_the_source_comes_in_its_place(at: int) -> None:
-    async def source() -> AsyncIterator[Image]:
-        async for image in images(at):
-            yield image
-        raise ValueError("no more")
-
-    async def main() -> None:
-        results = detect_async(source(), Model(0.01), 2)
-        assert [len((await results.__anext__())[1]) for _ in range(at)] == list(range(at))
-        with pytest.raises(ValueError, match="no more"):
-            await results.__anext__()
-
-    asyncio.run(main())
-
-
-@pytest.mark.parametrize("how", ["close", "leave", "cancel"])
-def test_ending_early_ends_everything(how: str, caplog: pytest.LogCaptureFixture) -> None:
-    closed = []
-
-    async def source() -> AsyncIterator[Image]:
-        try:
-            for number in range(100):
-                await asyncio.sleep(0.001)
-                yield image(number)
-        finally:
-            closed.append(True)
-
-    async def use(stream: AsyncIterator[tuple[Image, Detections]]) -> None:
-        async for _, found in stream:
-            if len(found) == 3:
-                if how != "cancel":
-                    break
-                await asyncio.sleep(10)
-
-    async def main() -> None:
-        stream = detect_async(source(), model, 2)
-        task = asyncio.create_task(use(stream))
-        if how == "cancel":
-            await wait_for(lambda: len(model.seen) == 8)  # 3 used, 4 ahead, and what fills the batch
-            task.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await task
-        if how != "leave":
-            await stream.aclose()
-        del stream, task
-        await wait_for(lambda: len(asyncio.all_tasks()) == 1)
-        assert closed == [True]
-        assert len(model.seen) <= 4 + 4
-
-    model = Model()
-    asyncio.run(main())
-    gc.collect()
-    assert not caplog.records  # asyncio's complaints about answers that nobody took
-
-
 # --- with a model
 
 
 def test_a_detector_in_asyncio(tiny_onnx: Path) -> None:
     async def main(detector: Detector) -> None:
         black, white = np.zeros((40, 50, 3), np.uint8), np.full((64, 128, 3), 255, np.uint8)
-
-        async def source() -> AsyncIterator[Image]:
-            for image in (white, black, white):
-                yield image
-
-        streamed = [(image, len(found)) async for image, found in detector.astream(source(), batch=2)]
-        assert [count for _, count in streamed] == [1, 0, 1] and streamed[0][0] is white
         async with detector.queue(batch=2) as queue:
             assert [len(found) for found in await asyncio.gather(queue.detect(white), queue.detect(black))] == [1, 0]
             detector.close()
