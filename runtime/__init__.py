@@ -1,4 +1,4 @@
-"""Deployment side of the detector: preprocess, run, decode, suppress, measure. Needs neither torch nor a GPU."""
+"""Detects and evaluates with exported models; this is the package that gets deployed. Needs neither torch nor a GPU."""
 
 from runtime.backends.base import Backend
 from runtime.backends.open import open_backend

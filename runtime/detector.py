@@ -1,4 +1,4 @@
-"""`Detector`: image in, detections in the image's own pixels out. The one road through all steps."""
+"""Runs preprocessing, inference, decoding and NMS: images in, detections in original pixels out."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _LARGEST_BATCH = 16
 
 
 class Detector:
-    """Detects objects in images. May be used by several threads at once; `close` lets runs in other threads end.
+    """Detects objects in images. Thread-safe; `close` waits for inference that runs in other threads.
 
     Args:
         model: an exported `.onnx` file, or an opened `Backend`.
@@ -69,7 +69,7 @@ class Detector:
 
     @property
     def spec(self) -> ModelSpec:
-        """The model's description, class names among it."""
+        """The model's spec."""
         return self._backend.spec
 
     @overload
@@ -79,9 +79,9 @@ class Detector:
     def __call__(self, images: Sequence[Image]) -> list[Detections]: ...
 
     def __call__(self, images: Union[Image, Sequence[Image]]) -> Union[Detections, list[Detections]]:
-        """Detect in one uint8 BGR image `[H, W, 3]` of any size, or in a list of them.
+        """Detects in one uint8 BGR image `[H, W, 3]` of any size, or in a list of them.
 
-        A list is run 16 images at a time, or as many as the model's fixed batch size, so that its length costs no memory.
+        A list is run in batches of 16, or of the model's fixed batch size, so memory does not grow with its length.
 
         Raises:
             InputError: an image of another dtype or shape.
@@ -92,15 +92,16 @@ class Detector:
     def stream(
         self, images: Iterable[Image], *, batch: Optional[int] = None
     ) -> Generator[tuple[Image, Detections], None, None]:
-        """Detect in images as they come: each with its detections, in order.
+        """Detects in images as they come; yields each with its detections, in order.
 
-        `images` is read in one other thread and the model runs in a second one, so that reading, detecting and what is done
-        with the results overlap. At most 5 batches of images are held at a time. An error of `images` is raised after the
-        results of the images before it. Leaving the loop ends both threads, once they are done with what they are at;
-        `images` is closed too if it is a generator.
+        One thread reads `images` and a second one runs the model, so that reading, inference and the use of the results
+        overlap. At most 5 batches of images are held at a time. An error raised by `images` is raised here after the results
+        of the images before it. Leaving the loop ends both threads after their current item, and closes `images` if it is a
+        generator.
 
         Args:
-            batch: images run at a time; by default the model's fixed batch size, or 1.
+            images: uint8 BGR `[H, W, 3]` each.
+            batch: batch size; by default the model's fixed one, or 1.
 
         Raises:
             InputError: an image of another dtype or shape, after the results of those before it.
@@ -122,10 +123,10 @@ class Detector:
         return flat(prefetch(batches(read, step), run, depth=2))
 
     def queue(self, *, batch: Optional[int] = None) -> DetectionQueue:
-        """For any number of asyncio tasks that each have images of their own, see `DetectionQueue`.
+        """Returns a queue that batches images from any number of asyncio tasks, see `DetectionQueue`.
 
         Args:
-            batch: images run at a time, at most: those that are waiting. By default the model's fixed batch size, or 1.
+            batch: largest batch size; by default the model's fixed one, or 1.
 
         Example:
             >>> import asyncio, cv2
@@ -157,34 +158,34 @@ class Detector:
         return found
 
     def _infer(self, batch: NDArray[Any]) -> list[NDArray[np.float32]]:
-        """Run a batch, padded to the model's fixed batch size where it has one."""
+        """Runs a batch, padded to the model's fixed batch size where it has one."""
         missing = (self._backend.batch_size or len(batch)) - len(batch)
         if missing:
             batch = np.concatenate([batch, np.zeros((missing, *batch.shape[1:]), batch.dtype)])
         return self._backend.infer(batch)
 
     def postprocess(self, outputs: Sequence[NDArray[np.float32]], geometry: Geometry) -> Detections:
-        """One image's outputs, as `Backend.infer` gives them for each of a batch, to its detections in original pixels."""
+        """Decodes the outputs of one image of a batch to its detections in original pixels."""
         return self.select(self.candidates(outputs), geometry)[0]
 
     def candidates(self, outputs: Sequence[NDArray[np.float32]]) -> Candidates:
-        """The boxes in one image's outputs that reach the score threshold, in input pixels; see `decode`."""
+        """Decodes one image's outputs to the boxes above the score threshold, in input pixels; see `decode`."""
         return decode(outputs, self.spec, self._score_threshold)
 
     def select(self, candidates: Candidates, geometry: Geometry) -> tuple[Detections, NDArray[np.int64]]:
-        """What NMS leaves of one image's candidates, best first, in original pixels.
+        """Applies NMS to one image's candidates; the result is best first, in original pixels.
 
         Returns:
-            the detections, and int64 `[N]`, which output level (index into the spec's strides) made each.
+            The detections, and int64 `[N]`: the output level of each, an index into the spec's strides.
         """
         found = Detections(geometry.to_original(candidates.boxes), candidates.scores, candidates.class_ids)
-        inside = box_ops.area(found.boxes) > 0  # what lies in the letterbox border alone is nothing in the image
+        inside = box_ops.area(found.boxes) > 0  # a box in the letterbox border alone shows nothing of the image
         found = found[inside]
         keep = nms(candidates.boxes[inside], found.scores, found.class_ids, self._iou_threshold, self._max_detections)
         return found[keep], candidates.levels[inside][keep]
 
     def close(self) -> None:
-        """Release the model."""
+        """Releases the model."""
         self._backend.close()
 
     def __enter__(self) -> Detector:
@@ -197,5 +198,5 @@ class Detector:
 
 
 def as_batch(inputs: Sequence[NDArray[Any]]) -> NDArray[Any]:
-    """Inputs of one or more images as `[N, *spec.input_shape]`; a single one, the most frequent case, is not copied."""
+    """Stacks prepared images to `[N, *spec.input_shape]`; a single one, the most frequent case, is not copied."""
     return inputs[0][None] if len(inputs) == 1 else np.stack(inputs)

@@ -1,4 +1,4 @@
-"""`python -m runtime.evaluate`: COCO accuracy of an exported model."""
+"""Command line `python -m runtime.evaluate`: measures the COCO accuracy of an exported model."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from runtime.files import check_writable, write_json
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Arguments that every evaluating command takes."""
+    """Adds the arguments that every evaluating command takes."""
     parser.add_argument("--data", required=True, help="dataset folder, COCO or VOC layout")
     parser.add_argument("--split", default="val", help="split to score (default: the one that plays `val`)")
     parser.add_argument("--batch", type=cli.positive, default=1, help="images at a time (default: 1)")
@@ -26,7 +26,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def parse(arguments: Optional[list[str]] = None) -> argparse.Namespace:
-    """The command's arguments."""
     parser = cli.parser(
         "runtime.evaluate",
         "Measure the COCO accuracy of an exported model: the 12 COCO metrics and AP per class.",
@@ -38,7 +37,7 @@ def parse(arguments: Optional[list[str]] = None) -> argparse.Namespace:
 
 
 def measure(backend: Backend, options: argparse.Namespace) -> Evaluation:
-    """Score a model as the options say, at the thresholds that its own description gives for evaluation."""
+    """Scores a model on the split that the options name, at the thresholds of its own spec."""
     dataset = open_dataset(options.data, options.split)
     if options.coco_results:
         check_writable(options.coco_results)  # now rather than after the work
@@ -47,14 +46,14 @@ def measure(backend: Backend, options: argparse.Namespace) -> Evaluation:
 
 
 def report(result: Evaluation, options: argparse.Namespace) -> None:
-    """Print the metrics and write the results file, as the options say."""
+    """Prints the metrics, and writes the results file if one was asked for."""
     if options.coco_results:
         write_json(options.coco_results, result.results)
     print(json.dumps(result.to_dict(), indent=1) if options.json else table(result))
 
 
 def table(result: Evaluation) -> str:
-    """The metrics for reading, in percent; a dash where the split has no such object."""
+    """Formats the metrics in percent; a dash where the split has no such object."""
     lines = [f"{name:6} {_percent(result.metrics[name])}" for name in METRICS]
     width = max(map(len, result.per_class))
     lines += ["", f"{'class':{width}}     AP"]
@@ -68,7 +67,6 @@ def _percent(value: float) -> str:
 
 
 def main(arguments: Optional[list[str]] = None) -> int:
-    """Run the command; returns its exit code."""
     options = parse(arguments)
     with open_backend(options.engine, options.backend) as backend:
         report(measure(backend, options), options)

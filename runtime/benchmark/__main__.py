@@ -1,4 +1,4 @@
-"""`python -m runtime.benchmark`: what each step from an image file to detections takes, of one model or of two in turns."""
+"""Command line `python -m runtime.benchmark`: times each stage from an image file to detections, of one model or of two."""
 
 from __future__ import annotations
 
@@ -31,7 +31,6 @@ log = logging.getLogger(__name__)
 
 
 def parse(arguments: Optional[list[str]] = None) -> argparse.Namespace:
-    """The command's arguments."""
     parser = cli.parser(
         "runtime.benchmark",
         "Time each stage from an image file to detections: load (read and decode the file), preprocess, copy (to a device\n"
@@ -52,7 +51,7 @@ def parse(arguments: Optional[list[str]] = None) -> argparse.Namespace:
 
 
 def _batches(text: str) -> tuple[int, ...]:
-    """Batch sizes with commas between them, each once."""
+    """Parses comma-separated batch sizes, each once."""
     try:
         return tuple(dict.fromkeys(cli.positive(part) for part in text.split(",")))
     except ValueError as error:
@@ -60,7 +59,6 @@ def _batches(text: str) -> tuple[int, ...]:
 
 
 def main(arguments: Optional[list[str]] = None) -> int:
-    """Run the command; returns its exit code."""
     options = parse(arguments)
     if options.plot:
         cli.check_suffix(options.plot, ".png", option="--plot")
@@ -75,7 +73,7 @@ def main(arguments: Optional[list[str]] = None) -> int:
 
 @dataclass(frozen=True)
 class _Model:
-    """An opened model, what was asked to run it, and the batch sizes of those asked for that it takes."""
+    """An opened model, the backend that was asked for, and the requested batch sizes that it takes."""
 
     letter: str
     file: Path
@@ -86,7 +84,7 @@ class _Model:
 
 
 def measure(options: argparse.Namespace) -> Report:
-    """Everything that the options ask for.
+    """Measures everything that the options ask for.
 
     Raises:
         InputError: a file that cannot be used; a model takes none of the batch sizes.
@@ -123,7 +121,7 @@ def _open(opened: contextlib.ExitStack, letter: str, file: Path, asked: str, opt
 def _interleave(
     models: Sequence[_Model], batch: int, files: Sequence[Path], options: argparse.Namespace
 ) -> dict[str, list[BatchTiming]]:
-    """Laps of each model by its letter; in a round all get the same images, in the next one those that follow."""
+    """Times each model in turn, by its letter; all get the same images in a round, the following ones in the next."""
 
     def timing(model: _Model, turn: int) -> BatchTiming:
         return run(model.backend, model.detector, [files[(turn * batch + i) % len(files)] for i in range(batch)])

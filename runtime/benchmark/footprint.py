@@ -1,4 +1,4 @@
-"""What it takes to open a model, in time and memory, in a process of its own: what two in one process take cannot be told."""
+"""Measures the time and memory that opening a model takes, in a process of its own."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ _STATUS = Path("/proc/self/status")
 
 @dataclass(frozen=True)
 class Footprint:
-    """What one process took; memory in MB (10^6 bytes).
+    """Time and memory of one process; memory in MB (10^6 bytes).
 
     Attributes:
-        opening: milliseconds until the model was opened, loading its library included.
-        before: in use before the model was opened, by Python and the libraries that every command needs.
-        peaks: the largest amount in use until a batch of such a size was done, smaller ones before it; by batch size.
-        gpu: what it took of the first GPU, None where there is none.
+        opening: milliseconds to open the model, loading its library included.
+        before: memory in use before the model was opened.
+        peaks: peak memory after a batch of each size, smaller ones first; by batch size.
+        gpu: memory taken of the first GPU, None where there is none.
     """
 
     opening: float
@@ -43,7 +43,7 @@ class Footprint:
 
 
 def measure(engine: Path, backend: str, batches: Sequence[int]) -> Optional[Footprint]:
-    """Open a model in a new process, see `open_backend`, and detect in a batch of each size; None where that cannot be done."""
+    """Opens a model in a new process and detects in a batch of each size; None where that cannot be done."""
     command = [sys.executable, "-m", "runtime.benchmark.footprint", str(engine), backend, *map(str, batches)]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
@@ -54,7 +54,7 @@ def measure(engine: Path, backend: str, batches: Sequence[int]) -> Optional[Foot
 
 
 def take(engine: Path, backend: str, batches: Sequence[int]) -> Footprint:
-    """As `measure`, but in this process."""
+    """Does what `measure` does, but in this process."""
     before, gpu_before = peak(), memory_used()
     start, peaks = time.perf_counter(), {}
     with open_backend(engine, backend) as opened:
@@ -71,12 +71,12 @@ def take(engine: Path, backend: str, batches: Sequence[int]) -> Footprint:
 
 
 def peak() -> float:
-    """The most memory that this process ever had in use, in MB.
+    """Peak memory of this process, in MB.
 
-    Not `resource.getrusage`: Linux counts in that what the process held that started this one.
+    Not from `resource.getrusage`: on Linux that includes the memory of the parent process.
 
     Raises:
-        OSError: the system does not tell; only Linux does.
+        OSError: on systems other than Linux.
     """
     for line in _STATUS.read_text().splitlines():
         if line.startswith("VmHWM:"):
@@ -85,7 +85,7 @@ def peak() -> float:
 
 
 def main() -> int:
-    """The new process: the footprint as JSON on stdout."""
+    """Prints the footprint as JSON on stdout; this is what the new process runs."""
     engine, backend, *batches = sys.argv[1:]
     print(json.dumps(asdict(take(Path(engine), backend, list(map(int, batches))))))
     return 0

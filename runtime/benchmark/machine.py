@@ -1,4 +1,4 @@
-"""What a measurement ran on, for whoever reads its figures elsewhere."""
+"""Describes the machine that a benchmark runs on."""
 
 from __future__ import annotations
 
@@ -16,13 +16,15 @@ from runtime.backends.gpu import find_gpu
 
 @dataclass(frozen=True)
 class Machine:
-    """This machine, now.
+    """The machine and its state.
 
     Attributes:
-        cpu: its name. cores: that this process may use. gpu: the first NVIDIA GPU's name, if there is one.
-        load: mean number of programs that wanted a core in the last minute, ours among them; None where that is not counted.
-        versions: of what runs before and after the model, whose own library each backend names.
-        threads: of OpenCV; and what OMP_NUM_THREADS says, which other libraries may heed, None where it is not set.
+        cpu: name of the CPU.
+        cores: number of cores that this process may use.
+        gpu: name of the first NVIDIA GPU, if there is one.
+        load: load average of the last minute; None where the system does not count it.
+        versions: of the libraries outside the model; each backend names its own.
+        threads: of OpenCV, and OMP_NUM_THREADS, None where it is not set.
     """
 
     cpu: str
@@ -35,7 +37,7 @@ class Machine:
 
 
 def describe() -> Machine:
-    """This machine, now."""
+    """Describes this machine."""
     gpu = find_gpu()
     return Machine(
         cpu=_cpu_name(),
@@ -49,7 +51,7 @@ def describe() -> Machine:
 
 
 def _cpu_name() -> str:
-    """As Linux calls it, or else its architecture."""
+    """Name of the CPU on Linux, elsewhere its architecture."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:

@@ -1,4 +1,4 @@
-"""A benchmark as one image: the stages as stacked bars, with inference and without it, which hides the rest."""
+"""Plots a benchmark as stacked bars of its stages, once with inference and once without it."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _LARGEST_TICKS = 6
 
 
 def plot(report: Report) -> Image:
-    """One uint8 BGR image: a bar for each batch size and model, in median milliseconds an image."""
+    """Draws one uint8 BGR image with a bar for each batch size and model, in median milliseconds an image."""
     rows, tops = _arranged(report.rows)
     outside = [stage for stage in STAGES if stage != "infer"]
     charts = beside(
@@ -45,7 +45,7 @@ def plot(report: Report) -> Image:
 
 
 def _arranged(rows: Sequence[Row]) -> tuple[list[Row], list[int]]:
-    """The rows with one batch size below the other, and where each one's bar begins, in pixels from the chart's top."""
+    """Orders the rows by batch size; each comes with the top of its bar, in pixels of the chart."""
     order = list(dict.fromkeys(row.batch for row in rows))
     found = sorted(rows, key=lambda row: order.index(row.batch))
     return found, [_HEAD + index * _ROW + order.index(row.batch) * _GROUP for index, row in enumerate(found)]
@@ -78,7 +78,7 @@ def _names(rows: Sequence[Row], tops: Sequence[int]) -> Image:
 
 
 def _chart(title: str, rows: Sequence[Row], tops: Sequence[int], stages: Sequence[str], width: int) -> Image:
-    """Bars of these stages on an axis of their own."""
+    """Draws the bars of some stages on an axis of their own."""
     canvas = paper(width, _height(tops))
     write(canvas, title, (0, 18), 0.5, FAINT)
     with_total = "infer" in stages
@@ -106,13 +106,13 @@ def _draw_axis(canvas: Image, largest: float, scale: float) -> None:
 
 
 def _step(largest: float) -> float:
-    """The distance between ticks, 1, 2 or 5 times a power of 10, so that there are not too many."""
+    """Chooses the distance between ticks: 1, 2 or 5 times a power of 10."""
     power = 10.0 ** math.floor(math.log10(max(largest, 1e-9) / _LARGEST_TICKS))
     return next(step for step in (power, 2 * power, 5 * power, 10 * power) if largest / step <= _LARGEST_TICKS)
 
 
 def _draw_bar(canvas: Image, row: Row, top: int, stages: Sequence[str], scale: float) -> int:
-    """Draw one bar; returns where it ends."""
+    """Draws one bar; returns the x where it ends."""
     values = [_figure(row, stage) for stage in stages]
     edges = np.round(np.cumsum([0, *values]) * scale).astype(int).tolist()
     for stage, value, left, right in zip(stages, values, edges[:-1], edges[1:]):
@@ -133,7 +133,7 @@ def _figure(row: Row, stage: str, name: str = "median") -> float:
 
 
 def _foot(report: Report, width: int) -> Image:
-    """Which model is which, where and how they were measured."""
+    """Names the models, the machine and the protocol."""
     texts = [f"{model.letter}: {Path(model.file).name}, {model.precision}, in {model.runs_in}" for model in report.models]
     here, protocol = report.machine, report.protocol
     texts.append(f"{here.cpu}, {here.cores} cores; {protocol.warm_up} + {protocol.repeats} rounds; {protocol.images}")

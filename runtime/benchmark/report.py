@@ -1,4 +1,4 @@
-"""What a benchmark found, as figures and as a table. Every time is a spread, see `runtime.benchmark.timing.spread`."""
+"""Holds the results of a benchmark and formats them as a table. Every time is a spread, see `timing.spread`."""
 
 from __future__ import annotations
 
@@ -21,9 +21,13 @@ class ModelFacts:
     """A model that was measured.
 
     Attributes:
-        letter: that it is called by. file, name, precision, input_size: of the model; (height, width) in pixels.
+        letter: `A` or `B`.
+        file: its path.
+        name: of the model.
+        precision: `fp32`, `fp16` or `int8`.
+        input_size: (height, width) in pixels.
         runs_in: library, version, device.
-        footprint: what opening and running it took in a process of its own, None where that is not known.
+        footprint: time and memory in a process of its own, None where it is not known.
     """
 
     letter: str
@@ -37,11 +41,13 @@ class ModelFacts:
 
 @dataclass(frozen=True)
 class Protocol:
-    """How it was measured.
+    """Settings of a benchmark.
 
     Attributes:
-        warm_up, repeats: rounds not counted and counted, for each batch size.
-        images: which, in words. score_threshold: of what reaches NMS.
+        warm_up: rounds before the counted ones, for each batch size.
+        repeats: rounds that count.
+        images: description of the images.
+        score_threshold: of the boxes that reach NMS.
     """
 
     warm_up: int
@@ -55,11 +61,13 @@ class Row:
     """One model with batches of one size.
 
     Attributes:
-        letter: of the model. batch: the size.
+        letter: of the model.
+        batch: the size.
         milliseconds: of a whole batch, by stage and `total`; without `copy` where there is none or it is part of `infer`.
-        images_per_second: from files to detections. inferences_per_second: images a second of the stage `infer` alone.
-            Both from the median time.
-        candidates, detections: mean number of boxes in an image before and after NMS.
+        images_per_second: from files to detections, at the median time.
+        inferences_per_second: images a second of the stage `infer` alone, at its median time.
+        candidates: mean number of boxes an image before NMS.
+        detections: mean number of boxes an image after NMS.
     """
 
     letter: str
@@ -76,7 +84,8 @@ class Comparison:
     """The first model against the second with batches of one size.
 
     Attributes:
-        batch: the size. ratios: time of the first / time of the second in the same round, by stage and `total`.
+        batch: the size.
+        ratios: time of the first / time of the second in the same round, by stage and `total`.
     """
 
     batch: int
@@ -85,7 +94,7 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Report:
-    """All of it."""
+    """All results of a benchmark."""
 
     machine: Machine
     protocol: Protocol
@@ -95,13 +104,13 @@ class Report:
 
 
 def times(timings: Sequence[BatchTiming]) -> dict[str, list[float]]:
-    """Milliseconds of each timing, by stage and `total`."""
+    """Lists the milliseconds of each timing, by stage and `total`."""
     stages = {name: [timing.milliseconds[name] for timing in timings] for name in STAGES if name in timings[0].milliseconds}
     return {**stages, TOTAL: [timing.total for timing in timings]}
 
 
 def row(letter: str, batch: int, timings: Sequence[BatchTiming]) -> Row:
-    """The figures of one model's timings."""
+    """Summarizes the timings of one model."""
     found = {name: spread(values) for name, values in times(timings).items()}
     images = batch * len(timings)
     return Row(
@@ -116,14 +125,14 @@ def row(letter: str, batch: int, timings: Sequence[BatchTiming]) -> Row:
 
 
 def compare(batch: int, first: Sequence[BatchTiming], second: Sequence[BatchTiming]) -> Comparison:
-    """Ratios of timings that were run in the same rounds; of the stages that both have."""
+    """Computes ratios of timings of the same rounds, of the stages that both models have."""
     mine, theirs = times(first), times(second)
     ratios = {name: [a / b for a, b in zip(mine[name], theirs[name])] for name in mine if name in theirs}
     return Comparison(batch, {name: spread(values) for name, values in ratios.items()})
 
 
 def table(report: Report) -> str:
-    """All of it for people."""
+    """Formats a report for people."""
     blocks = ["\n".join(_header(report))]
     blocks += ["\n".join(_block(batch, report)) for batch in dict.fromkeys(found.batch for found in report.rows)]
     return "\n\n".join(blocks)
@@ -153,7 +162,7 @@ def _header(report: Report) -> Iterable[str]:
 
 
 def _block(batch: int, report: Report) -> list[str]:
-    """The table of one batch size."""
+    """Formats the table of one batch size."""
     rows = [found for found in report.rows if found.batch == batch]
     ratios = next((found.ratios for found in report.comparisons if found.batch == batch), {})
     shown = [name for name in rows[0].milliseconds[TOTAL] if name not in ("min", "max")]
@@ -189,7 +198,7 @@ def _ratio(figures: Optional[Mapping[str, float]]) -> str:
 
 
 def _aligned(cells: Sequence[Sequence[str]]) -> list[str]:
-    """Columns of text: the first to the left, the others to the right."""
+    """Aligns columns of text: the first to the left, the others to the right."""
     widths = [max(map(len, column)) for column in zip(*cells)]
     return [
         "  ".join([line[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(line[1:], widths[1:]))]).rstrip()

@@ -1,4 +1,4 @@
-"""One batch from image files to detections, by the very functions that `Detector` calls, with the time that each takes."""
+"""Times each stage of one batch, from image files to detections, by the functions that `Detector` calls."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ STAGES = ("load", "preprocess", "copy", "infer", "decode", "NMS")
 
 @runtime_checkable
 class CopyingBackend(Backend, Protocol):
-    """A backend that computes in other memory than the images are in, and can tell what the way there and back costs."""
+    """A backend that computes in device memory and can time the copies there and back."""
 
     def copy(self, images: NDArray[Any]) -> None:
-        """Take as long as `infer` takes for all but computing: input to the device, outputs to arrays of the caller."""
+        """Does all that `infer` does but compute: copies the input to the device and the outputs back."""
 
 
 @dataclass(frozen=True)
 class BatchTiming:
-    """One batch.
+    """Times and results of one batch.
 
     Attributes:
-        milliseconds: of the whole batch, by stage. `copy` is missing where it is none or cannot be told from `infer`.
-        candidates: how many boxes reached the score threshold in all its images together.
-        found: what was detected in each image.
+        milliseconds: of the whole batch, by stage; without `copy` where there is none or it is part of `infer`.
+        candidates: number of boxes above the score threshold in all images of the batch.
+        found: the detections in each image.
     """
 
     milliseconds: dict[str, float]
@@ -49,9 +49,14 @@ class BatchTiming:
 
 
 def run(backend: Backend, detector: Detector, files: Sequence[Path]) -> BatchTiming:
-    """Detect in image files as one batch, which the backend must take. `detector` is one of this backend.
+    """Detects in image files as one batch.
 
-    Copying is timed apart, since it cannot be seen within an inference that is one CUDA graph, and taken off that.
+    Copying is timed apart and subtracted from inference, since it cannot be seen within one CUDA graph.
+
+    Args:
+        backend: takes batches of this size.
+        detector: a detector of `backend`.
+        files: images.
 
     Raises:
         InputError: a file is not an image.
@@ -82,7 +87,7 @@ class _Clock:
         self._start = time.perf_counter()
 
     def stop(self, stage: str) -> None:
-        """The stage ends and the next one begins."""
+        """Ends a stage and begins the next one."""
         now = time.perf_counter()
         self.milliseconds[stage] = (now - self._start) * 1e3
         self._start = now

@@ -1,4 +1,4 @@
-"""Timing on machines that are never quiet: what is compared takes turns, and every figure says how far it spreads."""
+"""Times alternatives on busy machines: they run interleaved, and every time comes with its spread."""
 
 from __future__ import annotations
 
@@ -15,13 +15,19 @@ _SHOWN = (5, 50, 95, 99)
 
 
 def interleave(ways: Mapping[str, Callable[[int], T]], rounds: int, warm_up: int, label: str = "") -> dict[str, list[T]]:
-    """What each way gave in each of `rounds` rounds, after `warm_up` more that do not count.
+    """Calls each alternative once a round, for `rounds` rounds after `warm_up` more that do not count.
 
-    A round calls each way once with the round's number, from 0; every other round in reverse order. So a busy moment hits
-    all ways alike, and none always comes after the same other one.
+    A call gets the round's number, from 0. Every other round runs in reverse order, so that a busy moment hits all
+    alternatives alike and none always follows the same other one.
 
     Args:
-        label: of the progress bar; none is shown without.
+        ways: the alternatives, by name.
+        rounds: number of rounds that count.
+        warm_up: number of rounds before them.
+        label: of the progress bar; without one there is none.
+
+    Returns:
+        The results of each alternative, one a round.
     """
     found: dict[str, list[T]] = {name: [] for name in ways}
     quiet = None if label else True
@@ -34,19 +40,19 @@ def interleave(ways: Mapping[str, Callable[[int], T]], rounds: int, warm_up: int
 
 
 def milliseconds(call: Callable[[], object]) -> float:
-    """How long one call takes."""
+    """Times one call, in milliseconds."""
     start = time.perf_counter()
     call()
     return (time.perf_counter() - start) * 1e3
 
 
 def spread(values: Sequence[float]) -> dict[str, float]:
-    """The least and the largest of the values, their median, and those of the percentiles 5, 95 and 99 that so many tell.
+    """Computes minimum, maximum, median, and those of the percentiles 5, 95 and 99 for which there are enough values.
 
-    A percentile is told if at least one value in so many lies beyond it: 95 takes 20 values, 99 takes 100.
+    A percentile needs at least one value beyond it: 95 takes 20 values, 99 takes 100.
 
     Returns:
-        by name in ascending order: `min`, `p5`, `median`, `p95`, `p99`, `max`.
+        By name in ascending order: `min`, `p5`, `median`, `p95`, `p99`, `max`.
     """
     told = [p for p in _SHOWN if p == 50 or min(p, 100 - p) * len(values) >= 100]
     names = ["min", *("median" if p == 50 else f"p{p}" for p in told), "max"]
@@ -54,5 +60,5 @@ def spread(values: Sequence[float]) -> dict[str, float]:
 
 
 def ends(figures: Mapping[str, float]) -> tuple[str, str]:
-    """The names of the two figures of a `spread` between which most values lie: `p5` and `p95`, `min` and `max` of a few."""
+    """Names the ends of a `spread`: `p5` and `p95`, or `min` and `max` where there are few values."""
     return ("p5", "p95") if "p5" in figures else ("min", "max")

@@ -1,4 +1,4 @@
-"""Reader of the COCO layout: `annotations/instances_<split>.json`, images in `<split>/`, `images/<split>/` or `images/`."""
+"""Reads the COCO layout: `annotations/instances_<split>.json`, images in `<split>/`, `images/<split>/` or `images/`."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ _PREFIX = "instances_"
 
 
 def splits(root: Path) -> list[str]:
-    """Names of the splits that have an `annotations/instances_<split>.json`."""
+    """Lists the splits that have an `annotations/instances_<split>.json`."""
     return sorted(path.stem[len(_PREFIX) :] for path in (root / "annotations").glob(f"{_PREFIX}*.json"))
 
 
 def read(root: Path, split: str) -> Dataset:
-    """Read one split. Category ids may be sparse; classes are ordered by category id.
+    """Reads one split. Category ids may be sparse; classes are ordered by category id.
 
     Raises:
         InputError: not JSON, not COCO, a missing image, an unknown image or category, a box that is NaN or has a
@@ -96,7 +96,7 @@ def _image(source: Path, record: Any) -> dict[str, Any]:
 
 
 def _annotation(source: Path, index: int, record: Any, images: dict[int, Any], classes: dict[int, int]) -> dict[str, Any]:
-    """A clean annotation record. Ids are given anew from 1: pycocotools takes an id of 0 for `not matched`."""
+    """Checks an annotation record; ids count anew from 1, since pycocotools takes an id of 0 for `not matched`."""
     try:
         image_id, category_id = _integer(record["image_id"]), _integer(record["category_id"])
         x, y, width, height = (float(value) for value in record["bbox"])

@@ -1,4 +1,4 @@
-"""The one description of a labeled set of images that training, calibration and evaluation share, whatever its layout."""
+"""Holds a labeled set of images in the form that training, calibration and evaluation share, whatever its layout."""
 
 from __future__ import annotations
 
@@ -19,12 +19,13 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, eq=False)
 class LabeledImage:
-    """One image and what is marked in it.
+    """One image and its labeled objects.
 
     Attributes:
         image_id: the id in the source annotations (COCO) or the position in the split (VOC).
         path: the image file.
-        width, height: in pixels, as annotated.
+        width: in pixels, as annotated.
+        height: in pixels, as annotated.
         boxes: float32 `[N, 4]` xyxy in pixels, inside the image, each with a positive area.
         class_ids: int64 `[N]`, indices into `Dataset.class_names`.
         crowd: bool `[N]`; crowds (COCO) and difficult objects (VOC) are left out of training and ignored in evaluation.
@@ -39,7 +40,7 @@ class LabeledImage:
     crowd: NDArray[np.bool_]
 
     def read(self) -> Image:
-        """The image, uint8 BGR `[height, width, 3]`, in the frame its boxes were drawn in.
+        """Reads the image, uint8 BGR `[height, width, 3]`, in the frame its boxes were drawn in.
 
         Raises:
             InputError: it cannot be read, or is of another size than annotated.
@@ -52,7 +53,8 @@ class Dataset:
     """A split of a labeled set.
 
     Attributes:
-        root, split: where it came from.
+        root: the folder it was read from.
+        split: its name there.
         class_names: in the order of the class ids.
         category_ids: the original (COCO: sparse) category id of each class.
         images: every image of the split, those without annotations included.
@@ -72,10 +74,15 @@ class Dataset:
 
 
 def labeled_image(image_id: int, path: Path, size: tuple[int, int], boxes: Any, class_ids: Any, crowd: Any) -> LabeledImage:
-    """Build a `LabeledImage` from raw annotation rows: boxes are clipped to the image and those left without area dropped.
+    """Builds a `LabeledImage` from raw annotations: clips boxes to the image, drops those left without area.
 
     Args:
+        image_id: see `LabeledImage`.
+        path: of the image file.
+        size: (width, height) in pixels.
         boxes: anything of shape `[N, 4]`, xyxy in pixels; may reach out of the image or be degenerate.
+        class_ids: anything of shape `[N]`.
+        crowd: anything of shape `[N]`.
     """
     raw = np.asarray(boxes, np.float32).reshape(-1, 4)
     inside = box_ops.clip(raw, *size).astype(np.float32)
@@ -92,13 +99,13 @@ def labeled_image(image_id: int, path: Path, size: tuple[int, int], boxes: Any, 
 
 
 def report_dropped(source: Path, annotated: int, kept: int) -> None:
-    """Say once how many annotated boxes have no area inside their image."""
+    """Logs how many annotated boxes have no area inside their image, if any."""
     if kept < annotated:
         log.warning("%s: %d of %d boxes have no area inside their image and are left out", source, annotated - kept, annotated)
 
 
 def find_image(folders: Sequence[Path], name: str) -> Optional[Path]:
-    """The first existing `folder / name`."""
+    """Returns the first existing `folder / name`, else None."""
     for folder in folders:
         if (folder / name).is_file():
             return folder / name

@@ -1,4 +1,4 @@
-"""Reader of the Pascal VOC layout: `Annotations/*.xml`, `ImageSets/Main/<split>.txt`, `JPEGImages/`."""
+"""Reads the Pascal VOC layout: `Annotations/*.xml`, `ImageSets/Main/<split>.txt`, `JPEGImages/`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _CORNERS = ("xmin", "ymin", "xmax", "ymax")
 
 
 def splits(root: Path) -> list[str]:
-    """Names of the lists in `ImageSets/Main`, the per-class ones (`cat_train.txt`, whose lines end in 1, 0 or -1) left out."""
+    """Lists the splits in `ImageSets/Main`, without the per-class lists (`cat_train.txt`, whose lines end in 1, 0 or -1)."""
     if not (root / "Annotations").is_dir():
         return []
     lists = sorted((root / "ImageSets" / "Main").glob("*.txt"))
@@ -23,7 +23,7 @@ def splits(root: Path) -> list[str]:
 
 
 def read(root: Path, split: str) -> Dataset:
-    """Read one split. Classes are all names found in any split, in alphabetical order, so that splits agree.
+    """Reads one split. Classes are all names found in any split, in alphabetical order, so that splits agree.
 
     VOC counts pixels from 1 and includes the last one: (xmin, ymin, xmax, ymax) covers `[xmin - 1, xmax]` x `[ymin - 1, ymax]`.
 
@@ -71,7 +71,7 @@ def _stems(root: Path, split: str) -> list[str]:
 
 
 def _lines(source: Path) -> list[str]:
-    """The lines of a list that are not blank."""
+    """Reads the lines of a list that are not blank."""
     try:
         return [line for line in source.read_text(encoding="utf-8").splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
@@ -115,7 +115,7 @@ def _text(node: ElementTree.Element, path: str) -> str:
 
 
 def _image(root: Path, stem: str, filename: Optional[str]) -> Path:
-    """The annotation's own file name if it exists, else the list's name with any image suffix."""
+    """Finds the image by the annotation's own file name, else by the list's name with any image suffix."""
     candidates = ([filename] if filename else []) + [f"{stem}{suffix}" for suffix in sorted(IMAGE_SUFFIXES)]
     for candidate in candidates:
         path = find_image([root / "JPEGImages"], candidate)

@@ -1,4 +1,4 @@
-"""COCO accuracy of anything that detects: one code for training, PyTorch, every exported file and every engine."""
+"""Measures COCO accuracy: one evaluation for checkpoints, exported files and engines."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "A
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What was measured.
+    """Accuracy of a model on a split.
 
     Attributes:
         metrics: the 12 COCO metrics by name, in [0, 1]; -1 where the split has no such object.
         per_class: AP by class name, in [0, 1]; -1 for a class without objects in the split.
-        images: how many images were scored.
-        skipped: images that could not be read, one line each; they are in no figure.
+        images: number of images that were scored.
+        skipped: one line for each image that could not be read; no metric counts it.
         results: COCO result records with original image and category ids.
     """
 
@@ -55,7 +55,7 @@ class Evaluation:
         return self.metrics["AP50"]
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything but the result records, for JSON."""
+        """Everything but the result records, ready for JSON."""
         return {
             "figures": self.metrics,
             "per_class": self.per_class,
@@ -73,13 +73,15 @@ def evaluate(
     strict: bool = False,
     progress: bool = True,
 ) -> Evaluation:
-    """Run `predict` over a split and score it with pycocotools.
+    """Runs `predict` over a split and scores it with pycocotools.
 
     Args:
-        predict: uint8 BGR images to one `Detections` each, in original pixels, down to a score of 0.01.
+        dataset: the split.
+        predict: maps uint8 BGR images to one `Detections` each, in original pixels, down to a score of 0.01.
         class_names: of the predictions' class ids. Classes are matched to the dataset's by name.
-        batch: images handed to `predict` at a time.
-        strict: raise on the first image that cannot be read instead of naming and leaving it out.
+        batch: number of images a call of `predict`.
+        progress: show a progress bar on a terminal.
+        strict: raise for the first image that cannot be read, instead of leaving it out with a warning.
 
     Raises:
         ModelError: the model's classes are not the dataset's.
@@ -107,7 +109,7 @@ def evaluate(
 
 
 def match_classes(class_names: Sequence[str], dataset: Dataset) -> list[int]:
-    """The dataset's category id of each of the model's classes, by name.
+    """Finds the dataset's category id of each of the model's classes, by name.
 
     Raises:
         ModelError: one side has a class that the other lacks.
@@ -125,7 +127,7 @@ def match_classes(class_names: Sequence[str], dataset: Dataset) -> list[int]:
 
 
 def to_coco_results(image_id: int, found: Detections, category_ids: Sequence[int]) -> list[dict[str, Any]]:
-    """One image's detections as COCO result records: bbox is (left, top, width, height) in original pixels."""
+    """Converts one image's detections to COCO result records; bbox is (left, top, width, height) in original pixels."""
     boxes = box_ops.xyxy_to_xywh(found.boxes.astype(np.float64)).tolist()
     return [
         {"image_id": image_id, "category_id": category_ids[class_id], "bbox": box, "score": confidence}
@@ -136,7 +138,13 @@ def to_coco_results(image_id: int, found: Detections, category_ids: Sequence[int
 def score(
     dataset: Dataset, results: Sequence[dict[str, Any]], image_ids: Sequence[int]
 ) -> tuple[dict[str, float], dict[str, float]]:
-    """The 12 metrics and AP per class of COCO result records over the given images; crowds are ignored as COCO does."""
+    """Computes the 12 metrics and AP per class of COCO result records; crowds are ignored as COCO does.
+
+    Args:
+        dataset: the ground truth.
+        results: COCO result records.
+        image_ids: images that count.
+    """
     try:
         from pycocotools.coco import COCO
         from pycocotools.cocoeval import COCOeval

@@ -1,4 +1,4 @@
-"""Reading and writing images. Every image in the project enters through `read_image`, as uint8 BGR `[H, W, 3]`."""
+"""Reads and writes images. Every image enters through `read_image`, as uint8 BGR `[H, W, 3]`."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ Image = NDArray[np.uint8]
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".jpe", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm"})
 MAX_PIXELS = 1 << 28
-"""Of an image that is read: 16384 x 16384, 0.8 GB, twice that while it is decoded. (Kinds of files that are not in
-`IMAGE_SUFFIXES` are read as far as OpenCV does, which stops at four times that.)"""
+"""Most pixels of an image that is read: 16384 x 16384, 0.8 GB, twice that while it is decoded. (Kinds of files that are not
+in `IMAGE_SUFFIXES` have OpenCV's own bound, four times that.)"""
 _LARGEST_FILE = 8 * MAX_PIXELS  # four channels of 16 bits, not compressed
 
 
 def check_image(image: Image) -> Image:
-    """The image itself; raises InputError unless it is uint8 `[H, W, 3]` and not empty."""
+    """Returns the image; raises InputError unless it is uint8 `[H, W, 3]` and not empty."""
     if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
         found = f"{image.dtype} {list(image.shape)}" if isinstance(image, np.ndarray) else type(image).__name__
         raise InputError(f"image: expected uint8 BGR [H, W, 3], got {found}")
@@ -32,9 +32,10 @@ def check_image(image: Image) -> Image:
 
 
 def read_image(path: PathLike, size: Optional[tuple[int, int]] = None) -> Image:
-    """Read any common image (gray, CMYK, alpha, 16 bit) as uint8 BGR `[H, W, 3]`, EXIF orientation applied.
+    """Reads any common image (gray, CMYK, alpha, 16 bit) as uint8 BGR `[H, W, 3]`, EXIF orientation applied.
 
     Args:
+        path: the file.
         size: (width, height) in pixels that an annotation gives for the image. Annotations are sometimes made on the
             image as stored, before the EXIF rotation; where only that frame fits `size`, the image is left unrotated.
 
@@ -71,7 +72,7 @@ def _read(path: PathLike) -> bytes:
 
 
 def _check_size(path: PathLike, data: bytes) -> None:
-    """Raise InputError for an image too large to be decoded, by what its header claims."""
+    """Raises InputError for an image whose header claims a size too large to be decoded."""
     try:
         width, height = claimed_size(data) or (1, 1)
     except ValueError as error:
@@ -94,7 +95,7 @@ def _decode(path: PathLike, data: bytes, flags: int) -> Image:
 
 
 def _is_truncated(data: bytes) -> bool:
-    """Whether a JPEG or PNG lacks its end. OpenCV fills what is missing with gray and says nothing, so it is checked here.
+    """True if a JPEG or PNG lacks its end, which OpenCV silently fills with gray.
 
     Inside a JPEG scan every 0xFF is followed by a stuffed zero, so the last start-of-scan marker is a real one, and a
     whole file has an end-of-image marker after it (the one of an embedded thumbnail comes before).
@@ -107,7 +108,7 @@ def _is_truncated(data: bytes) -> bool:
 
 
 def write_image(path: PathLike, image: Image) -> None:
-    """Write a uint8 BGR image; the suffix chooses the format. Whole or not at all."""
+    """Writes a uint8 BGR image, whole or not at all; the suffix chooses the format."""
     try:
         encoded, data = cv2.imencode(Path(path).suffix, image)
     except cv2.error as error:

@@ -19,7 +19,7 @@ _PNM = re.compile(rb"P[1-6Ff]" + _GAP + rb"(\d{1,10})" + _GAP + rb"(\d{1,10})\s"
 
 
 def claimed_size(data: bytes) -> Optional[tuple[int, int]]:
-    """(width, height) in pixels by the header of a JPEG, PNG, BMP, WebP, TIFF, GIF or PNM file; None for any other kind.
+    """Reads (width, height) in pixels from the header of a JPEG, PNG, BMP, WebP, TIFF, GIF or PNM file; None for other kinds.
 
     Raises:
         ValueError: the header is damaged.

@@ -1,4 +1,4 @@
-"""Videos, frame by frame: read as far as they can be decoded, written whole or not at all."""
+"""Reads videos as far as they can be decoded, and writes them whole or not at all."""
 
 from __future__ import annotations
 
@@ -23,9 +23,10 @@ _MP4_PARTS = frozenset({b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide", b"
 
 
 def read_video(path: PathLike, *, strict: bool = False) -> Generator[Image, None, None]:
-    """Frames of a video, uint8 BGR `[H, W, 3]`, in order. Of one that is cut short, those that can be decoded; the log says so.
+    """Yields the frames of a video, uint8 BGR `[H, W, 3]`; of a truncated one those that can be decoded, with a warning.
 
     Args:
+        path: the file.
         strict: raise after the last frame of one that is cut short.
 
     Raises:
@@ -62,13 +63,13 @@ def read_video(path: PathLike, *, strict: bool = False) -> Generator[Image, None
 
 
 def frame_rate(path: PathLike) -> float:
-    """Frames a second of a video; 25 where the file does not say."""
+    """Reads the frames per second of a video; 25 where the file does not say."""
     with _opened(path) as capture:
         return _frame_rate(capture)
 
 
 def frame_count(path: PathLike) -> Optional[int]:
-    """Number of frames that a video says it has, which may be an estimate; None where it does not say."""
+    """Reads the number of frames that a video claims, which may be an estimate; None where it claims none."""
     with _opened(path) as capture:
         return _frame_count(capture) or None
 
@@ -88,13 +89,13 @@ def _frame_rate(capture: cv2.VideoCapture) -> float:
 
 
 def _frame_count(capture: cv2.VideoCapture) -> int:
-    """0 where the file does not say."""
+    """Reads a property of a video; 0 where the file does not say."""
     count = capture.get(cv2.CAP_PROP_FRAME_COUNT)
     return int(count) if np.isfinite(count) and 0 < count < 1e9 else 0
 
 
 def is_cut(path: PathLike) -> bool:
-    """Whether a file ends before it says it does. Told of .mp4 and its kin, .avi, .mkv and .webm; others are taken as whole.
+    """True if a file is shorter than it claims. Known for .mp4 and its kin, .avi, .mkv and .webm; others count as whole.
 
     FFmpeg decodes what is there and mends the rest, so that a missing end shows in no frame for sure.
     """
@@ -114,7 +115,7 @@ def is_cut(path: PathLike) -> bool:
 
 
 def _part_length(head: bytes) -> Optional[int]:
-    """Bytes in the part of a file that begins with `head`, if that is a part we know and it says so."""
+    """Reads the length in bytes of the part of a file that begins with `head`, if it is of a known kind."""
     if head[:4] == b"RIFF" and len(head) >= 8:
         return 8 + int.from_bytes(head[4:8], "little")
     if head[4:8] in _MP4_PARTS:
@@ -130,7 +131,7 @@ def _part_length(head: bytes) -> Optional[int]:
 
 @contextlib.contextmanager
 def write_video(path: PathLike, rate: float) -> Iterator[Callable[[Image], None]]:
-    """Yield a function that adds a uint8 BGR frame to an .mp4 of `rate` frames a second; the file is whole or not there at all.
+    """Yields a function that appends a uint8 BGR frame to an .mp4 of `rate` frames per second, written whole or not at all.
 
     A frame of another size than the first is fitted into that, with a black border.
 

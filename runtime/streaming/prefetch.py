@@ -1,4 +1,4 @@
-"""Work ahead in another thread: the order kept, never more than a few things waiting, every thread ended with its use."""
+"""Ordered, bounded prefetching in a thread that ends with its use."""
 
 from __future__ import annotations
 
@@ -17,13 +17,15 @@ class _End(NamedTuple):
 
 
 def prefetch(items: Iterable[Given], work: Callable[[Given], Made], depth: int) -> Generator[Made, None, None]:
-    """`work` of each item, in order, done by another thread while the results before it are used.
+    """Yields `work` of each item, in order, computed by another thread while earlier results are used.
 
-    An error of `items` or `work` is raised where its result would have come, and ends the stream. Closing it early, or letting
-    go of it, waits for the item that is being worked on and no other; `items` is closed too if it is a generator.
+    An error raised by `items` or `work` is raised in place of its result and ends the stream. Closing the stream early waits
+    for the current item alone; `items` is closed too if it is a generator.
 
     Args:
-        depth: results that may wait or be in the making, at least 1.
+        items: read by the other thread.
+        work: called by the other thread, once an item.
+        depth: largest number of results that are waiting or in progress, at least 1.
 
     Example:
         >>> list(prefetch(["a", "b"], str.upper, depth=2))
@@ -65,7 +67,7 @@ def prefetch(items: Iterable[Given], work: Callable[[Given], Made], depth: int) 
 
 
 def batches(items: Iterable[Given], size: int) -> Generator[list[Given], None, None]:
-    """Lists of `size` items, the last one of fewer; those before an error are given before it is raised.
+    """Groups items into lists of `size`, the last one shorter; items before an error are yielded before it is raised.
 
     Example:
         >>> list(batches("abcde", 2))
@@ -88,7 +90,7 @@ def batches(items: Iterable[Given], size: int) -> Generator[list[Given], None, N
 
 
 def flat(parts: Iterable[Iterable[Given]]) -> Generator[Given, None, None]:
-    """The items of each part, in order."""
+    """Yields the items of each part, in order."""
     with close_generator(parts):
         for part in parts:
             yield from part
@@ -96,7 +98,7 @@ def flat(parts: Iterable[Iterable[Given]]) -> Generator[Given, None, None]:
 
 @contextlib.contextmanager
 def close_generator(items: object) -> Iterator[None]:
-    """Close `items` after use if it is a generator, now rather than when it is collected: it may hold a file or a thread."""
+    """Closes `items` at the end of the block if it is a generator, which may hold a file or a thread."""
     try:
         yield
     finally:

@@ -1,4 +1,4 @@
-"""A `View` as one image: detections colored by the level that made them, and what each fused level took from where."""
+"""Draws a `View` as one image: detections colored by their level, and the shares of each fused level."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def level_color(stride: int) -> Color:
 
 
 def figure(view: View, spec: ModelSpec) -> Image:
-    """One uint8 BGR image of a view, 980 to 1,420 pixels wide.
+    """Draws a view as one uint8 BGR image, 980 to 1,420 pixels wide.
 
     Above, the image with its detections and a legend. Below, a row for each fused level (strides 32, 16, 8): the share of
     each level in it as heat maps (0 to 1), and the fused feature's activation (0 to its largest value in the image).
@@ -44,7 +44,13 @@ def figure(view: View, spec: ModelSpec) -> Image:
 
 
 def heat(values: NDArray[np.float32], image: Image, colors: int) -> Image:
-    """A map of numbers in [0, 1] float32 `[h, w]` in an OpenCV color map over the greyed uint8 BGR image, in its size."""
+    """Paints a map over an image turned gray, in the image's size.
+
+    Args:
+        values: float32 `[h, w]` in [0, 1].
+        image: uint8 BGR `[H, W, 3]`.
+        colors: an OpenCV color map.
+    """
     size = (image.shape[1], image.shape[0])
     levels = np.round(np.clip(values, 0, 1) * 255).astype(np.uint8)
     # Nearest: a cell keeps its own value and shows how fine its level is; between two values lies a third one's color.
@@ -68,7 +74,7 @@ def _grid(view: View) -> Image:
 
 
 def _cell(image: Image, text: str, width: int, height: int) -> Image:
-    """A heat map with its caption below, in a cell of at least its size."""
+    """Draws a heat map with its caption below, in a cell of at least its size."""
     canvas = paper(width, height + _CAPTION)
     canvas[: image.shape[0], : image.shape[1]] = image
     write(canvas, text, (0, image.shape[0] + 18), 0.48, FAINT)
@@ -99,7 +105,7 @@ def _head(view: View, spec: ModelSpec, width: int) -> Image:
 
 
 def _legend(view: View, spec: ModelSpec) -> Image:
-    """What the colors mean, how many detections each level made, and where its feature comes from on average."""
+    """Explains the colors; counts the detections of each level; draws its mean shares."""
     height, width = spec.input_size
     title = paper(_LEGEND_WIDTH, 62)
     write(title, spec.name, (0, 20), min(0.75, 0.75 * _LEGEND_WIDTH / text_size(spec.name, 0.75)[0]), INK)
@@ -121,9 +127,9 @@ def _counts(view: View, spec: ModelSpec) -> Image:
 
 
 def _mean_shares(view: View) -> Image:
-    """For each fused level a bar of the image's mean shares, in the colors of the levels they come from."""
+    """Draws for each fused level a bar of the image's mean shares, in the colors of the levels they come from."""
     canvas = paper(_LEGEND_WIDTH, 32 + _LINE * len(FUSED_STRIDES))
-    write(canvas, "What each level is fused from, on average", (0, 16), 0.55, INK)
+    write(canvas, "Mean share of each level in the fused levels", (0, 16), 0.55, INK)
     for row, (stride, shares) in enumerate(zip(FUSED_STRIDES, view.weights)):
         y = 44 + _LINE * row
         write(canvas, _level(stride), (0, y), 0.5, INK)
@@ -134,7 +140,7 @@ def _mean_shares(view: View) -> Image:
 
 
 def _color_bar(title: str, colors: int, ticks: Sequence[str]) -> Image:
-    """The very colors that `heat` paints with, on middle gray, and ticks at even distances."""
+    """Draws the colors that `heat` paints with, on middle gray, with evenly spaced ticks."""
     canvas, top, height = paper(_LEGEND_WIDTH, 66), 26, 16
     write(canvas, title, (0, 16), 0.55, INK)
     ramp = np.tile(np.linspace(0, 1, _BAR_WIDTH, dtype=np.float32), (height, 1))
@@ -152,7 +158,7 @@ def _level(stride: int) -> str:
 
 
 def _fitted(image: Image, width: int, height: int) -> Image:
-    """An image enlarged or reduced until it just fits, its aspect ratio kept."""
+    """Scales an image until it just fits, its aspect ratio kept."""
     scale = min(width / image.shape[1], height / image.shape[0])
     size = (max(round(image.shape[1] * scale), 1), max(round(image.shape[0] * scale), 1))
     return np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR), np.uint8)

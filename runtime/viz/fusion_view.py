@@ -1,4 +1,4 @@
-"""One image, what was found in it, and how the levels were fused where it is."""
+"""Collects the detections and fusion maps of one image."""
 
 from __future__ import annotations
 
@@ -17,13 +17,14 @@ from runtime.ops.preprocess import Geometry, preprocess
 
 @dataclass(frozen=True, eq=False)
 class View:
-    """One image, what was found in it, and how the levels were fused where the image is.
+    """Detections and fusion maps of one image.
 
     Attributes:
         image: uint8 BGR `[h, w, 3]`.
-        found: the detections, best first. levels: int64 `[N]`, index into the spec's strides of what made each.
-        weights: per fused level, float32 `[3, h', w']` in [0, 1], and
-        activations: per fused level, float32 `[h', w']` >= 0, both over exactly the image (no border), in input pixels.
+        found: the detections, best first.
+        levels: int64 `[N]`, the level of each detection, an index into the spec's strides.
+        weights: per fused level, float32 `[3, h', w']` in [0, 1]: alpha, beta, gamma, in input pixels without the border.
+        activations: per fused level, float32 `[h', w']` >= 0, in input pixels without the border.
     """
 
     image: Image
@@ -34,10 +35,12 @@ class View:
 
 
 def look(detector: Detector, backend: InspectableBackend, image: Image) -> View:
-    """Run a model on one uint8 BGR image `[h, w, 3]`.
+    """Runs a model on one image.
 
     Args:
-        detector: of this very backend; its thresholds choose the detections.
+        detector: a detector of `backend`; its thresholds choose the detections.
+        backend: the model.
+        image: uint8 BGR `[h, w, 3]`.
     """
     prepared, geometry = preprocess(image, backend.spec)
     seen = backend.inspect(np.repeat(prepared[None], backend.batch_size or 1, axis=0))
@@ -52,7 +55,7 @@ def look(detector: Detector, backend: InspectableBackend, image: Image) -> View:
 
 
 def over_image(cells: NDArray[np.float32], geometry: Geometry, input_size: tuple[int, int]) -> NDArray[np.float32]:
-    """A map float32 `[H/s, W/s]` over the input, as what lies over the image in it: `[resized height, resized width]`."""
+    """Crops a map over the input, float32 `[H/s, W/s]`, to the image in it: `[resized height, resized width]`."""
     height, width = input_size
     pixels = cv2.resize(cells, (width, height), interpolation=cv2.INTER_NEAREST)
     top, left = geometry.pad_y, geometry.pad_x
