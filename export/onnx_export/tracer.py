@@ -26,7 +26,7 @@ OPSET = 17
 
 
 class _ExportedModule(nn.Module):
-    """Model with the inputs and outputs of its spec, and with `inspect` those that show how its levels were fused.
+    """Model with the inputs and outputs of its spec; `inspect` adds the fusion weights and activations.
 
     The inputs are images and the outputs are float32. With `top_k` the maps come last, so that the file can name them.
     """
