@@ -62,7 +62,7 @@ def describe(result: Result, output: Path, original: Path) -> str:
         width = max(map(len, (*result.after.per_class, "AP")))
         before = {"AP": result.before.ap, "AP50": result.before.ap50, **result.before.per_class}
         after = {"AP": result.after.ap, "AP50": result.after.ap50, **result.after.per_class}
-        lines += ["", f"{'':{width}}  float32     int8   change"]
+        lines += ["", f"{'':{width}}  float32     int8      ΔAP"]
         for name in before:
             if before[name] >= 0:
                 values = before[name] * 100, after[name] * 100, (after[name] - before[name]) * 100

@@ -6,7 +6,7 @@ import argparse
 import logging
 from pathlib import Path
 
-from export.accuracy import layer_diff as bisect
+from export.accuracy import layer_diff
 from export.accuracy.gate import BUDGETS, FAILED, NOT_RUN, PASSED, Verification, parse_budgets, verify
 from export.accuracy.measure import table
 from export.report import write_report
@@ -51,7 +51,10 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--bisect", action="store_true", help="compare two .onnx files layer by layer on --image")
     parser.add_argument("--image", type=Path, help="image for --bisect")
     parser.add_argument(
-        "--threshold", type=float, default=bisect.THRESHOLD, help=f"of --bisect, relative (default: {bisect.THRESHOLD:g})"
+        "--threshold",
+        type=float,
+        default=layer_diff.THRESHOLD,
+        help=f"of --bisect, relative (default: {layer_diff.THRESHOLD:g})",
     )
     parser.add_argument("--manifest", type=Path, metavar="FILE.json", help="check the exported file that it describes")
     return parser.parse_args(arguments)
@@ -84,9 +87,9 @@ def _bisect(options: argparse.Namespace) -> int:
     if not options.threshold >= 0:
         raise InputError(f"--threshold: expected a number of at least 0, got {options.threshold}")
     first, second = options.files
-    layers = bisect.compare_layers(first, second, read_image(options.image))
-    print(bisect.table(layers, options.threshold))
-    return _FAILED if bisect.first_departure(layers, options.threshold) else 0
+    layers = layer_diff.compare_layers(first, second, read_image(options.image))
+    print(layer_diff.table(layers, options.threshold))
+    return _FAILED if layer_diff.first_departure(layers, options.threshold) else 0
 
 
 def _verify(options: argparse.Namespace) -> int:
@@ -107,7 +110,7 @@ def _verify(options: argparse.Namespace) -> int:
 
 def summary(found: Verification) -> str:
     """The table and a verdict a file, for reading."""
-    lines = [table([found.reference, *(outcome.step for outcome in found.outcomes if outcome.step)]), ""]
+    lines = [table([found.reference, *(outcome.measurement for outcome in found.outcomes if outcome.measurement)]), ""]
     for outcome in found.outcomes:
         lines.append(f"{_MARKS[outcome.status]} {outcome.name}: {'; '.join((outcome.status, *outcome.reasons))}")
         lines += [f"  note: {note}" for note in outcome.notes]

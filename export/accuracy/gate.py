@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from export.accuracy.measure import Step, measure_step
+from export.accuracy.measure import Measurement, measure
 from runtime.backends.base import Backend
 from runtime.backends.open import open_backend
 from runtime.datasets.dataset import Dataset
@@ -29,7 +29,7 @@ _ROUNDING = 1e-9  # of points of AP; what float arithmetic leaves of a differenc
 
 
 @dataclass(frozen=True)
-class Candidate:
+class ExportedFile:
     """A file to be judged.
 
     Attributes:
@@ -48,8 +48,8 @@ class Outcome:
     """What became of a file.
 
     Attributes:
-        name, file: as in `Candidate`. spec: its description, None where it was not opened.
-        step: what was measured, None where it did not run to the end.
+        name, file: as in `ExportedFile`. spec: its description, None where it was not opened.
+        measurement: what was measured, None where it did not run to the end.
         status: `passed`, `failed` or `built, not run`. reasons: for anything but a pass, a line each.
         notes: what is odd but costs nothing, a line each.
     """
@@ -57,7 +57,7 @@ class Outcome:
     name: str
     file: Path
     spec: ModelSpec | None
-    step: Step | None
+    measurement: Measurement | None
     status: str
     reasons: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
@@ -76,7 +76,7 @@ class Verification:
     spec: ModelSpec
     dataset: Dataset
     budgets: Mapping[str, float]
-    reference: Step
+    reference: Measurement
     outcomes: tuple[Outcome, ...]
 
     @property
@@ -112,25 +112,25 @@ def verify(weights: Path, files: Sequence[Path], dataset: Dataset, budgets: Mapp
         CheckFailed: the weights find nothing in this split, so that no loss could be seen.
         MissingComponentError: none of the files can be run here.
     """
-    with open_candidates(files) as candidates:
-        pytorch = open_torch_backend(weights, _common_size(candidates))
+    with open_files(files) as opened:
+        pytorch = open_torch_backend(weights, _common_size(opened))
         spec = pytorch.spec
-        for candidate in candidates:
-            if candidate.backend:
-                _check_same_model(candidate.file, candidate.backend.spec, spec)
+        for exported in opened:
+            if exported.backend:
+                _check_same_model(exported.file, exported.backend.spec, spec)
         log.info("scoring PyTorch on %d images", len(dataset))
-        reference = measure_step("PyTorch", pytorch, weights, dataset)
+        reference = measure("PyTorch", pytorch, weights, dataset)
         if reference.evaluation.ap <= 0:
             raise CheckFailed(
                 f"{weights} reaches an AP of 0 on {dataset.split} of {dataset.root}, so a loss could not be seen;"
                 " use trained weights, and a split with the objects they were trained on"
             )
-        outcomes = tuple(_examine(candidate, pytorch, reference, dataset, budgets) for candidate in candidates)
+        outcomes = tuple(_examine(exported, pytorch, reference, dataset, budgets) for exported in opened)
     return Verification(weights, spec, dataset, budgets, reference, outcomes)
 
 
 @contextlib.contextmanager
-def open_candidates(files: Sequence[Path]) -> Iterator[list[Candidate]]:
+def open_files(files: Sequence[Path]) -> Iterator[list[ExportedFile]]:
     """Open every file before any long work; an engine that this machine cannot run is kept with the reason.
 
     Raises:
@@ -138,24 +138,24 @@ def open_candidates(files: Sequence[Path]) -> Iterator[list[Candidate]]:
     """
     names = [file.name for file in files]
     with contextlib.ExitStack() as stack:
-        candidates = []
+        opened = []
         for file in files:
             name = file.name if names.count(file.name) == 1 else str(file)
             try:
-                candidates.append(Candidate(name, file, stack.enter_context(open_backend(file))))
+                opened.append(ExportedFile(name, file, stack.enter_context(open_backend(file))))
             except MissingComponentError as error:
                 if file.suffix != ".engine":
                     raise
-                candidates.append(Candidate(name, file, None, str(error).removeprefix(f"{file}: ")))
-        if not any(candidate.backend for candidate in candidates):
-            reasons = "; ".join(f"{candidate.file}: {candidate.reason}" for candidate in candidates)
+                opened.append(ExportedFile(name, file, None, str(error).removeprefix(f"{file}: ")))
+        if not any(exported.backend for exported in opened):
+            reasons = "; ".join(f"{exported.file}: {exported.reason}" for exported in opened)
             raise MissingComponentError(f"nothing was verified, none of the files can be run here: {reasons}")
-        yield candidates
+        yield opened
 
 
-def _common_size(candidates: Sequence[Candidate]) -> tuple[int, int]:
+def _common_size(opened: Sequence[ExportedFile]) -> tuple[int, int]:
     """The files' input size. AP depends on it, so one PyTorch figure can only be the reference of files of one size."""
-    sizes = {candidate.backend.spec.input_size: candidate.name for candidate in candidates if candidate.backend}
+    sizes = {exported.backend.spec.input_size: exported.name for exported in opened if exported.backend}
     if len(sizes) > 1:
         found = ", ".join(f"{name} {height}x{width}" for (height, width), name in sizes.items())
         raise InputError(f"the files differ in input size ({found}), and AP depends on it; verify each size in its own run")
@@ -179,26 +179,26 @@ def _short(values: Sequence[object]) -> str:
 
 
 def _examine(
-    candidate: Candidate, pytorch: Backend, reference: Step, dataset: Dataset, budgets: Mapping[str, float]
+    exported: ExportedFile, pytorch: Backend, reference: Measurement, dataset: Dataset, budgets: Mapping[str, float]
 ) -> Outcome:
-    name, file, backend = candidate.name, candidate.file, candidate.backend
+    name, file, backend = exported.name, exported.file, exported.backend
     if backend is None:
-        return Outcome(name, file, None, None, NOT_RUN, (candidate.reason,), _manifest_notes(file))
+        return Outcome(name, file, None, None, NOT_RUN, (exported.reason,), _manifest_notes(file))
     spec = backend.spec
     foreign = ("its description names other weights as its source",)
     notes = (foreign if spec.source_sha256 != pytorch.spec.source_sha256 else ()) + _manifest_notes(file)
     log.info("scoring %s", name)
     try:
-        step = measure_step(name, backend, file, dataset, pytorch)
+        measurement = measure(name, backend, file, dataset, pytorch)
     except ModelError as error:  # opened well but does not run, or computes what are not numbers: damaged
         return Outcome(name, file, spec, None, FAILED, (str(error),), notes)
-    reasons = judge(reference, step, spec.precision, budgets) + _misdescribed(spec, pytorch.spec)
-    return Outcome(name, file, spec, step, FAILED if reasons else PASSED, tuple(reasons), notes)
+    reasons = judge(reference, measurement, spec.precision, budgets) + _misdescribed(spec, pytorch.spec)
+    return Outcome(name, file, spec, measurement, FAILED if reasons else PASSED, tuple(reasons), notes)
 
 
-def judge(reference: Step, step: Step, precision: str, budgets: Mapping[str, float]) -> list[str]:
-    """Why a step is refused: it lost more points of AP than its precision's budget, or nothing if it did not."""
-    drop, budget = -step.change(reference), budgets[precision]
+def judge(reference: Measurement, measurement: Measurement, precision: str, budgets: Mapping[str, float]) -> list[str]:
+    """Why a measurement is refused: it lost more points of AP than its precision's budget, or nothing if it did not."""
+    drop, budget = -measurement.delta_ap(reference), budgets[precision]
     if drop <= budget + _ROUNDING:
         return []
     return [f"lost {drop:.3f} points of AP, the budget of {precision} is {budget:g}"]

@@ -13,7 +13,7 @@ from typing import Any
 
 from export.accuracy.box_changes import KINDS, by_image, find_changes
 from export.accuracy.gate import Outcome, Verification
-from export.accuracy.measure import Step, worst_class
+from export.accuracy.measure import Measurement, worst_class
 from runtime.datasets.dataset import Dataset
 from runtime.errors import InputError
 from runtime.files import sha256
@@ -70,15 +70,15 @@ def _versions() -> dict[str, str]:
     return found
 
 
-def _measured(step: Step) -> dict[str, Any]:
+def _measured(measurement: Measurement) -> dict[str, Any]:
     return {
-        "name": step.name,
-        "figures": step.evaluation.metrics,
-        "per_class": step.evaluation.per_class,
-        "detections": len(step.evaluation.results),
-        "bytes": step.size,
-        "milliseconds": round(step.milliseconds, 3),
-        "difference": _finite(step.difference),
+        "name": measurement.name,
+        "figures": measurement.evaluation.metrics,
+        "per_class": measurement.evaluation.per_class,
+        "detections": len(measurement.evaluation.results),
+        "bytes": measurement.size,
+        "milliseconds": round(measurement.milliseconds, 3),
+        "difference": _finite(measurement.difference),
     }
 
 
@@ -99,20 +99,20 @@ def _file(outcome: Outcome, found: Verification) -> dict[str, Any]:
         "manifest": manifest,
         "measured": None,
     }
-    if outcome.step:
-        worst = worst_class(found.reference, outcome.step)
+    if outcome.measurement:
+        worst = worst_class(found.reference, outcome.measurement)
         described["measured"] = {
-            **_measured(outcome.step),
-            "change": outcome.step.change(found.reference),
+            **_measured(outcome.measurement),
+            "change": outcome.measurement.delta_ap(found.reference),
             "worst_class": {"name": worst[0], "change": worst[1]} if worst else None,
-            "changed_detections": _changed(found.reference, outcome.step),
+            "changed_detections": _changed(found.reference, outcome.measurement),
         }
     return described
 
 
-def _changed(reference: Step, step: Step) -> dict[str, int]:
+def _changed(reference: Measurement, measurement: Measurement) -> dict[str, int]:
     """How many detections worth looking at were kept, rescored, appeared and vanished over the whole split."""
-    before, after = by_image(reference.evaluation.results), by_image(step.evaluation.results)
+    before, after = by_image(reference.evaluation.results), by_image(measurement.evaluation.results)
     counts = Counter(
         box.kind
         for image_id in before.keys() | after.keys()

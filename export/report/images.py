@@ -40,9 +40,9 @@ class Shown:
 
 def choose_images(found: Verification) -> list[Shown]:
     """The readable images with most changed detections in any file, then those with most detections."""
-    steps = [outcome.step for outcome in found.outcomes if outcome.step]
+    measurements = [outcome.measurement for outcome in found.outcomes if outcome.measurement]
     reference = by_image(found.reference.evaluation.results)
-    results = {step.name: by_image(step.evaluation.results) for step in steps}
+    results = {measurement.name: by_image(measurement.evaluation.results) for measurement in measurements}
 
     def boxes(image_id: int) -> dict[str, list[Box]]:
         before = reference.get(image_id, [])

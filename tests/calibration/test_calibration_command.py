@@ -123,8 +123,9 @@ def test_the_table_shows_every_class(calibrate: Command) -> None:
     assert code == 0
     rows = {line.split()[0]: line.split()[1:] for line in out.splitlines()[2:] if len(line.split()) == 4}
     assert {"AP", "AP50"} < set(rows) and {"cat", "dog", "bird"} & set(rows)
-    for before, after, change in rows.values():
-        assert float(change) == pytest.approx(float(after) - float(before), abs=0.011)
+    assert out.splitlines()[2].split() == ["float32", "int8", "ΔAP"]
+    for before, after, delta in rows.values():
+        assert float(delta) == pytest.approx(float(after) - float(before), abs=0.011)
 
 
 LAYER = "/backbone/stages.1/stages.1.0/conv/Conv"

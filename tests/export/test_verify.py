@@ -15,7 +15,7 @@ import pytest
 from export import verify
 from export.accuracy import gate
 from export.accuracy.gate import judge, parse_budgets
-from export.accuracy.measure import Step, table, worst_class
+from export.accuracy.measure import Measurement, table, worst_class
 from export.onnx import Export, export_onnx
 from runtime.errors import CheckFailed, InputError, MissingComponentError, ModelError, OutputError
 from runtime.evaluation.coco import METRICS, Evaluation
@@ -45,9 +45,9 @@ def run(
     return call
 
 
-def step(ap: float, per_class: dict[str, float] | None = None, name: str = "step") -> Step:
+def measurement(ap: float, per_class: dict[str, float] | None = None, name: str = "model") -> Measurement:
     figures = dict.fromkeys(METRICS, 0.0) | {"AP": ap}
-    return Step(name, Evaluation(figures, per_class or {}, 1, (), []), 2_000_000, 3.0)
+    return Measurement(name, Evaluation(figures, per_class or {}, 1, (), []), 2_000_000, 3.0)
 
 
 def test_a_true_export_passes(exported: Exported, run: Callable[..., Any]) -> None:
@@ -239,23 +239,23 @@ def test_a_budget_that_is_none_is_refused(text: str, capsys: pytest.CaptureFixtu
 
 
 def test_exactly_the_budget_is_allowed_and_no_more() -> None:
-    budgets = {"int8": 0.5}
-    assert judge(step(0.4), step(0.395), "int8", budgets) == []  # in floats 0.5 and a little
-    assert judge(step(0.4), step(0.3949), "int8", budgets) == ["lost 0.510 points of AP, the budget of int8 is 0.5"]
-    assert judge(step(0.4), step(0.5), "int8", {"int8": 0}) == []
+    reference, budgets = measurement(0.4), {"int8": 0.5}
+    assert judge(reference, measurement(0.395), "int8", budgets) == []  # in floats 0.5 and a little
+    assert judge(reference, measurement(0.3949), "int8", budgets) == ["lost 0.510 points of AP, the budget of int8 is 0.5"]
+    assert judge(reference, measurement(0.5), "int8", {"int8": 0}) == []
 
 
 def test_the_worst_class_is_the_one_that_lost_most_among_those_with_objects() -> None:
-    reference = step(0.5, {"cat": 0.9, "dog": 0.2, "bird": -1})
-    name, change = worst_class(reference, step(0.5, {"cat": 0.8, "dog": 0.15, "bird": -1})) or ("", 0.0)
+    reference = measurement(0.5, {"cat": 0.9, "dog": 0.2, "bird": -1})
+    name, change = worst_class(reference, measurement(0.5, {"cat": 0.8, "dog": 0.15, "bird": -1})) or ("", 0.0)
     assert (name, change) == ("cat", pytest.approx(-10))
-    assert worst_class(reference, step(0.6, {"cat": 0.95, "dog": 0.2, "bird": -1})) is None
-    assert worst_class(step(0.5, {"bird": -1}), step(0.5, {"bird": -1})) is None
+    assert worst_class(reference, measurement(0.6, {"cat": 0.95, "dog": 0.2, "bird": -1})) is None
+    assert worst_class(measurement(0.5, {"bird": -1}), measurement(0.5, {"bird": -1})) is None
 
 
 def test_the_table_names_every_figure() -> None:
-    lines = table([step(0.5, {"cat": 0.5}, "PyTorch"), step(0.4975, {"cat": 0.4975}, "a.onnx")]).splitlines()
-    assert " ".join(lines[0].split()) == "step AP AP50 AP75 small medium large change worst class size ms/image max diff"
+    lines = table([measurement(0.5, {"cat": 0.5}, "PyTorch"), measurement(0.4975, {"cat": 0.4975}, "a.onnx")]).splitlines()
+    assert " ".join(lines[0].split()) == "model AP AP50 AP75 small medium large ΔAP worst class size ms/image max diff"
     assert lines[2].split() == ["a.onnx", "49.75", *["0.00"] * 5, "-0.250", "cat", "-0.25", "2.00", "MB", "3.0", "-"]
 
 

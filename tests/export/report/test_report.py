@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from export.accuracy.gate import BUDGETS, FAILED, NOT_RUN, PASSED, Outcome, Verification
-from export.accuracy.measure import Step
+from export.accuracy.measure import Measurement
 from export.report import write_report
 from export.report.images import jpeg_uri
 from export.report.markup import tag, text
@@ -48,10 +48,11 @@ CALIBRATION = {
 }
 
 
-def measured(name: str, ap: float, results: list[dict[str, Any]], difference: float | None = None) -> Step:
+def measured(name: str, ap: float, results: list[dict[str, Any]], difference: float | None = None) -> Measurement:
     figures = dict.fromkeys(METRICS, ap) | {"APs": -1.0}
     per_class = {"cat": ap, NASTY: ap / 2, "unseen": -1.0}
-    return Step(name, Evaluation(figures, per_class, 2, ("3.png: the file is empty",), results), 2_000_000, 3.0, difference)
+    evaluation = Evaluation(figures, per_class, 2, ("3.png: the file is empty",), results)
+    return Measurement(name, evaluation, 2_000_000, 3.0, difference)
 
 
 def detection(image: int, left: float, score: float, category: int = 1) -> dict[str, Any]:
@@ -73,7 +74,7 @@ def found(tmp_path: Path) -> Verification:
     before = [detection(0, 10, 0.9), detection(1, 10, 0.8), detection(1, 80, 0.7, 5), detection(1, 60, 0.1)]
     after = [detection(0, 11, 0.9), detection(1, 10, 0.6), detection(1, 100, 0.5)]
     outcomes = []
-    for name, precision, step, status, reasons in (
+    for name, precision, measurement, status, reasons in (
         ("good.onnx", "fp32", measured("good.onnx", 0.6, before, 1e-7), PASSED, ()),
         ("bad.onnx", "int8", measured("bad.onnx", 0.4, after, float("inf")), FAILED, ("lost 20.000 points",)),
         ("worse.onnx", "fp16", None, FAILED, (f"damaged {NASTY} \x07",)),
@@ -83,7 +84,7 @@ def found(tmp_path: Path) -> Verification:
         described = spec.replace(precision=precision)
         if precision == "int8":
             write_manifest(tmp_path / name, described, [Source("onnx", "good.onnx", "f" * 64)], {"calibration": CALIBRATION})
-        outcomes.append(Outcome(name, tmp_path / name, None if status == NOT_RUN else described, step, status, reasons))
+        outcomes.append(Outcome(name, tmp_path / name, None if status == NOT_RUN else described, measurement, status, reasons))
     return Verification(tmp_path / "w.pt", spec, dataset, BUDGETS, measured("PyTorch", 0.6, before), tuple(outcomes))
 
 
@@ -107,7 +108,7 @@ def test_the_json_says_all_that_was_measured(page: Path, found: Verification) ->
     )
     assert (report["passed"], report["budgets"]) == (False, BUDGETS)
     good, bad, worse, engine = report["files"]
-    assert good["measured"]["figures"] == found.outcomes[0].step.evaluation.metrics  # type: ignore[union-attr]
+    assert good["measured"]["figures"] == found.outcomes[0].measurement.evaluation.metrics  # type: ignore[union-attr]
     assert (good["measured"]["change"], good["measured"]["worst_class"]) == (0, None)
     assert good["measured"]["changed_detections"] == {"kept": 3, "rescored": 0, "appeared": 0, "vanished": 0}
     assert bad["measured"]["changed_detections"] == {"kept": 1, "rescored": 1, "appeared": 1, "vanished": 1}
