@@ -7,8 +7,9 @@ import logging
 import time
 from pathlib import Path
 
+from calibration.budget import BUDGETS
 from calibration.pipeline import Request, calibrate
-from export.accuracy.gate import BUDGETS, Verification, verify
+from export.accuracy.gate import Verification, verify
 from export.engine import build_engine, read_spec
 from export.onnx import Export, export_onnx
 from export.report import write_report

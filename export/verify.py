@@ -6,8 +6,9 @@ import argparse
 import logging
 from pathlib import Path
 
+from calibration.budget import BUDGETS
 from export.accuracy import layer_diff
-from export.accuracy.gate import BUDGETS, FAILED, NOT_RUN, PASSED, Verification, parse_budgets, verify
+from export.accuracy.gate import FAILED, NOT_RUN, PASSED, Verification, parse_budgets, verify
 from export.accuracy.measure import table
 from export.report import write_report
 from runtime import cli

@@ -1,4 +1,4 @@
-"""The accuracy gate: every exported file is scored by the code that scored PyTorch, and may lose so much AP and no more."""
+"""Accuracy gate: scores every exported file as PyTorch was scored, and refuses one that loses more AP than its budget."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from calibration.budget import BUDGETS, is_within
 from export.accuracy.measure import Measurement, measure
 from runtime.backends.base import Backend
 from runtime.backends.open import open_backend
@@ -19,22 +20,23 @@ from train.torch_backend import open_torch_backend
 
 log = logging.getLogger(__name__)
 
-BUDGETS = {"fp32": 0.05, "fp16": 0.1, "int8": 0.5}
-"""Points of AP that a file of each precision may lose."""
 PASSED, FAILED, NOT_RUN = "passed", "failed", "built, not run"
 
-_IDENTITY = ("class_names", "anchors", "strides")  # with others it is another model
-_HANDLING = ("resize", "pad_value", "mean", "std", "color", "score_threshold", "nms_threshold")  # with others it is misused
-_ROUNDING = 1e-9  # of points of AP; what float arithmetic leaves of a difference that is exactly the budget
+# A file whose spec differs in one of these was made from other weights.
+_IDENTITY = ("class_names", "anchors", "strides")
+# A file whose spec differs in one of these is run otherwise than it was trained.
+_HANDLING = ("resize", "pad_value", "mean", "std", "color", "score_threshold", "nms_threshold")
 
 
 @dataclass(frozen=True)
 class ExportedFile:
-    """A file to be judged.
+    """Exported file to be judged.
 
     Attributes:
-        name: what to call it. file: where it is. backend: runs it, or None where this machine cannot.
-        reason: why this machine cannot.
+        name: what the table calls it.
+        file: its path.
+        backend: runs it; None where this machine cannot.
+        reason: why this machine cannot run it.
     """
 
     name: str
@@ -45,13 +47,16 @@ class ExportedFile:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a file.
+    """Verdict on one exported file.
 
     Attributes:
-        name, file: as in `ExportedFile`. spec: its description, None where it was not opened.
-        measurement: what was measured, None where it did not run to the end.
-        status: `passed`, `failed` or `built, not run`. reasons: for anything but a pass, a line each.
-        notes: what is odd but costs nothing, a line each.
+        name: what the table calls it.
+        file: its path.
+        spec: its spec; None where it was not opened.
+        measurement: its accuracy, size and speed; None where it did not run to the end.
+        status: `passed`, `failed` or `built, not run`.
+        reasons: for anything but a pass, one line each.
+        notes: oddities that do not fail the file, one line each.
     """
 
     name: str
@@ -65,11 +70,15 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Verification:
-    """All that was measured: the weights in PyTorch, and what became of each file made from them.
+    """Measurement of the weights in PyTorch, and the verdict on each file made from them.
 
     Attributes:
-        weights: their file. spec: their description, at the input size of the files.
-        dataset: what was scored. budgets: points of AP by precision.
+        weights: their file.
+        spec: their spec, at the input size of the files.
+        dataset: the split that was scored.
+        budgets: points of AP that a file may lose, by precision.
+        reference: measurement of the weights in PyTorch.
+        outcomes: verdicts, in the order of the files.
     """
 
     weights: Path
@@ -81,12 +90,12 @@ class Verification:
 
     @property
     def passed(self) -> bool:
-        """Whether no file failed; files that could not be run here count neither way."""
+        """True if no file failed; files that cannot be run here are not counted."""
         return all(outcome.status != FAILED for outcome in self.outcomes)
 
 
 def parse_budgets(text: str) -> dict[str, float]:
-    """`fp32=0.05,int8=1` (those not named keep their default) or `0.5` for all, in points of AP.
+    """Parses budgets in points of AP: `0.5` for all, or `fp32=0.05,int8=1`, where the others keep their default.
 
     Raises:
         InputError: an unknown precision, or not a number of at least 0.
@@ -105,11 +114,17 @@ def parse_budgets(text: str) -> dict[str, float]:
 
 
 def verify(weights: Path, files: Sequence[Path], dataset: Dataset, budgets: Mapping[str, float]) -> Verification:
-    """Score the weights in PyTorch and every file, at the files' own input size, and hold each against its budget.
+    """Scores the weights in PyTorch and every file, at the files' own input size, and judges each by its budget.
+
+    Args:
+        weights: anything `train.weights.open_weights` takes.
+        files: .onnx and .engine files made from them, all of one input size.
+        dataset: the split to score on.
+        budgets: points of AP that a file may lose, by precision.
 
     Raises:
         InputError: a file cannot be used, is no export of such weights, or the files differ in input size.
-        CheckFailed: the weights find nothing in this split, so that no loss could be seen.
+        CheckFailed: the weights reach an AP of 0 on this split, so a loss could not be seen.
         MissingComponentError: none of the files can be run here.
     """
     with open_files(files) as opened:
@@ -131,10 +146,11 @@ def verify(weights: Path, files: Sequence[Path], dataset: Dataset, budgets: Mapp
 
 @contextlib.contextmanager
 def open_files(files: Sequence[Path]) -> Iterator[list[ExportedFile]]:
-    """Open every file before any long work; an engine that this machine cannot run is kept with the reason.
+    """Opens every file before any long work; an engine that this machine cannot run is kept with the reason.
 
     Raises:
-        InputError: a file cannot be used. MissingComponentError: none of them can be run here.
+        InputError: a file cannot be used.
+        MissingComponentError: none of them can be run here.
     """
     names = [file.name for file in files]
     with contextlib.ExitStack() as stack:
@@ -154,7 +170,7 @@ def open_files(files: Sequence[Path]) -> Iterator[list[ExportedFile]]:
 
 
 def _common_size(opened: Sequence[ExportedFile]) -> tuple[int, int]:
-    """The files' input size. AP depends on it, so one PyTorch figure can only be the reference of files of one size."""
+    """Returns the input size of all files. AP depends on it, so one reference in PyTorch serves one size only."""
     sizes = {exported.backend.spec.input_size: exported.name for exported in opened if exported.backend}
     if len(sizes) > 1:
         found = ", ".join(f"{name} {height}x{width}" for (height, width), name in sizes.items())
@@ -185,33 +201,33 @@ def _examine(
     if backend is None:
         return Outcome(name, file, None, None, NOT_RUN, (exported.reason,), _manifest_notes(file))
     spec = backend.spec
-    foreign = ("its description names other weights as its source",)
+    foreign = ("its spec names other weights as its source",)
     notes = (foreign if spec.source_sha256 != pytorch.spec.source_sha256 else ()) + _manifest_notes(file)
     log.info("scoring %s", name)
     try:
         measurement = measure(name, backend, file, dataset, pytorch)
-    except ModelError as error:  # opened well but does not run, or computes what are not numbers: damaged
+    except ModelError as error:  # it opened but does not run, or computes NaN: damaged
         return Outcome(name, file, spec, None, FAILED, (str(error),), notes)
     reasons = judge(reference, measurement, spec.precision, budgets) + _misdescribed(spec, pytorch.spec)
     return Outcome(name, file, spec, measurement, FAILED if reasons else PASSED, tuple(reasons), notes)
 
 
 def judge(reference: Measurement, measurement: Measurement, precision: str, budgets: Mapping[str, float]) -> list[str]:
-    """Why a measurement is refused: it lost more points of AP than its precision's budget, or nothing if it did not."""
+    """Returns the reason to refuse a measurement: a loss of AP beyond its precision's budget; none if it keeps within it."""
     drop, budget = -measurement.delta_ap(reference), budgets[precision]
-    if drop <= budget + _ROUNDING:
+    if is_within(drop, budget):
         return []
     return [f"lost {drop:.3f} points of AP, the budget of {precision} is {budget:g}"]
 
 
 def _misdescribed(spec: ModelSpec, weights: ModelSpec) -> list[str]:
-    """Where a description would have images handled otherwise than in training; wrong even where this split shows no loss."""
+    """Lists where a spec handles images otherwise than in training; wrong even where this split shows no loss."""
     pairs = ((field, getattr(spec, field), getattr(weights, field)) for field in _HANDLING)
-    return [f"describes {field} as {mine}, the weights as {theirs}" for field, mine, theirs in pairs if mine != theirs]
+    return [f"its spec says {field} is {mine}, that of the weights {theirs}" for field, mine, theirs in pairs if mine != theirs]
 
 
 def _manifest_notes(file: Path) -> tuple[str, ...]:
-    """What is odd about the manifest beside a file; the accuracy measured here holds all the same."""
+    """Lists what is wrong with the manifest beside a file; the measured accuracy holds all the same."""
     path = manifest_path(file)
     try:
         return tuple(find_changes(path)) if path.is_file() else ("has no manifest beside it",)

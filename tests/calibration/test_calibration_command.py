@@ -123,7 +123,7 @@ def test_the_table_shows_every_class(calibrate: Command) -> None:
     assert code == 0
     rows = {line.split()[0]: line.split()[1:] for line in out.splitlines()[2:] if len(line.split()) == 4}
     assert {"AP", "AP50"} < set(rows) and {"cat", "dog", "bird"} & set(rows)
-    assert out.splitlines()[2].split() == ["float32", "int8", "ΔAP"]
+    assert out.splitlines()[2].split() == ["fp32", "int8", "ΔAP"]
     for before, after, delta in rows.values():
         assert float(delta) == pytest.approx(float(after) - float(before), abs=0.011)
 
@@ -145,7 +145,7 @@ def test_a_damaged_layer_is_found_and_taken_back(calibrate: Command, tmp_path: P
     assert set(ranked[0]) == {"layer", "snr_db", "ap_drop", "bytes"}
     assert [item["ap_drop"] is not None for item in ranked] == [index < 5 for index in range(len(ranked))]
     assert ranked[0]["ap_drop"] > max(item["ap_drop"] for item in ranked[1:5])
-    assert f"1 of them went back to float16, which costs {ranked[0]['bytes'] / 1e6:.2f} MB" in out and LAYER in out
+    assert f"1 of them went back to FP16, which costs {ranked[0]['bytes'] / 1e6:.2f} MB" in out and LAYER in out
     made = Graph(onnx.load(tmp_path / "m.int8.onnx"))
     weight = made.constant(next(node.input[1] for node in made.nodes if node.name == LAYER))
     assert weight is not None and weight.dtype == np.float16
@@ -163,7 +163,7 @@ def test_a_budget_nothing_meets(calibrate: Command, tmp_path: Path, monkeypatch:
     monkeypatch.setattr(pipeline._Work, "drop", lambda *_, **__: 7.0)
     code, out, err = calibrate("--max-ap-drop", 0.5)
     assert (code, out) == (1, "")
-    assert "even with every layer in float16 it loses 7.00 points of AP, the budget is 0.50" in one_line(err)
+    assert "even with every layer in FP16 it loses 7.00 points of AP, the budget is 0.50" in one_line(err)
     ranking = err.split("the most sensitive first:\n")[1].splitlines()[:40]
     assert all(line.startswith("/") and "dB" in line for line in ranking)
     assert not (tmp_path / "m.int8.onnx").exists() and not (tmp_path / "m.int8.onnx.json").exists()

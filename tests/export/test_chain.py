@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from calibration.budget import BUDGETS
 from export import chain
-from export.accuracy.gate import BUDGETS
 from runtime.errors import CheckFailed
 from runtime.files import write_json
 from runtime.manifest import find_changes

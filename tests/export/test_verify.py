@@ -67,9 +67,9 @@ def test_a_true_export_passes(exported: Exported, run: Callable[..., Any]) -> No
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        ({"color": "bgr"}, "describes color as bgr, the weights as rgb"),
-        ({"resize": "stretch"}, "describes resize as stretch, the weights as letterbox"),
-        ({"mean": [0, 0, 0]}, "describes mean as"),
+        ({"color": "bgr"}, "its spec says color is bgr, that of the weights rgb"),
+        ({"resize": "stretch"}, "its spec says resize is stretch, that of the weights letterbox"),
+        ({"mean": [0, 0, 0]}, "its spec says mean is"),
         ({"layer": LAYER, "factor": 1.5}, "the budget of fp32 is 0.05"),
         ({"layer": LAYER, "factor": 1.5, "precision": "int8"}, "the budget of int8 is 0.5"),
     ],
@@ -113,7 +113,7 @@ def test_a_file_that_computes_no_numbers_is_refused_without_figures(altered: Alt
 def test_another_source_is_noted(altered: Alter, run: Callable[..., Any]) -> None:
     code, out, report = run(altered(source_sha256="0" * 64))
     assert code == 0
-    assert "note: its description names other weights as its source" in out
+    assert "note: its spec names other weights as its source" in out
     assert "note: has no manifest beside it" in out
     assert len(report["files"][0]["notes"]) == 2
 

@@ -14,7 +14,8 @@ import cv2
 import numpy as np
 import pytest
 
-from export.accuracy.gate import BUDGETS, FAILED, NOT_RUN, PASSED, Outcome, Verification
+from calibration.budget import BUDGETS
+from export.accuracy.gate import FAILED, NOT_RUN, PASSED, Outcome, Verification
 from export.accuracy.measure import Measurement
 from export.report import write_report
 from export.report.images import jpeg_uri
