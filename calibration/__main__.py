@@ -10,9 +10,10 @@ from typing import Any
 
 from calibration.budget import ap_points
 from calibration.images import DEFAULT_IMAGES
-from calibration.pipeline import Request, Result, calibrate
+from calibration.pipeline import Result, calibrate
 from calibration.placement import TARGETS
 from calibration.ranges import METHODS
+from calibration.request import Request
 from runtime import cli
 from runtime.errors import InputError
 from runtime.files import check_writable

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import json
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -92,3 +93,12 @@ def _readable(entry: LabeledImage) -> bool:
 def digest(images: Sequence[CalibrationImage]) -> str:
     """Returns one SHA-256 of the chosen images' contents, in order."""
     return hashlib.sha256("".join(image.sha256 for image in images).encode()).hexdigest()
+
+
+def dataset_sha256(dataset: Dataset) -> str:
+    """Returns one SHA-256 of a split: its annotations, and the name and bytes of each image, in order."""
+    total = hashlib.sha256(json.dumps([dataset.class_names, dataset.annotations], sort_keys=True).encode())
+    for entry in dataset.images:
+        image = sha256(entry.path) if entry.path.is_file() else "missing"
+        total.update(f"{entry.image_id} {entry.path.name} {image}\n".encode())
+    return total.hexdigest()

@@ -13,59 +13,27 @@ from typing import Any
 
 import onnx
 
-from calibration.budget import BUDGETS, is_within
+from calibration.budget import is_within
 from calibration.collect import cache_key, collect
 from calibration.graph import Graph
-from calibration.images import CalibrationImage, choose_images
 from calibration.placement import place
 from calibration.quantize import quantize
 from calibration.ranges import METHODS, Histogram, Range, find_range
+from calibration.request import Request, inputs, open_data
 from calibration.sensitivity import LayerSensitivity, Outputs, cut_at_maps, rank_layers, smallest_set
 from runtime.backends.ort import OrtBackend
 from runtime.datasets.dataset import Dataset
-from runtime.datasets.open import open_dataset
 from runtime.detector import Detector
 from runtime.errors import CheckFailed, InputError, ModelError, OutputError
 from runtime.evaluation.coco import Evaluation, evaluate, match_classes
 from runtime.files import atomic_write, write_json
-from runtime.manifest import Source, source, write_manifest
+from runtime.manifest import source, write_manifest
 from runtime.spec import ModelSpec
 
 log = logging.getLogger(__name__)
 
 _JUDGED = 4  # images on which a layer's signal-to-noise ratio is measured
 _SCORED = 5  # the worst layers, whose AP drop is measured too
-
-
-@dataclass(frozen=True)
-class Request:
-    """Input, output and settings of one calibration.
-
-    Attributes:
-        model: the FP32 .onnx file.
-        output: the file to write.
-        data: dataset folder.
-        method: how to find ranges, one of `METHODS`; `auto` takes the one with the best AP.
-        target: whose kernels to suit, see `calibration.placement`.
-        images: how many images to calibrate on; None for the default.
-        seed: of the choice of images.
-        max_ap_drop: budget in points of AP; None for any loss (then AP is measured for `auto` alone).
-        calibration_split: split to calibrate on.
-        split: split to score on.
-        sensitivity: rank all layers even if the budget is met.
-    """
-
-    model: Path
-    output: Path
-    data: Path
-    method: str = "auto"
-    target: str = "tensorrt"
-    images: int | None = None
-    seed: int = 0
-    max_ap_drop: float | None = BUDGETS["int8"]
-    calibration_split: str = "train"
-    split: str = "val"
-    sensitivity: bool = False
 
 
 @dataclass
@@ -147,15 +115,12 @@ class _Work:
         self.layers = placement.layers
         if not self.layers:
             raise InputError(f"{request.model}: has no layer that could be quantized")
-        training = open_dataset(request.data, request.calibration_split)
-        self.images = choose_images(training, request.images, request.seed)
-        self.scored: Dataset | None = None
+        self.images, self.scored = open_data(request)
+        self.inputs = inputs(request, self.images, self.scored)
+        if self.scored is not None:
+            match_classes(self.spec.class_names, self.scored)  # fail before the long work
         self.before: Evaluation | None = None
         self._evaluations: dict[str, Evaluation] = {}
-        if request.max_ap_drop is not None or request.method == "auto":
-            self.scored = open_dataset(request.data, request.split)
-            match_classes(self.spec.class_names, self.scored)  # fail before the long work
-            _check_apart(self.images, self.scored)
         cache = request.output.with_name(f"{request.output.name}.ranges.npz")
         self.tensors = list(placement.tensors)
         self.key = cache_key(request.model, self.spec, self.images, self.tensors)
@@ -208,7 +173,7 @@ class _Work:
         key = hashlib.sha256(f"{self.key}{self.request.target}{spans}".encode()).hexdigest()
         path = self.request.output.with_name(f"{self.request.output.name}.sensitivity.json")
         with OrtBackend(self.request.model) as original:
-            inputs = [image.load(self.spec, original.batch_size) for image in self.images[:_JUDGED]]
+            batches = [image.load(self.spec, original.batch_size) for image in self.images[:_JUDGED]]
         model_to_maps = cut_at_maps(self.model, self.spec)
 
         def run(model: onnx.ModelProto) -> list[Outputs]:
@@ -216,7 +181,7 @@ class _Work:
                 file = Path(folder) / "candidate.onnx"
                 onnx.save(model, str(file))
                 with OrtBackend(file) as backend:
-                    return [backend.infer(x) for x in inputs]
+                    return [backend.infer(batch) for batch in batches]
 
         def save(found: dict[str, float]) -> None:
             write_json(path, {"key": key, "snr_db": found})
@@ -237,10 +202,13 @@ class _Work:
             onnx.save(model, str(temporary))
             with OrtBackend(temporary):
                 pass  # opening it checks its signature against its spec
-        origin: list[Source] = [source("onnx", request.model, request.output)]
-        details = {"calibration": self._details(ranges, result), "accuracy": _accuracy(result)}
+        details = {
+            **self.inputs,
+            "calibration": self._details(ranges, result),
+            "accuracy": _accuracy(result),
+        }
         try:
-            write_manifest(request.output, spec, origin, details)
+            write_manifest(request.output, spec, [source("onnx", request.model, request.output)], details)
         except OutputError:
             request.output.unlink()  # never leave a file without its manifest
             raise
@@ -286,15 +254,6 @@ def _check_measurable(before: Evaluation, scored: Dataset) -> None:
         raise InputError(f"{scored.root}: split {scored.split!r} has no object to score on; choose another --split")
     if before.ap == 0:
         log.warning("the FP32 model finds nothing (AP 0), so no loss can be seen")
-
-
-def _check_apart(images: Sequence[CalibrationImage], scored: Dataset) -> None:
-    shared = {image.entry.path for image in images} & {entry.path for entry in scored.images}
-    if shared:
-        raise InputError(
-            f"{len(shared)} calibration images are in the split that is scored ({scored.split}), which would flatter the"
-            " result; choose another --calibration-split or --split"
-        )
 
 
 def read_model(path: Path) -> tuple[onnx.ModelProto, ModelSpec]:

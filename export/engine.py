@@ -145,6 +145,7 @@ def build_engine(trt: TensorRT, model: Path, spec: ModelSpec, output: Path, opti
         CheckFailed: the file or the engine is not of the precision that the description claims.
         MissingComponentError: the library does not start here.
     """
+    settings = options.settings()
     options = usable_options(trt, options)
     check_writable(output)
     origin = source("onnx", model, output)
@@ -182,19 +183,19 @@ def build_engine(trt: TensorRT, model: Path, spec: ModelSpec, output: Path, opti
         "network": precision.summary(),
         "inspector": inspected,
     }
-    _write(output, plan, spec, origin, facts)
+    _write(output, plan, spec, origin, {"settings": settings, "engine": facts})
     if options.timing_cache:
         save_timing_cache(config, options.timing_cache)
     return facts
 
 
-def _write(output: Path, plan: bytes, spec: ModelSpec, origin: Source, facts: Mapping[str, Any]) -> None:
+def _write(output: Path, plan: bytes, spec: ModelSpec, origin: Source, details: Mapping[str, Any]) -> None:
     """Write plan and manifest in a folder of their own, and only then put both in place."""
     try:
         with tempfile.TemporaryDirectory(dir=output.parent, prefix=".engine-") as folder:
             written = Path(folder) / output.name
             written.write_bytes(plan)
-            write_manifest(written, spec, [origin], {"engine": facts})
+            write_manifest(written, spec, [origin], details)
             os.replace(manifest_path(written), manifest_path(output))
             os.replace(written, output)
     except OSError as error:

@@ -107,7 +107,7 @@ class Export:
 
     def settings(self) -> dict[str, Any]:
         """What the file depends on besides the weights, for its manifest."""
-        names = ("size", "batch", "precision", "opset", "uint8_input", "top_k", "inspect", "classes")
+        names = ("size", "batch", "precision", "opset", "uint8_input", "top_k", "inspect", "classes", "images")
         values = {name: getattr(self, name) for name in names}
         return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 import platform
 from collections import Counter
@@ -11,10 +9,10 @@ from collections.abc import Mapping
 from importlib import metadata
 from typing import Any
 
+from calibration.images import dataset_sha256
 from export.accuracy.box_changes import KINDS, by_image, find_changes
 from export.accuracy.gate import Outcome, Verification
 from export.accuracy.measure import Measurement, worst_class
-from runtime.datasets.dataset import Dataset
 from runtime.errors import InputError
 from runtime.files import sha256
 from runtime.manifest import manifest_path, read_manifest
@@ -49,15 +47,6 @@ def content(found: Verification) -> dict[str, Any]:
         "reference": _measured(reference),
         "files": [_file(outcome, found) for outcome in found.outcomes],
     }
-
-
-def dataset_sha256(dataset: Dataset) -> str:
-    """One hash of a split: its annotations, and the name and bytes of each image, in order."""
-    digest = hashlib.sha256(json.dumps([dataset.class_names, dataset.annotations], sort_keys=True).encode())
-    for entry in dataset.images:
-        image = sha256(entry.path) if entry.path.is_file() else "missing"
-        digest.update(f"{entry.image_id} {entry.path.name} {image}\n".encode())
-    return digest.hexdigest()
 
 
 def _versions() -> dict[str, str]:

@@ -38,6 +38,12 @@ class BuildOptions:
     version_compatible: bool = False
     hardware_compatible: bool = False
 
+    def settings(self) -> dict[str, Any]:
+        """Returns the settings that an engine depends on, for its manifest."""
+        names = ("batch", "workspace", "level", "version_compatible", "hardware_compatible")
+        values = {name: getattr(self, name) for name in names}
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+
 
 def usable_options(trt: TensorRT, options: BuildOptions) -> BuildOptions:
     """What of `options` applies to this library; what is left out is said.

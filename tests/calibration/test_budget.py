@@ -7,7 +7,7 @@ import argparse
 import pytest
 
 from calibration.budget import BUDGETS, ap_points, is_within
-from calibration.pipeline import Request
+from calibration.request import Request
 from calibration.sensitivity import smallest_set
 from runtime.spec import PRECISIONS
 

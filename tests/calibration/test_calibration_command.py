@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from collections.abc import Callable
@@ -17,9 +18,11 @@ from onnx import numpy_helper
 from calibration import pipeline
 from calibration.__main__ import main
 from calibration.graph import Graph
+from calibration.images import dataset_sha256
 from calibration.placement import place
 from calibration.ranges import METHODS, Range
 from runtime.backends.ort import OrtBackend
+from runtime.datasets.open import open_dataset
 from runtime.detector import Detector
 from runtime.files import sha256
 from runtime.manifest import find_changes, read_manifest
@@ -71,7 +74,15 @@ def test_a_file_and_its_manifest(target: str, calibrate: Command, own_set: Path,
     manifest = read_manifest(tmp_path / "m.int8.onnx.json")
     assert find_changes(tmp_path / "m.int8.onnx.json") == [] and manifest.sha256 == sha256(file)
     assert [(item.role, item.sha256) for item in manifest.made_from] == [("onnx", sha256(plain_model))]
-    assert set(manifest.details) == {"calibration", "accuracy"}
+    assert set(manifest.details) == {"settings", "data", "calibration", "accuracy"}
+    expected = {"method": "minmax", "target": target, "images": 4, "seed": 3, "max_ap_drop": 100}
+    places = {"calibration_split": "train", "split": "val", "sensitivity": False}
+    assert manifest.details["settings"] == {**expected, **places}
+    hashes = [item["sha256"] for item in manifest.details["calibration"]["images"]]
+    assert manifest.details["data"] == {
+        "calibration images": hashlib.sha256("".join(hashes).encode()).hexdigest(),
+        "scored split": dataset_sha256(open_dataset(own_set, "val")),
+    }
     _check_details(manifest.details["calibration"], target, own_set, plain_model)
     assert manifest.details["accuracy"]["int8"] == report["after"]
     assert {path.name for path in tmp_path.iterdir()} == {file.name, f"{file.name}.json", f"{file.name}.ranges.npz"}

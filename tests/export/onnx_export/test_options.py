@@ -13,8 +13,9 @@ import pytest
 import torch
 
 from calibration.graph import Graph
-from calibration.pipeline import Request, calibrate
+from calibration.pipeline import calibrate
 from calibration.placement import place
+from calibration.request import Request
 from export import engine
 from export import onnx as exporter
 from export.accuracy import gate

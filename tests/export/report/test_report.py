@@ -123,7 +123,7 @@ def test_the_json_says_all_that_was_measured(page: Path, found: Verification) ->
 
 
 def test_the_hash_of_the_data_follows_an_image(found: Verification) -> None:
-    from export.report.content import dataset_sha256
+    from calibration.images import dataset_sha256
 
     before = dataset_sha256(found.dataset)
     assert before == dataset_sha256(found.dataset)
