@@ -9,16 +9,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 from export import verify
 from export.accuracy import gate
-from export.accuracy.gate import judge, parse_budgets
-from export.accuracy.measure import Measurement, table, worst_class
+from export.accuracy.gate import parse_budgets
 from export.onnx import Export, export_onnx
 from runtime.errors import CheckFailed, InputError, MissingComponentError, ModelError, OutputError
-from runtime.evaluation.coco import METRICS, Evaluation
 from runtime.manifest import manifest_path, read_manifest
 from tests.support.small_models import CLASSES
 from tests.support.small_sets import write_labels
@@ -43,11 +40,6 @@ def run(
         return code, capsys.readouterr().out, json.loads((folder / "report.json").read_text())
 
     return call
-
-
-def measurement(ap: float, per_class: dict[str, float] | None = None, name: str = "model") -> Measurement:
-    figures = dict.fromkeys(METRICS, 0.0) | {"AP": ap}
-    return Measurement(name, Evaluation(figures, per_class or {}, 1, (), []), 2_000_000, 3.0)
 
 
 def test_a_true_export_passes(exported: Exported, run: Callable[..., Any]) -> None:
@@ -238,27 +230,6 @@ def test_a_budget_that_is_none_is_refused(text: str, capsys: pytest.CaptureFixtu
     assert len(capsys.readouterr().err.splitlines()) == 1
 
 
-def test_exactly_the_budget_is_allowed_and_no_more() -> None:
-    reference, budgets = measurement(0.4), {"int8": 0.5}
-    assert judge(reference, measurement(0.395), "int8", budgets) == []  # in floats 0.5 and a little
-    assert judge(reference, measurement(0.3949), "int8", budgets) == ["lost 0.510 points of AP, the budget of int8 is 0.5"]
-    assert judge(reference, measurement(0.5), "int8", {"int8": 0}) == []
-
-
-def test_the_worst_class_is_the_one_that_lost_most_among_those_with_objects() -> None:
-    reference = measurement(0.5, {"cat": 0.9, "dog": 0.2, "bird": -1})
-    name, change = worst_class(reference, measurement(0.5, {"cat": 0.8, "dog": 0.15, "bird": -1})) or ("", 0.0)
-    assert (name, change) == ("cat", pytest.approx(-10))
-    assert worst_class(reference, measurement(0.6, {"cat": 0.95, "dog": 0.2, "bird": -1})) is None
-    assert worst_class(measurement(0.5, {"bird": -1}), measurement(0.5, {"bird": -1})) is None
-
-
-def test_the_table_names_every_figure() -> None:
-    lines = table([measurement(0.5, {"cat": 0.5}, "PyTorch"), measurement(0.4975, {"cat": 0.4975}, "a.onnx")]).splitlines()
-    assert " ".join(lines[0].split()) == "model AP AP50 AP75 small medium large ΔAP worst class size ms/image max diff"
-    assert lines[2].split() == ["a.onnx", "49.75", *["0.00"] * 5, "-0.250", "cat", "-0.25", "2.00", "MB", "3.0", "-"]
-
-
 @pytest.mark.parametrize(
     "arguments",
     [
@@ -329,27 +300,6 @@ def test_bisection_names_the_layer_that_was_altered(
     assert "no layer differs by more than 0.05" in capsys.readouterr().out
     # A threshold above the damage lets the first layer pass, and with it the rest of its kind.
     assert verify.main(["--bisect", "--image", image, "--threshold", "1e9", str(exported.model), str(broken)]) == 0
-
-
-def test_bisection_sees_values_that_are_not_numbers(exported: Exported, altered: Alter) -> None:
-    from export.accuracy.layer_diff import compare_layers, first_departure
-
-    broken = altered(layer=LAYER, factor=float("nan"))
-    layers = compare_layers(exported.model, broken, np.zeros((40, 60, 3), np.uint8))
-    first = first_departure(layers, 1e9)
-    assert first is not None
-    assert first.node == LAYER
-
-
-def test_files_of_a_fixed_batch_size_are_bisected(exported: Exported, tmp_path: Path) -> None:
-    from export.accuracy.layer_diff import compare_layers
-
-    fixed = tmp_path / "fixed.onnx"
-    for _ in export_onnx(Export(weights=exported.weights, output=fixed, batch=3)):
-        pass
-    assert all(layer.difference == 0 for layer in compare_layers(fixed, fixed, np.zeros((40, 60, 3), np.uint8)))
-    with pytest.raises(InputError, match="differ in batch size"):
-        compare_layers(fixed, exported.model, np.zeros((40, 60, 3), np.uint8))
 
 
 def test_the_command_exits_as_it_should(exported: Exported, altered: Alter, tmp_path: Path) -> None:
