@@ -56,7 +56,7 @@ def _budget(text: str) -> float | None:
     return None if text == "none" else ap_points(text)
 
 
-def describe(result: Result, output: Path, original: Path) -> str:
+def format_result(result: Result, output: Path, original: Path) -> str:
     """Formats the result as text, with a table of AP."""
     sizes = output.stat().st_size / 1e6, original.stat().st_size / 1e6
     lines = [f"{result.layers} layers in INT8, ranges by {result.method}; {sizes[0]:.2f} MB, before {sizes[1]:.2f} MB"]
@@ -110,7 +110,7 @@ def main(arguments: list[str] | None = None) -> int:
     if options.json:
         print(json.dumps(summary(result, options.output), indent=1))
     else:
-        print(describe(result, options.output, options.onnx))
+        print(format_result(result, options.output, options.onnx))
         print(f"wrote {options.output}", file=sys.stderr)
     return 0
 

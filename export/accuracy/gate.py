@@ -208,7 +208,7 @@ def _examine(
         measurement = measure(name, backend, file, dataset, pytorch)
     except ModelError as error:  # it opened but does not run, or computes NaN: damaged
         return Outcome(name, file, spec, None, FAILED, (str(error),), notes)
-    reasons = judge(reference, measurement, spec.precision, budgets) + _misdescribed(spec, pytorch.spec)
+    reasons = judge(reference, measurement, spec.precision, budgets) + _spec_faults(spec, pytorch.spec)
     return Outcome(name, file, spec, measurement, FAILED if reasons else PASSED, tuple(reasons), notes)
 
 
@@ -220,7 +220,7 @@ def judge(reference: Measurement, measurement: Measurement, precision: str, budg
     return [f"lost {drop:.3f} points of AP, the budget of {precision} is {budget:g}"]
 
 
-def _misdescribed(spec: ModelSpec, weights: ModelSpec) -> list[str]:
+def _spec_faults(spec: ModelSpec, weights: ModelSpec) -> list[str]:
     """Lists where a spec handles images otherwise than in training; wrong even where this split shows no loss."""
     pairs = ((field, getattr(spec, field), getattr(weights, field)) for field in _HANDLING)
     return [f"its spec says {field} is {mine}, that of the weights {theirs}" for field, mine, theirs in pairs if mine != theirs]

@@ -270,16 +270,16 @@ def test_data_that_cannot_serve(calibrate: Command, own_set: Path, tmp_path: Pat
 
 
 def test_models_that_cannot_serve(calibrate: Command, plain_model: Path, tmp_path: Path) -> None:
-    bare, half, nan = onnx.load(plain_model), onnx.load(plain_model), onnx.load(plain_model)
+    bare, fp16, nan = onnx.load(plain_model), onnx.load(plain_model), onnx.load(plain_model)
     del bare.metadata_props[:]
-    next(item for item in half.metadata_props if item.key == "precision").value = '"fp16"'
+    next(item for item in fp16.metadata_props if item.key == "precision").value = '"fp16"'
     for weight in nan.graph.initializer:
         value = numpy_helper.to_array(weight)
         if value.ndim == 4:
             weight.CopyFrom(numpy_helper.from_array(np.full_like(value, np.nan), weight.name))
     for name, model, message in (
         ("bare", bare, "no model description"),
-        ("half", half, "is of precision fp16"),
+        ("fp16", fp16, "is of precision fp16"),
         ("nan", nan, "gives values that are not finite on"),
     ):
         onnx.save(model, tmp_path / f"{name}.onnx")

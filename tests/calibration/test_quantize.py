@@ -1,4 +1,4 @@
-"""What is written, against numpy arithmetic; FP16 layers; whole models that stay close to the float ones."""
+"""Quantized convolutions against numpy arithmetic; FP16 layers; whole models that stay close to the float ones."""
 
 from __future__ import annotations
 

@@ -73,7 +73,7 @@ def test_a_broken_export_is_refused(change: dict[str, Any], reason: str, altered
     assert reason in out
     (file,) = report["files"]
     assert not report["passed"]
-    assert file["measured"]["change"] < -0.5  # the measurement alone finds it, whatever the description admits
+    assert file["measured"]["change"] < -0.5  # the measurement alone finds it, whatever the spec admits
     assert file["measured"]["worst_class"]["change"] <= file["measured"]["change"]
     assert file["measured"]["difference"] > 1e-2
     assert sum(file["measured"]["changed_detections"][kind] for kind in ("rescored", "appeared", "vanished")) > 0
@@ -95,7 +95,7 @@ def test_a_budget_can_be_widened(altered: Alter, run: Callable[..., Any]) -> Non
     assert run(broken, arguments=("--max-ap-drop", "100"))[0] == 0
 
 
-def test_a_file_that_computes_no_numbers_is_refused_without_figures(altered: Alter, run: Callable[..., Any]) -> None:
+def test_a_file_that_computes_nan_is_refused_without_metrics(altered: Alter, run: Callable[..., Any]) -> None:
     code, out, report = run(altered(layer="/heads.1/predict/Conv", factor=float("nan")))
     assert code == 1
     assert "not numbers" in out

@@ -29,7 +29,7 @@ def test_the_worst_class_is_the_one_that_lost_most_among_those_with_objects() ->
     assert worst_class(measurement(0.5, {"bird": -1}), measurement(0.5, {"bird": -1})) is None
 
 
-def test_the_table_names_every_figure() -> None:
+def test_the_table_names_every_metric() -> None:
     lines = table([measurement(0.5, {"cat": 0.5}, "PyTorch"), measurement(0.4975, {"cat": 0.4975}, "a.onnx")]).splitlines()
     assert " ".join(lines[0].split()) == "model AP AP50 AP75 small medium large ΔAP worst class size ms/image max diff"
     assert lines[2].split() == ["a.onnx", "49.75", *["0.00"] * 5, "-0.250", "cat", "-0.25", "2.00", "MB", "3.0", "-"]
