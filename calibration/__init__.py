@@ -1,1 +1,1 @@
-"""INT8: finds the ranges of activations and writes explicit Q/DQ; works on ONNX files alone."""
+"""Quantizes exported ONNX files to INT8: finds the ranges of activations and writes explicit Q/DQ nodes."""

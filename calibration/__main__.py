@@ -1,4 +1,4 @@
-"""`python -m calibration`: an INT8 ONNX file from a float32 one, refused if accuracy falls beyond a budget."""
+"""`python -m calibration`: quantizes an FP32 ONNX file to INT8, within an AP budget."""
 
 from __future__ import annotations
 
@@ -8,61 +8,66 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from calibration.budget import ap_points
 from calibration.images import DEFAULT_IMAGES
-from calibration.pipeline import Request, Result, calibrate
+from calibration.pipeline import Result, calibrate
 from calibration.placement import TARGETS
 from calibration.ranges import METHODS
+from calibration.request import Request
 from runtime import cli
 from runtime.errors import InputError
 from runtime.files import check_writable
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
-    """The command's arguments."""
     parser = cli.parser(
         "calibration",
-        "Quantize an exported float32 model to INT8 (explicit Q/DQ); layers that cost accuracy go back to float16 until the\n"
-        "budget is met, and nothing is written if it cannot be.",
+        "Quantize an exported FP32 model to INT8 (explicit Q/DQ). Layers that cost accuracy go back to FP16 until the\n"
+        "budget is met; nothing is written if it cannot be met.",
         "python -m calibration --onnx model.onnx --data datasets/coco --output model.int8.onnx",
     )
-    parser.add_argument("--onnx", type=Path, required=True, help="float32 model made by python -m export.onnx")
+    parser.add_argument("--onnx", type=Path, required=True, help="FP32 model made by python -m export.onnx")
     parser.add_argument("--data", type=Path, required=True, help="dataset folder, COCO or VOC layout")
     parser.add_argument("--output", type=Path, required=True, help="the .onnx file to write")
     parser.add_argument(
-        "--method", choices=(*METHODS, "auto"), default="auto", help="how ranges are found; auto: the best by AP (default)"
+        "--method",
+        choices=(*METHODS, "auto"),
+        default=Request.method,
+        help=f"how to find ranges; auto: the best by AP (default: {Request.method})",
     )
     parser.add_argument("--images", type=cli.positive, help=f"images to calibrate on (default: {DEFAULT_IMAGES}, or all)")
-    parser.add_argument("--target", choices=TARGETS, default="tensorrt", help="whose kernels to suit (default: tensorrt)")
-    parser.add_argument("--seed", type=cli.count, default=0, help="of the choice of images (default: 0)")
-    parser.add_argument("--max-ap-drop", type=_budget, default=0.5, metavar="POINTS", help="budget (default: 0.5), or none")
-    parser.add_argument("--calibration-split", default="train", help="default: the split that plays `train`")
-    parser.add_argument("--split", default="val", help="split to score on (default: the one that plays `val`)")
+    parser.add_argument("--target", choices=TARGETS, default=Request.target, help="whose kernels to suit (default: tensorrt)")
+    parser.add_argument("--seed", type=cli.count, default=Request.seed, help="of the choice of images (default: 0)")
+    parser.add_argument(
+        "--max-ap-drop",
+        type=_budget,
+        default=Request.max_ap_drop,
+        metavar="POINTS",
+        help=f"budget (default: {Request.max_ap_drop}), or none",
+    )
+    parser.add_argument("--calibration-split", default=Request.calibration_split, help="split to calibrate on (default: train)")
+    parser.add_argument("--split", default=Request.split, help="split to score on (default: val)")
     parser.add_argument("--sensitivity", action="store_true", help="rank the layers even if the budget is met (for the report)")
-    parser.add_argument("--json", action="store_true", help="figures as JSON on stdout")
+    parser.add_argument("--json", action="store_true", help="metrics as JSON on stdout")
     return parser.parse_args(arguments)
 
 
 def _budget(text: str) -> float | None:
-    if text == "none":
-        return None
-    value = float(text)
-    if not 0 <= value <= 100:
-        raise argparse.ArgumentTypeError(f"expected points of AP in 0-100, or none, got {text}")
-    return value
+    return None if text == "none" else ap_points(text)
 
 
-def describe(result: Result, output: Path, original: Path) -> str:
-    """The result for reading."""
+def format_result(result: Result, output: Path, original: Path) -> str:
+    """Formats the result as text, with a table of AP."""
     sizes = output.stat().st_size / 1e6, original.stat().st_size / 1e6
     lines = [f"{result.layers} layers in INT8, ranges by {result.method}; {sizes[0]:.2f} MB, before {sizes[1]:.2f} MB"]
-    if result.half:
-        lines.append(f"{len(result.half)} of them went back to float16, which costs {result.half_bytes / 1e6:.2f} MB:")
-        lines += [f"  {item}" for item in result.ranking if item.layer in result.half]
+    if result.fp16_layers:
+        lines.append(f"{len(result.fp16_layers)} of them went back to FP16, which costs {result.fp16_bytes / 1e6:.2f} MB:")
+        lines += [f"  {item}" for item in result.ranking if item.layer in result.fp16_layers]
     if result.before is not None and result.after is not None:
         width = max(map(len, (*result.after.per_class, "AP")))
         before = {"AP": result.before.ap, "AP50": result.before.ap50, **result.before.per_class}
         after = {"AP": result.after.ap, "AP50": result.after.ap50, **result.after.per_class}
-        lines += ["", f"{'':{width}}  float32     int8   change"]
+        lines += ["", f"{'':{width}}     fp32     int8      ΔAP"]
         for name in before:
             if before[name] >= 0:
                 values = before[name] * 100, after[name] * 100, (after[name] - before[name]) * 100
@@ -71,19 +76,18 @@ def describe(result: Result, output: Path, original: Path) -> str:
 
 
 def summary(result: Result, output: Path) -> dict[str, Any]:
-    """The result for scripts."""
+    """Returns the result as JSON values."""
     return {
         "output": str(output),
         "method": result.method,
         "layers": result.layers,
-        "half_layers": sorted(result.half),
+        "half_layers": sorted(result.fp16_layers),
         "before": result.before.to_dict() if result.before else None,
         "after": result.after.to_dict() if result.after else None,
     }
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command; returns its exit code."""
     options = parse(arguments)
     cli.check_suffix(options.output, ".onnx")
     if options.output.resolve() == options.onnx.resolve():
@@ -106,7 +110,7 @@ def main(arguments: list[str] | None = None) -> int:
     if options.json:
         print(json.dumps(summary(result, options.output), indent=1))
     else:
-        print(describe(result, options.output, options.onnx))
+        print(format_result(result, options.output, options.onnx))
         print(f"wrote {options.output}", file=sys.stderr)
     return 0
 

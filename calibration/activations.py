@@ -1,4 +1,4 @@
-"""Runs an ONNX file with its intermediate tensors as further outputs, to see what happens inside."""
+"""Runs an ONNX file and returns its intermediate tensors."""
 
 from __future__ import annotations
 
@@ -17,19 +17,20 @@ _FLOATS = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16)
 
 
 class ActivationRunner:
-    """A session that hands out activations, on the CPU and without graph optimization, so that every tensor exists.
+    """Session that returns activations, on the CPU and without graph optimization, so that every tensor exists.
 
     Args:
         path: an exported file.
-        tensors: those to hand out; None for every floating-point activation.
+        tensors: names of the activations to return; None for all floating-point ones.
 
     Attributes:
-        names: of the tensors, in graph order (the input first, where it is asked for).
+        names: of the tensors returned, in graph order; the input comes first if it was asked for.
         batch_size: fixed at export, or None.
-        producers: for each tensor that a node makes, (name, operator) of that node.
+        producers: (name, operator) of the node that makes a tensor, by the tensor's name.
 
     Raises:
-        InputError: no such file, or no such tensor in it. ModelError: not a usable ONNX file.
+        InputError: no such file, or no such tensor in it.
+        ModelError: not a usable ONNX file.
         MissingComponentError: onnxruntime is not installed.
     """
 
@@ -58,12 +59,12 @@ class ActivationRunner:
         self._session: Any = _session(model, path)
 
     def run(self, images: NDArray[Any]) -> dict[str, NDArray[Any]]:
-        """A batch as the file's description says, to the value of each tensor of `names`."""
+        """Runs a batch in the layout of the file's spec; returns the value of each tensor of `names`."""
         found = dict(zip(self._made, self._session.run(self._made, {INPUT_NAME: images}) if self._made else []))
         return {name: images if name == INPUT_NAME else found[name] for name in self.names}
 
     def close(self) -> None:
-        """Free the session."""
+        """Frees the session."""
         self._session = None
 
     def __enter__(self) -> ActivationRunner:
@@ -74,7 +75,7 @@ class ActivationRunner:
 
 
 def _activations(graph: onnx.GraphProto) -> list[str]:
-    """Tensors that depend on the input, in graph order."""
+    """Returns the tensors that depend on the input, in graph order."""
     depending = {item.name for item in graph.input}
     found = []
     for node in graph.node:

@@ -1,4 +1,4 @@
-"""Runs a model over the calibration images and keeps a histogram of every activation, in a cache that can be trusted."""
+"""Collects a histogram of every activation over the calibration images, in a cache keyed by all its inputs."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from runtime.errors import InputError
 from runtime.files import PathLike, atomic_write, sha256
 from runtime.spec import ModelSpec
 
-_VERSION = 2  # of how histograms are made; a change makes every cache stale
+_VERSION = 2  # of the histograms' definition; raise it to make every cache stale
 _SAVE_EVERY = 32  # images
 
 
 def cache_key(model: PathLike, spec: ModelSpec, images: Sequence[CalibrationImage], tensors: Sequence[str]) -> str:
-    """A hash of all that the histograms depend on: the model's bytes, the images, how they are preprocessed, the tensors."""
+    """Hashes all that the histograms depend on: the model's bytes, the images, their preprocessing, the tensors."""
     preprocessing = (spec.input_size, spec.resize, spec.pad_value, spec.mean, spec.std, spec.color)
     text = json.dumps([_VERSION, sha256(model), digest(images), preprocessing, list(tensors)])
     return hashlib.sha256(text.encode()).hexdigest()
@@ -31,13 +31,18 @@ def cache_key(model: PathLike, spec: ModelSpec, images: Sequence[CalibrationImag
 def collect(
     model: PathLike, spec: ModelSpec, images: Sequence[CalibrationImage], tensors: Sequence[str], cache: PathLike, key: str
 ) -> dict[str, Histogram]:
-    """A histogram of each tensor over all images; progress is kept in `cache` and taken up from there.
+    """Collects a histogram of each tensor over all images; progress is saved in `cache` and resumed from there.
 
     Args:
-        key: the `cache_key` of the other arguments; a cache of another key is not read.
+        model: the FP32 .onnx file.
+        spec: its spec.
+        images: the calibration images.
+        tensors: names of the activations.
+        cache: file for the histograms.
+        key: the `cache_key` of the arguments above; a cache with another key is ignored.
 
     Raises:
-        InputError: an image cannot be read, or the model gives values that are not finite; the message names the layer.
+        InputError: an image cannot be read, or the model gives NaN or infinite values; the message names the layer.
     """
     done, histograms = _read_cache(Path(cache), key, tensors)
     if done == len(images):
@@ -59,16 +64,16 @@ def collect(
 
 
 def _read_cache(path: Path, key: str, tensors: Sequence[str]) -> tuple[int, dict[str, Histogram]]:
-    """How many images are in it, and the histograms; nothing if it is missing, damaged, or was made of anything else."""
-    nothing = 0, {name: Histogram() for name in tensors}
+    """Reads the number of images done and the histograms; none if the cache is missing, damaged or of another key."""
+    empty = 0, {name: Histogram() for name in tensors}
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as content:
             if str(content["key"]) != key:
-                return nothing
+                return empty
             states = content["histograms"]
             return int(content["done"]), {name: Histogram.from_state(state) for name, state in zip(tensors, states)}
     except Exception:  # numpy, zipfile and zlib raise different types for every way a file can be damaged
-        return nothing
+        return empty
 
 
 def _write_cache(path: Path, key: str, done: int, tensors: Sequence[str], histograms: dict[str, Histogram]) -> None:

@@ -1,4 +1,4 @@
-"""Questions about an ONNX graph: who makes a tensor, who takes it, what is a constant, what can be reached from where."""
+"""Indexes an ONNX graph: producers and consumers of tensors, constants, reachability."""
 
 from __future__ import annotations
 
@@ -12,10 +12,14 @@ from onnx import NodeProto, numpy_helper
 
 
 class Graph:
-    """An index over a model's main graph. It does not follow later changes to the model.
+    """Index of a model's main graph. It does not follow later changes to the model.
 
     Args:
-        model: with named nodes, as `python -m export.onnx` writes it.
+        model: a model with named nodes, as `python -m export.onnx` writes it.
+
+    Attributes:
+        nodes: all nodes, in graph order.
+        outputs: names of the graph's outputs.
     """
 
     def __init__(self, model: onnx.ModelProto) -> None:
@@ -29,15 +33,15 @@ class Graph:
                 self._takers[name].append(node)
 
     def maker(self, tensor: str) -> NodeProto | None:
-        """The node that makes a tensor; None for inputs and constants."""
+        """Returns the node that makes a tensor; None for inputs and initializers."""
         return self._makers.get(tensor)
 
     def takers(self, tensor: str) -> list[NodeProto]:
-        """The nodes that take a tensor, in graph order."""
+        """Returns the nodes that read a tensor, in graph order."""
         return self._takers.get(tensor, [])
 
     def constant(self, tensor: str) -> NDArray[np.generic] | None:
-        """The value of a tensor that is known before any input: an initializer, a Constant, or an Identity of one."""
+        """Returns the value of an initializer, a Constant node, or an Identity of one; None for any other tensor."""
         if tensor in self._constants:
             return numpy_helper.to_array(self._constants[tensor])
         node = self._makers.get(tensor)
@@ -50,11 +54,17 @@ class Graph:
         return None
 
     def reaches(self, tensor: str, goal: Callable[[NodeProto, str], bool], stops: frozenset[str]) -> bool:
-        """Whether a goal (a node and the input it is entered by) lies downstream of a tensor, no node of `stops` between."""
+        """Tells whether a node that `goal` accepts lies downstream of a tensor.
+
+        Args:
+            tensor: where to start.
+            goal: given a node and the name of the input by which it was reached.
+            stops: node types that are not passed.
+        """
         return any(goal(node, name) for node, name in self._downstream(tensor, stops))
 
     def ends_in_output(self, tensor: str, stops: frozenset[str]) -> bool:
-        """Whether a tensor reaches an output of the graph without passing through a node of a type in `stops`."""
+        """Tells whether a tensor reaches an output of the graph without passing a node of a type in `stops`."""
         if tensor in self.outputs:
             return True
         return any(
@@ -65,7 +75,7 @@ class Graph:
         )
 
     def _downstream(self, tensor: str, stops: frozenset[str]) -> Iterator[tuple[NodeProto, str]]:
-        """Nodes after a tensor with the input they are entered by; nodes of a type in `stops` are seen but not passed."""
+        """Yields the nodes after a tensor and the input they are reached by; types in `stops` are yielded but not passed."""
         waiting, seen = [tensor], {tensor}
         while waiting:
             name = waiting.pop()

@@ -1,9 +1,10 @@
-"""Which images a model is calibrated on: chosen by seed from the training split, so that none of them is scored later."""
+"""Chooses the calibration images by seed, from a split that is not scored."""
 
 from __future__ import annotations
 
 import hashlib
 import itertools
+import json
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -25,16 +26,20 @@ DEFAULT_IMAGES = 512
 
 @dataclass(frozen=True)
 class CalibrationImage:
-    """A chosen image and the hash of its file."""
+    """Chosen image and the SHA-256 of its file."""
 
     entry: LabeledImage
     sha256: str
 
     def load(self, spec: ModelSpec, batch: int | None = None) -> NDArray[Any]:
-        """The model's input `[batch or 1, *spec.input_shape]`, made by the very code that detection uses.
+        """Reads and preprocesses the image as detection does.
 
         Args:
-            batch: of a model with a fixed batch size; the image is repeated, which changes no distribution.
+            spec: the model's spec.
+            batch: fixed batch size of the model, if any; the image is repeated, which changes no distribution.
+
+        Returns:
+            The model's input `[batch or 1, *spec.input_shape]`.
 
         Raises:
             InputError: the image cannot be read.
@@ -44,14 +49,20 @@ class CalibrationImage:
 
 
 def choose_images(dataset: Dataset, count: int | None, seed: int) -> list[CalibrationImage]:
-    """`count` images of a split, without repetition, the same for the same seed. One that cannot be read is named and
-    replaced by the next.
+    """Chooses images of a split without repetition; the same seed gives the same images.
+
+    An image that cannot be read is logged and replaced by the next.
 
     Args:
-        count: None for `DEFAULT_IMAGES`, or all there are.
+        dataset: the split.
+        count: how many; None for `DEFAULT_IMAGES`, or all if there are fewer.
+        seed: of the choice.
+
+    Returns:
+        The images, in the order of the split.
 
     Raises:
-        InputError: the split has no image that can be read, or fewer than asked for.
+        InputError: the split has no readable image, or fewer than asked for.
     """
     available = len(dataset)
     if not available:
@@ -80,5 +91,14 @@ def _readable(entry: LabeledImage) -> bool:
 
 
 def digest(images: Sequence[CalibrationImage]) -> str:
-    """One hash of the chosen images' contents, in order."""
+    """Returns one SHA-256 of the chosen images' contents, in order."""
     return hashlib.sha256("".join(image.sha256 for image in images).encode()).hexdigest()
+
+
+def dataset_sha256(dataset: Dataset) -> str:
+    """Returns one SHA-256 of a split: its annotations, and the name and bytes of each image, in order."""
+    total = hashlib.sha256(json.dumps([dataset.class_names, dataset.annotations], sort_keys=True).encode())
+    for entry in dataset.images:
+        image = sha256(entry.path) if entry.path.is_file() else "missing"
+        total.update(f"{entry.image_id} {entry.path.name} {image}\n".encode())
+    return total.hexdigest()

@@ -1,8 +1,8 @@
-"""Where quantization goes: which convolutions, and which tensors share a scale.
+"""Decides which convolutions are quantized, and which tensors share a scale.
 
-In float stay, for every target: the convolutions whose results are the raw outputs or enter them by plain arithmetic, those
-that steer the sampling of a deformable convolution, and those that make the fusion's softmax; for TensorRT also those that
-follow the sampling. Everything else that has weights is quantized.
+These convolutions stay in float for every target: those whose results are the raw outputs or enter them by plain arithmetic,
+those that compute the sampling points of a deformable convolution, and those that feed the fusion's softmax. For TensorRT, the
+convolutions after the sampling stay in float too. Every other convolution is quantized.
 """
 
 from __future__ import annotations
@@ -17,22 +17,22 @@ from calibration.graph import Graph
 TARGETS = ("tensorrt", "cpu")
 _CONV = frozenset({"Conv"})
 _JOINS = frozenset({"Add", "Concat"})
-# Concatenation, pooling and resizing in 8 bits too were measured to gain nothing (docs/benchmarks.md).
+# Concatenation, pooling and resizing in 8 bits gain nothing (measured, see docs/benchmarks.md).
 _CPU_TYPES = frozenset({"LeakyRelu", "Relu", "Clip", "Add"})
 
 
 @dataclass(frozen=True)
 class Placement:
-    """What to quantize in one graph.
+    """Layers and tensors to quantize in one graph.
 
     Attributes:
-        target: `tensorrt` quantizes what enters a convolution, a residual addition or a concatenation (signed, symmetric);
+        target: `tensorrt` quantizes the inputs of convolutions, residual additions and concatenations (signed, symmetric);
             `cpu` also the results of convolutions, their activation functions and residual additions, so that these run
             back to back in 8 bits (unsigned).
         layers: names of the quantized convolutions, in graph order.
         float_layers: names of the convolutions left in float by rule.
-        tensors: activations to quantize, each with the one whose scale it shares (itself, mostly), in graph order.
-        takers: for each of them, the names of the nodes that read the quantized value.
+        tensors: activations to quantize, in graph order, each with the tensor whose scale it shares (mostly itself).
+        takers: names of the nodes that read the quantized value, by activation.
     """
 
     target: str
@@ -43,10 +43,12 @@ class Placement:
 
 
 def place(graph: Graph, target: str, without: Collection[str] = ()) -> Placement:
-    """Decide for a graph.
+    """Decides what to quantize in a graph.
 
     Args:
-        without: names of convolutions to leave alone besides those that the rules leave in float.
+        graph: of an FP32 model.
+        target: one of `TARGETS`.
+        without: names of convolutions to leave in float besides those left by rule.
     """
     convs = [node for node in graph.nodes if node.op_type == "Conv"]
     by_rule = {node.name for node in convs if _stays_float(graph, node, target)}
@@ -56,7 +58,7 @@ def place(graph: Graph, target: str, without: Collection[str] = ()) -> Placement
     for node in nodes:
         for tensor in _activations(node):
             takers.setdefault(tensor, set()).add(node.name)
-    if target == "cpu":  # results too: a kernel in 8 bits writes 8 bits
+    if target == "cpu":  # an 8-bit kernel writes 8 bits, so results are quantized too
         for node in nodes:
             takers.setdefault(node.output[0], set()).update(taker.name for taker in graph.takers(node.output[0]))
     shared = _shared_scales(nodes)
@@ -79,12 +81,12 @@ def _stays_float(graph: Graph, conv: NodeProto, target: str) -> bool:
     def steers(node: NodeProto, name: str) -> bool:
         return node.op_type == "Softmax" or (node.op_type == "GridSample" and name == node.input[1])
 
-    # On a CPU the sampled columns' convolution is a fifth of all the work, and 8 bits cost it little (docs/benchmarks.md).
+    # On a CPU the convolution after the sampling is a fifth of all the work, and INT8 costs it little (docs/benchmarks.md).
     return graph.reaches(result, steers, _CONV) or (target == "tensorrt" and _follows_sampling(graph, conv))
 
 
 def _follows_sampling(graph: Graph, conv: NodeProto) -> bool:
-    """Whether its input comes from GridSample through nothing but reshaping and casting."""
+    """Tells whether the input of a convolution is the result of GridSample, apart from reshaping and casting."""
     node = graph.maker(conv.input[0])
     while node is not None and node.op_type in ("Reshape", "Cast", "Identity", "Transpose"):
         node = graph.maker(node.input[0])
@@ -92,12 +94,12 @@ def _follows_sampling(graph: Graph, conv: NodeProto) -> bool:
 
 
 def _activations(node: NodeProto) -> list[str]:
-    """The inputs of a node to quantize that are activations: all that are joined, else the first."""
+    """Returns the activations among the inputs of a node: all inputs of a join, else the first."""
     return list(node.input if node.op_type in _JOINS else node.input[:1])
 
 
 def _around(graph: Graph, layers: list[NodeProto]) -> list[NodeProto]:
-    """The convolutions, and the additions and concatenations of activations that feed them without arithmetic between."""
+    """Returns the convolutions, and the additions and concatenations that feed them without arithmetic between."""
     found, waiting = list(layers), list(layers)
     seen = {node.name for node in layers}
     while waiting:
@@ -114,7 +116,7 @@ def _around(graph: Graph, layers: list[NodeProto]) -> list[NodeProto]:
 
 
 def _joins_activations(graph: Graph, node: NodeProto) -> bool:
-    """An addition or concatenation of features, as residual units and pyramids have them; not one of weighted features."""
+    """Tells whether a node joins features, as residual units and pyramids do, and not weighted features as ASFF does."""
     if node.op_type not in _JOINS:
         return False
     makers = [graph.maker(name) for name in node.input]
@@ -124,10 +126,10 @@ def _joins_activations(graph: Graph, node: NodeProto) -> bool:
 
 
 def _region(graph: Graph, layers: list[NodeProto]) -> list[NodeProto]:
-    """The convolutions and all that a CPU computes in 8 bits around them."""
+    """Returns the convolutions and all nodes around them that a CPU computes in 8 bits."""
     found = list(layers)
     inside = {node.output[0] for node in layers}
-    for node in graph.nodes:  # in graph order: a node belongs if its activations come from nodes that do
+    for node in graph.nodes:  # in graph order, so that the nodes before are decided
         if node.op_type not in _CPU_TYPES or (node.op_type in _JOINS and not _joins_activations(graph, node)):
             continue
         if all(name in inside for name in _activations(node)):
@@ -137,7 +139,7 @@ def _region(graph: Graph, layers: list[NodeProto]) -> list[NodeProto]:
 
 
 def _shared_scales(nodes: list[NodeProto]) -> dict[str, str]:
-    """One representative for tensors that must have the same scale: a concatenation's inputs and its result."""
+    """Maps the inputs and the result of each concatenation to one of them: they must have the same scale."""
     parent: dict[str, str] = {}
 
     def root(name: str) -> str:

@@ -1,4 +1,4 @@
-"""Writes explicit QuantizeLinear / DequantizeLinear pairs into an ONNX file."""
+"""Writes explicit QuantizeLinear / DequantizeLinear pairs into an ONNX model."""
 
 from __future__ import annotations
 
@@ -26,22 +26,24 @@ def quantize(
     ranges: Mapping[str, Range],
     target: str,
     *,
-    half: Collection[str] = (),
+    fp16: Collection[str] = (),
     only: Collection[str] | None = None,
 ) -> onnx.ModelProto:
-    """A copy of a float32 model whose layers compute in 8 bits where `calibration.placement` says.
+    """Copies an FP32 model and quantizes the layers that `calibration.placement` names.
 
-    Weights: signed, symmetric, a scale per output channel, stored as int8. Activations: a scale per tensor; signed and
-    symmetric for `tensorrt`, unsigned with a zero point for `cpu`. Biases stay float32.
+    Weights are signed, symmetric and stored as int8, with a scale per output channel. Activations have a scale per tensor;
+    they are signed and symmetric for `tensorrt`, unsigned with a zero point for `cpu`. Biases stay float32.
 
     Args:
+        model: the FP32 model.
         ranges: of every activation that the placement names.
-        half: names of convolutions to run in float16 instead.
-        only: names of the only convolutions to quantize, for measuring them one by one.
+        target: see `calibration.placement`.
+        fp16: names of convolutions to run in FP16 instead.
+        only: names of the only convolutions to quantize, to measure them one by one; None for all.
     """
     graph = Graph(model)
     everything = place(graph, target)
-    without = set(half) if only is None else set(everything.layers) - set(only)
+    without = set(fp16) if only is None else set(everything.layers) - set(only)
     placement = place(graph, target, without=without)
     writer = _Writer(model, graph)
     scales = _shared_ranges(placement, ranges)
@@ -50,13 +52,13 @@ def quantize(
     for node in graph.nodes:
         if node.name in placement.layers:
             writer.quantize_weight(node, WEIGHT_MAX[target])
-        elif node.name in half:
-            writer.run_in_half(node)
+        elif node.name in fp16:
+            writer.run_in_fp16(node)
     return writer.finish()
 
 
 def _shared_ranges(placement: Placement, ranges: Mapping[str, Range]) -> dict[str, Range]:
-    """The range of each quantized activation; those that share a scale cover what any of them holds."""
+    """Returns the range of each quantized activation; activations that share a scale get the union of their ranges."""
     together: dict[str, Range] = {}
     for tensor, group in placement.tensors.items():
         together[group] = together[group].union(ranges[tensor]) if group in together else ranges[tensor]
@@ -64,17 +66,17 @@ def _shared_ranges(placement: Placement, ranges: Mapping[str, Range]) -> dict[st
 
 
 class _Writer:
-    """Collects new nodes and constants, then writes them into a copy of the model in a valid order."""
+    """Collects new nodes and constants, then inserts them into a copy of the model in a valid order."""
 
     def __init__(self, model: onnx.ModelProto, graph: Graph) -> None:
         self._source, self._graph = model, graph
         self._nodes = {node.name: _copy(node) for node in graph.nodes}
-        self._before: dict[str, list[NodeProto]] = {}  # node name -> nodes that must stand in front of it
-        self._after: dict[str, list[NodeProto]] = {}  # tensor -> nodes that read it first
+        self._before: dict[str, list[NodeProto]] = {}  # node name -> nodes to insert before it
+        self._after: dict[str, list[NodeProto]] = {}  # tensor -> nodes to insert right after its producer
         self._constants: dict[str, TensorProto] = {}
 
     def quantize_activation(self, tensor: str, span: Range, takers: Collection[str], signed: bool) -> None:
-        """Let `takers` read a tensor through one pair of Q and DQ."""
+        """Inserts one pair of Q and DQ between a tensor and its `takers`."""
         scale, zero = _symmetric(span) if signed else _asymmetric(span)
         inputs = [self._constant(f"{tensor}/scale", scale), self._constant(f"{tensor}/zero_point", zero)]
         names = f"{tensor}/QuantizeLinear", f"{tensor}/DequantizeLinear"
@@ -86,10 +88,10 @@ class _Writer:
             _rename_input(self._nodes[name], tensor, f"{tensor}/dequantized")
 
     def quantize_weight(self, node: NodeProto, largest: int) -> None:
-        """Store a convolution's weight as int8, at most `largest`, with a scale per output channel (axis 0)."""
+        """Stores a convolution's weight as int8, at most `largest`, with a scale per output channel (axis 0)."""
         weight = node.input[1]
         made = f"{weight}/dequantized"
-        if f"{weight}/quantized" not in self._constants:  # heads may share a weight between levels
+        if f"{weight}/quantized" not in self._constants:  # a head may share its weight between levels
             value = self._graph.constant(weight)
             assert value is not None
             quantized, scale = quantize_weight(value, largest)
@@ -102,8 +104,8 @@ class _Writer:
             self._before.setdefault(node.name, []).append(dequantize)
         self._nodes[node.name].input[1] = made
 
-    def run_in_half(self, node: NodeProto) -> None:
-        """Let a convolution take, hold and give float16, between casts."""
+    def run_in_fp16(self, node: NodeProto) -> None:
+        """Runs a convolution in FP16, between casts."""
         mine = self._nodes[node.name]
         cast = helper.make_node(
             "Cast", [mine.input[0]], [f"{node.name}/half_input"], name=f"{node.name}/to_half", to=TensorProto.FLOAT16
@@ -123,7 +125,7 @@ class _Writer:
         return name
 
     def finish(self) -> onnx.ModelProto:
-        """The new model: each pair stands right behind what it reads, constants that nobody reads any more are gone."""
+        """Returns the new model: each pair follows the tensor it reads; unused constants are removed."""
         result = onnx.ModelProto()
         result.CopyFrom(self._source)
         del result.graph.node[:]
@@ -139,13 +141,13 @@ class _Writer:
         return result
 
     def _chain(self, tensor: str) -> list[NodeProto]:
-        """What was put behind a tensor, and behind what that makes (a cast back to float32, then a pair)."""
+        """Returns the nodes inserted after a tensor, and those after their own results (a cast to float32, then a pair)."""
         nodes = self._after.get(tensor, [])
         return [part for node in nodes for part in (node, *(p for name in node.output for p in self._chain(name)))]
 
 
 def quantize_weight(weight: NDArray[Any], largest: int) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
-    """A weight `[O, ...]` to int8 of the same shape and a scale float32 `[O]`: value = scale * quantized.
+    """Quantizes a weight `[O, ...]` to int8 of the same shape and a float32 scale `[O]`: value = scale * quantized.
 
     Args:
         weight: of a convolution, output channels first.
@@ -179,7 +181,7 @@ def _rename_input(node: NodeProto, old: str, new: str) -> None:
 
 
 def _drop_unused(graph: onnx.GraphProto) -> None:
-    """Remove constants, and Identity nodes of constants, that nothing reads."""
+    """Removes constants, and Identity nodes of constants, that nothing reads."""
     while True:
         used = {name for node in graph.node for name in node.input} | {item.name for item in graph.output}
         idle = [node for node in graph.node if node.op_type in ("Identity", "Constant") and not used & set(node.output)]

@@ -1,4 +1,4 @@
-"""Which layers 8 bits hurt, and the fewest of them that have to go back to 16 so that accuracy stays within its budget."""
+"""Ranks layers by how much INT8 hurts them, and finds the few that must go back to FP16 to meet the AP budget."""
 
 from __future__ import annotations
 
@@ -10,25 +10,29 @@ import onnx
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from calibration.budget import is_within
 from calibration.graph import Graph
 from calibration.quantize import quantize
 from calibration.ranges import Range
+from runtime.spec import ModelSpec
 
 Outputs = Sequence[NDArray[np.float32]]
 Run = Callable[[onnx.ModelProto], list[Outputs]]
-"""Runs a model on a few fixed images: for each, its raw outputs."""
+"""Runs a model on a few fixed images and returns the raw outputs of each."""
 
 _MOST_DB = 300.0
-_PRUNED = 8  # sets up to this size are searched for members that are not needed
+_PRUNED = 8  # in sets up to this size, each layer is tried without
 
 
 @dataclass(frozen=True)
 class LayerSensitivity:
-    """What quantizing one layer alone does.
+    """Effect of quantizing one layer alone.
 
     Attributes:
-        layer: name of the convolution. snr_db: signal to noise at the raw outputs in dB, the lower the worse.
-        bytes: what the file grows by if the layer goes back to float16. ap_drop: points of AP lost, None if not measured.
+        layer: name of the convolution.
+        snr_db: signal-to-noise ratio at the raw outputs in dB; lower is worse.
+        bytes: growth of the file if the layer goes back to FP16.
+        ap_drop: points of AP lost; None if not measured.
     """
 
     layer: str
@@ -42,8 +46,10 @@ class LayerSensitivity:
 
 
 def signal_to_noise(reference: Sequence[Outputs], other: Sequence[Outputs]) -> float:
-    """Power of the raw outputs over that of their error in dB, in [-300, 300]; each output counts alike, the images
-    together. Outputs that are not finite give -300."""
+    """Returns the power of the raw outputs over that of their error in dB, in [-300, 300].
+
+    Each output has the same weight; its power is summed over the images. Outputs that are not finite give -300.
+    """
     ratios = []
     for index in range(len(reference[0])):
         signal = sum(float(np.square(outputs[index], dtype=np.float64).sum()) for outputs in reference)
@@ -62,10 +68,19 @@ def rank_layers(
     known: dict[str, float] | None = None,
     save: Callable[[dict[str, float]], None] = lambda _: None,
 ) -> list[LayerSensitivity]:
-    """Quantize each layer alone and see what it does to the raw outputs; the worst first.
+    """Quantizes each layer alone and measures the error of the raw outputs.
 
     Args:
-        known: results of an interrupted run, by layer; `save` is handed all results after each layer.
+        model: the FP32 model.
+        ranges: of every activation that the placement names.
+        target: see `calibration.placement`.
+        layers: names of the convolutions to rank.
+        run: runs a model on the images to judge by.
+        known: signal-to-noise ratios in dB of an interrupted run, by layer.
+        save: is given all ratios so far after each layer.
+
+    Returns:
+        One entry a layer, the most sensitive first.
     """
     graph = Graph(model)
     found = dict(known or {})
@@ -79,36 +94,57 @@ def rank_layers(
     return sorted((LayerSensitivity(name, found[name], sizes[name]) for name in layers), key=lambda item: item.snr_db)
 
 
+def cut_at_maps(model: onnx.ModelProto, spec: ModelSpec) -> onnx.ModelProto:
+    """Returns the model, cut at its raw maps if it selects boxes (`top_k`): a selection is no measure of error."""
+    if not spec.top_k:
+        return model
+    cut = onnx.ModelProto()
+    cut.CopyFrom(model)
+    batch = model.graph.output[0].type.tensor_type.shape.dim[0]
+    del cut.graph.output[:], cut.metadata_props[:]
+    for level, name in enumerate(spec.map_names):
+        shape = [batch.dim_param or batch.dim_value, *spec.map_shape(level)]
+        cut.graph.output.append(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, shape))
+    onnx.helper.set_model_props(cut, spec.replace(top_k=0).to_metadata())
+    return cut
+
+
 def _elements(graph: Graph, weight: str) -> int:
     value = graph.constant(weight)
     return 0 if value is None else value.size
 
 
 def smallest_set(ranking: Sequence[str], drop: Callable[[frozenset[str]], float], budget: float) -> frozenset[str] | None:
-    """Few layers of a ranking (worst first) whose return to 16 bits keeps the drop within the budget.
+    """Finds a small set of layers whose return to FP16 keeps the AP drop within the budget.
 
-    The ranking says in which order layers are tried, the measured drop decides: prefixes of doubling length until one is good
-    enough, the shortest such by bisection, then every member of a small set is tried without. That takes a logarithmic number
-    of measurements. What is returned was measured to meet the budget; where no further layer ever makes things worse, it is
-    the shortest sufficient start of the ranking, and of a small set no member could be left out.
+    The ranking gives the order in which layers are tried; the measured drop decides. Prefixes of doubling length are tried
+    until one suffices, bisection finds the shortest, and in a small set each layer is tried without. This takes a
+    logarithmic number of measurements. The result was always measured to meet the budget. It is the shortest sufficient
+    prefix if returning one more layer never makes AP worse.
 
     Args:
-        drop: measured AP drop in points with these layers in 16 bits.
+        ranking: names of the layers, the most sensitive first.
+        drop: measures the AP drop in points with these layers in FP16.
+        budget: points of AP that may be lost.
 
     Returns:
-        None if not even all of them suffice. The empty set, known not to suffice, is not tried.
+        The layers; None if not even all of them suffice. The empty set is not tried: it is known not to suffice.
     """
-    low, high = 0, 1  # the first `low` are known not to suffice
-    while drop(frozenset(ranking[:high])) > budget:
+
+    def suffices(layers: frozenset[str]) -> bool:
+        return is_within(drop(layers), budget)
+
+    low, high = 0, 1  # the first `low` layers are known not to suffice
+    while not suffices(frozenset(ranking[:high])):
         if high >= len(ranking):
             return None
         low, high = high, min(high * 2, len(ranking))
     while high - low > 1:
         middle = (low + high) // 2
-        low, high = (low, middle) if drop(frozenset(ranking[:middle])) <= budget else (middle, high)
+        low, high = (low, middle) if suffices(frozenset(ranking[:middle])) else (middle, high)
     chosen = frozenset(ranking[:high])
     if len(chosen) <= _PRUNED:
-        for layer in reversed(ranking[: high - 1]):  # the last of the prefix is needed, or a shorter one had sufficed
-            if drop(chosen - {layer}) <= budget:
+        for layer in reversed(ranking[: high - 1]):  # the last of the prefix is needed: the prefix without it did not suffice
+            if suffices(chosen - {layer}):
                 chosen -= {layer}
     return chosen

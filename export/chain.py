@@ -1,10 +1,8 @@
-"""`python -m export.chain`: from weights to a TensorRT engine that kept its accuracy, doing again only what has to be."""
+"""`python -m export.chain`: makes the ONNX files and the TensorRT engine of one precision, and redoes only what changed."""
 
 from __future__ import annotations
 
 import argparse
-import importlib
-import json
 import logging
 import shlex
 from collections.abc import Callable, Mapping, Sequence
@@ -12,129 +10,166 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from calibration.images import choose_images, digest
+from calibration import __main__ as calibration
+from calibration.budget import BUDGETS, ap_points
+from calibration.request import Request, inputs, open_data
+from export import engine, onnx, verify
 from export.onnx import top_k
-from export.report.report_data import dataset_sha256
+from export.onnx_export.export import ExportRequest
+from export.trt.builder import BuildOptions
 from export.trt.engine import engine_name
 from runtime import cli
 from runtime.datasets.open import open_dataset
-from runtime.files import output_folder, sha256, write_json
-from runtime.spec import PRECISIONS, ModelSpec
+from runtime.errors import InputError
+from runtime.files import output_folder, sha256
+from runtime.manifest import manifest_path, read_manifest
+from runtime.spec import PRECISIONS
 from train.weights import WEIGHTS_HELP, open_weights
 
 log = logging.getLogger("chain")
 
+Main = Callable[[list[str]], int]
+_REQUEST_OPTIONS = ("method", "target", "images", "seed", "max_ap_drop", "calibration_split", "split")
+
 
 @dataclass(frozen=True)
-class Link:
-    """One command of the chain.
+class Step:
+    """One command and the file that it makes.
 
     Attributes:
-        module: the command. arguments: its command line. output: the file it makes.
-        inputs: what the file depends on besides the command line, name to hash.
+        main: the command's entry point.
+        arguments: its command line.
+        output: the file it makes, with a manifest beside it.
+        origins: files that the output is made from, by their role in the manifest.
+        details: values that the manifest's details must hold: settings, and hashes of data sets.
     """
 
-    module: str
+    main: Main
     arguments: tuple[str, ...]
     output: Path
-    inputs: Callable[[], Mapping[str, str]]
+    origins: Mapping[str, Path]
+    details: Mapping[str, Any]
 
-
-class Record:
-    """What each file of a folder was made by and from, so that nothing is made twice; kept in `chain.json` there."""
-
-    def __init__(self, folder: Path) -> None:
-        self._path = folder / "chain.json"
+    def is_current(self) -> bool:
+        """Tells by the manifest whether the output is there, unchanged, and made from these origins by these settings."""
         try:
-            content = json.loads(self._path.read_text(encoding="utf-8"))
-            self._links: dict[str, Any] = content if isinstance(content, dict) else {}
-        except (OSError, ValueError):
-            self._links = {}
-
-    def is_current(self, link: Link, inputs: Mapping[str, str]) -> bool:
-        """Whether the file is there, unchanged, and was made by this command from these inputs."""
-        known = self._links.get(link.output.name)
-        return link.output.is_file() and known == self._entry(link, inputs)
-
-    def add(self, link: Link, inputs: Mapping[str, str]) -> None:
-        """Note a file that was just made."""
-        self._links[link.output.name] = self._entry(link, inputs)
-        write_json(self._path, self._links)
-
-    @staticmethod
-    def _entry(link: Link, inputs: Mapping[str, str]) -> dict[str, Any]:
-        command = [link.module, *link.arguments]
-        return {"command": command, "inputs": dict(inputs), "sha256": sha256(link.output)}
+            manifest = read_manifest(manifest_path(self.output))
+            made_from = {item.role: item.sha256 for item in manifest.made_from}
+            return (
+                manifest.sha256 == sha256(self.output)
+                and made_from == {role: sha256(path) for role, path in self.origins.items()}
+                and _holds(manifest.details, self.details)
+            )
+        except (InputError, OSError):  # no file, or no manifest that can be read
+            return False
 
 
-def run_links(links: Sequence[Link], record: Record) -> None:
-    """Run what is not up to date, one command after the other; the first that fails ends it with its own error."""
-    for link in links:
-        inputs = link.inputs()
-        if record.is_current(link, inputs):
-            log.info("up to date: %s", link.output)
-            continue
-        run_command(link.module, link.arguments)
-        record.add(link, inputs)
+def _holds(found: Any, expected: Any) -> bool:
+    """Tells whether JSON values agree; objects may hold more than is expected of them."""
+    if isinstance(expected, Mapping):
+        return isinstance(found, Mapping) and all(key in found and _holds(found[key], value) for key, value in expected.items())
+    return bool(found == expected)
 
 
-def run_command(module: str, arguments: Sequence[str]) -> int:
-    """Say and run one of this project's commands; its exit code."""
-    log.info("+ python -m %s %s", module, shlex.join(arguments))
-    entry = importlib.import_module(f"{module}.__main__" if module == "calibration" else module)
-    code: int = entry.main(list(arguments))
-    return code
+def run_steps(steps: Sequence[Step]) -> None:
+    """Runs the steps that are not current, in order; an error of one ends the chain."""
+    for step in steps:
+        if step.is_current():
+            log.info("up to date: %s", step.output)
+        else:
+            run_command(step.main, step.arguments)
 
 
-def plan(options: argparse.Namespace, spec: ModelSpec) -> list[Link]:
-    """The commands that lead from the weights to the engine."""
+def run_command(main: Main, arguments: Sequence[str]) -> int:
+    """Logs and runs one of this project's commands; returns its exit code."""
+    log.info("+ python -m %s %s", main.__module__.removesuffix(".__main__"), shlex.join(arguments))
+    return main(list(arguments))
+
+
+def export_step(
+    weights: Path,
+    output: Path,
+    precision: str,
+    *,
+    size: tuple[int, int] | None = None,
+    images: str | None = None,
+    uint8_input: bool = False,
+    top_k: int = 0,
+) -> Step:
+    """Returns the step that exports weights to ONNX; the arguments are those of `ExportRequest`."""
+    job = ExportRequest(
+        weights=weights,
+        output=output,
+        precision=precision,
+        size=size,
+        images=images,
+        uint8_input=uint8_input,
+        top_k=top_k,
+    )
+    arguments = ["--weights", str(weights), "--output", str(output), "--precision", precision]
+    arguments += ["--size", f"{size[0]}x{size[1]}"] if size else []
+    arguments += ["--images", images] if images else []
+    arguments += ["--uint8-input"] if uint8_input else []
+    arguments += ["--topk", str(top_k)] if top_k else []
+    return Step(onnx.main, tuple(arguments), output, {"weights": weights}, {"settings": job.settings()})
+
+
+def calibration_step(request: Request) -> Step:
+    """Returns the step that quantizes an ONNX file.
+
+    Raises:
+        InputError: the data cannot be used.
+    """
+    arguments = ["--onnx", str(request.model), "--data", str(request.data), "--output", str(request.output)]
+    for name in _REQUEST_OPTIONS:
+        value = getattr(request, name)
+        if value != getattr(Request, name):
+            arguments += [f"--{name.replace('_', '-')}", "none" if value is None else str(value)]
+    arguments += ["--sensitivity"] if request.sensitivity else []
+    details = inputs(request, *open_data(request))
+    return Step(calibration.main, tuple(arguments), request.output, {"onnx": request.model}, details)
+
+
+def engine_step(model: Path, output: Path, flavor: str) -> Step:
+    """Returns the step that builds the TensorRT engine of an ONNX file; `auto` accepts an engine of any flavor."""
+    details: dict[str, Any] = {"settings": BuildOptions().settings()}
+    if flavor != "auto":
+        details["engine"] = {"flavour": flavor}
+    arguments = ("--onnx", str(model), "--output", str(output), "--flavor", flavor)
+    return Step(engine.main, arguments, output, {"onnx": model}, details)
+
+
+def plan(options: argparse.Namespace, folder: Path) -> list[Step]:
+    """Returns the steps from the weights to the engine of one precision, whose files go to `folder`."""
+    spec = open_weights(options.weights).spec
     size = options.size or spec.input_size
-    names = {
-        precision: options.output / engine_name(spec.replace(precision=precision, input_size=size)) for precision in PRECISIONS
-    }
-    files = {precision: name.with_suffix(".onnx") for precision, name in names.items()}
-    links = [_export(options, files["fp32"], "fp32", size)]
-    if options.precision == "fp16":
-        links.append(_export(options, files["fp16"], "fp16", size))
+    engines = {name: folder / engine_name(spec.replace(precision=name, input_size=size)) for name in PRECISIONS}
+    models = {name: path.with_suffix(".onnx") for name, path in engines.items()}
+
+    def export(precision: str, images: str | None = None) -> Step:
+        return export_step(
+            *(options.weights, models[precision], precision),
+            size=size,
+            images=images,
+            uint8_input=options.uint8_input,
+            top_k=options.topk or 0,
+        )
+
+    steps = [export("fp32")]
+    if options.precision == "fp16":  # the range of FP16 is checked on real images
+        steps.append(export("fp16", str(open_dataset(options.data, options.split).images[0].path.parent)))
     if options.precision == "int8":
-        links.append(_calibration(options, files["fp32"], files["int8"]))
-    source, engine = files[options.precision], names[options.precision]
-    arguments = ("--onnx", str(source), "--output", str(engine), "--flavor", options.flavor)
-    links.append(Link("export.engine", arguments, engine, lambda: {"onnx": sha256(source)}))
-    return links
-
-
-def _export(options: argparse.Namespace, output: Path, precision: str, size: tuple[int, int]) -> Link:
-    arguments = ["--weights", str(options.weights), "--output", str(output), "--size", f"{size[0]}x{size[1]}"]
-    if precision != "fp32":  # what half precision has to hold are real activations
-        images = open_dataset(options.data, options.split).images[0].path.parent
-        arguments += ["--precision", precision, "--images", str(images)]
-    if options.uint8_input:
-        arguments.append("--uint8-input")
-    if options.topk:
-        arguments += ["--topk", str(options.topk)]
-    return Link("export.onnx", tuple(arguments), output, lambda: {"weights": sha256(options.weights)})
-
-
-def _calibration(options: argparse.Namespace, model: Path, output: Path) -> Link:
-    arguments = ["--onnx", str(model), "--data", str(options.data), "--output", str(output), "--split", options.split]
-    if options.max_ap_drop is not None:
-        arguments += ["--max-ap-drop", str(options.max_ap_drop)]
-
-    def inputs() -> dict[str, str]:
-        training, scored = open_dataset(options.data, "train"), open_dataset(options.data, options.split)
-        images = digest(choose_images(training, None, 0))
-        return {"onnx": sha256(model), "calibration images": images, "scored": dataset_sha256(scored)}
-
-    return Link("calibration", tuple(arguments), output, inputs)
+        budget = BUDGETS["int8"] if options.max_ap_drop is None else options.max_ap_drop
+        request = Request(models["fp32"], models["int8"], options.data, max_ap_drop=budget, split=options.split)
+        steps.append(calibration_step(request))
+    return [*steps, engine_step(models[options.precision], engines[options.precision], options.flavor)]
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
-    """The command's arguments."""
     parser = cli.parser(
         "export.chain",
-        "Make the ONNX files and the TensorRT engine of one precision from weights, doing again only what has changed, then\n"
-        "verify all of them: fails if a step lost more accuracy than its budget.",
+        "Make the ONNX files and the TensorRT engine of one precision from weights, redo only what has changed, then\n"
+        "verify all of them: fails if a file lost more accuracy than its budget.",
         "python -m export.chain --weights runs/mine/best.pt --data datasets/mine --precision int8",
     )
     parser.add_argument("--weights", type=Path, required=True, help=WEIGHTS_HELP)
@@ -143,7 +178,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--size", type=cli.image_size, help="side or HEIGHTxWIDTH, multiples of 32 (default: the weights')")
     parser.add_argument("--output", type=Path, help="folder for the files (default: that of the weights)")
     parser.add_argument("--split", default="val", help="split to score on (default: the one that plays `val`)")
-    parser.add_argument("--max-ap-drop", type=float, metavar="POINTS", help="budget of that precision (default: its own)")
+    parser.add_argument("--max-ap-drop", type=ap_points, metavar="POINTS", help="budget of that precision (default: its own)")
     parser.add_argument("--uint8-input", action="store_true", help="see export.onnx")
     parser.add_argument("--topk", type=top_k, metavar="K", help="see export.onnx")
     parser.add_argument("--flavor", "--flavour", default="auto", help="of TensorRT, see export.engine (default: auto)")
@@ -151,17 +186,15 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command; returns its exit code."""
     options = parse(arguments)
-    options.output = output_folder(options.output or options.weights.parent)
-    spec = open_weights(options.weights).spec
-    links = plan(options, spec)
-    run_links(links, Record(options.output))
+    folder = output_folder(options.output or options.weights.parent)
+    steps = plan(options, folder)
+    run_steps(steps)
     judged = ["--weights", str(options.weights), "--data", str(options.data), "--split", options.split]
-    judged += ["--output", str(options.output)]
+    judged += ["--output", str(folder)]
     if options.max_ap_drop is not None:
         judged += ["--max-ap-drop", f"{options.precision}={options.max_ap_drop}"]
-    return run_command("export.verify", [*judged, *(str(link.output) for link in links)])
+    return run_command(verify.main, [*judged, *(str(step.output) for step in steps)])
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""`python -m export.verify`: the accuracy gate, the search for the layer that went wrong, the check of a manifest."""
+"""`python -m export.verify`: runs the accuracy gate, compares two files layer by layer, or checks a manifest."""
 
 from __future__ import annotations
 
@@ -6,30 +6,29 @@ import argparse
 import logging
 from pathlib import Path
 
-from export.accuracy import layer_diff as bisect
-from export.accuracy.gate import BUDGETS, FAILED, NOT_RUN, PASSED, Verification, parse_budgets, verify
+from calibration.budget import BUDGETS
+from export.accuracy import layer_diff
+from export.accuracy.gate import FAILED, NOT_RUN, PASSED, Verification, parse_budgets, verify
 from export.accuracy.measure import table
 from export.report import write_report
 from runtime import cli
 from runtime.datasets.open import open_dataset
-from runtime.errors import InputError
+from runtime.errors import CheckFailed, InputError
 from runtime.files import output_folder
 from runtime.manifest import find_changes
 from runtime.media.image import read_image
 
 log = logging.getLogger("verify")
 
-_FAILED = 1
 _MARKS = {PASSED: "✓", FAILED: "✗", NOT_RUN: "–"}
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
-    """The command's arguments."""
     parser = cli.parser(
         "export.verify",
-        "Score the weights in PyTorch and every file made from them, by one evaluation, and refuse (exit 1) a file that lost\n"
-        "more AP than its precision may; with --bisect, find the layer at which two files part; with --manifest, tell whether\n"
-        "a file was changed since it was made.",
+        "Score the weights in PyTorch and every file made from them by one evaluation, and refuse (exit 1) a file that lost\n"
+        "more AP than its budget. With --bisect, find the first layer at which two files differ. With --manifest, tell\n"
+        "whether a file was changed since it was made.",
         "python -m export.verify --weights best.pt --data datasets/coco --split val2017 best.onnx best.fp16.onnx\n"
         "  python -m export.verify --bisect --image street.jpg best.onnx best.int8.onnx\n"
         "  python -m export.verify --manifest best.onnx.json",
@@ -47,11 +46,14 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         help=f"one for all, or by precision (default: {budgets})",
     )
     parser.add_argument("--output", type=Path, default=Path("runs/verify"), help="for the report (default: runs/verify)")
-    parser.add_argument("--json", action="store_true", help="the figures of report.json on stdout instead of the table")
+    parser.add_argument("--json", action="store_true", help="report.json on stdout instead of the table")
     parser.add_argument("--bisect", action="store_true", help="compare two .onnx files layer by layer on --image")
     parser.add_argument("--image", type=Path, help="image for --bisect")
     parser.add_argument(
-        "--threshold", type=float, default=bisect.THRESHOLD, help=f"of --bisect, relative (default: {bisect.THRESHOLD:g})"
+        "--threshold",
+        type=float,
+        default=layer_diff.THRESHOLD,
+        help=f"of --bisect, relative (default: {layer_diff.THRESHOLD:g})",
     )
     parser.add_argument("--manifest", type=Path, metavar="FILE.json", help="check the exported file that it describes")
     return parser.parse_args(arguments)
@@ -65,7 +67,6 @@ def _budgets(text: str) -> dict[str, float]:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command; returns its exit code."""
     options = parse(arguments)
     if options.manifest:
         return _check_manifest(options.manifest)
@@ -75,7 +76,7 @@ def main(arguments: list[str] | None = None) -> int:
 def _check_manifest(path: Path) -> int:
     changes = find_changes(path)
     print("\n".join(changes) or f"{path}: unchanged")
-    return _FAILED if changes else 0
+    return CheckFailed.exit_code if changes else 0
 
 
 def _bisect(options: argparse.Namespace) -> int:
@@ -84,9 +85,9 @@ def _bisect(options: argparse.Namespace) -> int:
     if not options.threshold >= 0:
         raise InputError(f"--threshold: expected a number of at least 0, got {options.threshold}")
     first, second = options.files
-    layers = bisect.compare_layers(first, second, read_image(options.image))
-    print(bisect.table(layers, options.threshold))
-    return _FAILED if bisect.first_departure(layers, options.threshold) else 0
+    layers = layer_diff.compare_layers(first, second, read_image(options.image))
+    print(layer_diff.table(layers, options.threshold))
+    return CheckFailed.exit_code if layer_diff.first_departure(layers, options.threshold) else 0
 
 
 def _verify(options: argparse.Namespace) -> int:
@@ -94,7 +95,7 @@ def _verify(options: argparse.Namespace) -> int:
         raise InputError("expected --weights, --data and at least one file to verify; see python -m export.verify --help")
     if len({file.resolve() for file in options.files}) < len(options.files):
         raise InputError("a file is given twice; name each once")
-    folder = output_folder(options.output)  # now rather than after the work
+    folder = output_folder(options.output)  # fail before the work
     found = verify(options.weights, options.files, open_dataset(options.data, options.split), options.max_ap_drop)
     page = write_report(folder, found)
     if options.json:
@@ -102,12 +103,12 @@ def _verify(options: argparse.Namespace) -> int:
     else:
         print(summary(found))
     log.info("report: %s", page)
-    return 0 if found.passed else _FAILED
+    return 0 if found.passed else CheckFailed.exit_code
 
 
 def summary(found: Verification) -> str:
-    """The table and a verdict a file, for reading."""
-    lines = [table([found.reference, *(outcome.step for outcome in found.outcomes if outcome.step)]), ""]
+    """Formats the table and the verdict on each file."""
+    lines = [table([found.reference, *(outcome.measurement for outcome in found.outcomes if outcome.measurement)]), ""]
     for outcome in found.outcomes:
         lines.append(f"{_MARKS[outcome.status]} {outcome.name}: {'; '.join((outcome.status, *outcome.reasons))}")
         lines += [f"  note: {note}" for note in outcome.notes]

@@ -1,4 +1,4 @@
-"""Which detections a conversion changed: matched box by box with those of the model it was made from."""
+"""Matches the detections of an exported file with those of its reference, and tells kept ones from changed ones."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 from runtime.ops import boxes as box_ops
 
 SHOWN_SCORE = 0.25
-"""Detections below it are for evaluation, not for looking at; the default of `runtime.detect`."""
+"""Detections below it count in the evaluation but are not shown; the default of `runtime.detect`."""
 MIN_IOU = 0.5
 MIN_SCORE_CHANGE = 0.05
 
@@ -24,12 +24,14 @@ Record = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Box:
-    """One detection and what became of it.
+    """One detection and its fate in the conversion.
 
     Attributes:
-        box: (left, top, width, height) in pixels of the image. category_id: as in the dataset.
-        score: after the change; before it for one that vanished. before: score before the change, None for one that appeared.
-        kind: `kept`, `rescored` (by more than 0.05), `appeared` or `vanished`.
+        box: (left, top, width, height) in pixels of the image.
+        category_id: as in the dataset.
+        score: after the conversion; that of the reference for a box that vanished.
+        before: score of the reference; None for a box that appeared.
+        kind: `kept`, `rescored` (by more than `MIN_SCORE_CHANGE`), `appeared` or `vanished`.
     """
 
     box: tuple[float, float, float, float]
@@ -40,7 +42,7 @@ class Box:
 
 
 def by_image(results: Iterable[Record]) -> dict[int, list[Record]]:
-    """COCO result records worth looking at, by image id, best first."""
+    """Groups the COCO result records of at least `SHOWN_SCORE` by image id, best first."""
     found: dict[int, list[Record]] = defaultdict(list)
     for record in results:
         if record["score"] >= SHOWN_SCORE:
@@ -49,10 +51,14 @@ def by_image(results: Iterable[Record]) -> dict[int, list[Record]]:
 
 
 def find_changes(reference: Sequence[Record], other: Sequence[Record]) -> list[Box]:
-    """Match one image's detections, best reference first, each with the free one of its class that overlaps it most.
+    """Matches one image's detections, best reference first, each with the free one of its class that overlaps it most.
 
     Args:
-        reference, other: COCO result records of one image, best first.
+        reference: COCO result records of one image, best first.
+        other: those of the exported file, best first.
+
+    Returns:
+        A box for every record of the reference, then the boxes that appeared.
     """
     free = list(other)
     found = []

@@ -1,4 +1,4 @@
-"""The accuracy gate: every exported file is scored by the code that scored PyTorch, and may lose so much AP and no more."""
+"""Accuracy gate: scores every exported file as PyTorch was scored, and refuses one that loses more AP than its budget."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from export.accuracy.measure import Step, measure_step
+from calibration.budget import BUDGETS, is_within
+from export.accuracy.measure import Measurement, measure
 from runtime.backends.base import Backend
 from runtime.backends.open import open_backend
 from runtime.datasets.dataset import Dataset
@@ -19,22 +20,23 @@ from train.torch_backend import open_torch_backend
 
 log = logging.getLogger(__name__)
 
-BUDGETS = {"fp32": 0.05, "fp16": 0.1, "int8": 0.5}
-"""Points of AP that a file of each precision may lose."""
 PASSED, FAILED, NOT_RUN = "passed", "failed", "built, not run"
 
-_IDENTITY = ("class_names", "anchors", "strides")  # with others it is another model
-_HANDLING = ("resize", "pad_value", "mean", "std", "color", "score_threshold", "nms_threshold")  # with others it is misused
-_ROUNDING = 1e-9  # of points of AP; what float arithmetic leaves of a difference that is exactly the budget
+# A file whose spec differs in one of these was made from other weights.
+_IDENTITY = ("class_names", "anchors", "strides")
+# A file whose spec differs in one of these is run otherwise than it was trained.
+_HANDLING = ("resize", "pad_value", "mean", "std", "color", "score_threshold", "nms_threshold")
 
 
 @dataclass(frozen=True)
-class Candidate:
-    """A file to be judged.
+class ExportedFile:
+    """Exported file to be judged.
 
     Attributes:
-        name: what to call it. file: where it is. backend: runs it, or None where this machine cannot.
-        reason: why this machine cannot.
+        name: what the table calls it.
+        file: its path.
+        backend: runs it; None where this machine cannot.
+        reason: why this machine cannot run it.
     """
 
     name: str
@@ -45,19 +47,22 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a file.
+    """Verdict on one exported file.
 
     Attributes:
-        name, file: as in `Candidate`. spec: its description, None where it was not opened.
-        step: what was measured, None where it did not run to the end.
-        status: `passed`, `failed` or `built, not run`. reasons: for anything but a pass, a line each.
-        notes: what is odd but costs nothing, a line each.
+        name: what the table calls it.
+        file: its path.
+        spec: its spec; None where it was not opened.
+        measurement: its accuracy, size and speed; None where it did not run to the end.
+        status: `passed`, `failed` or `built, not run`.
+        reasons: for anything but a pass, one line each.
+        notes: oddities that do not fail the file, one line each.
     """
 
     name: str
     file: Path
     spec: ModelSpec | None
-    step: Step | None
+    measurement: Measurement | None
     status: str
     reasons: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
@@ -65,28 +70,32 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Verification:
-    """All that was measured: the weights in PyTorch, and what became of each file made from them.
+    """Measurement of the weights in PyTorch, and the verdict on each file made from them.
 
     Attributes:
-        weights: their file. spec: their description, at the input size of the files.
-        dataset: what was scored. budgets: points of AP by precision.
+        weights: their file.
+        spec: their spec, at the input size of the files.
+        dataset: the split that was scored.
+        budgets: points of AP that a file may lose, by precision.
+        reference: measurement of the weights in PyTorch.
+        outcomes: verdicts, in the order of the files.
     """
 
     weights: Path
     spec: ModelSpec
     dataset: Dataset
     budgets: Mapping[str, float]
-    reference: Step
+    reference: Measurement
     outcomes: tuple[Outcome, ...]
 
     @property
     def passed(self) -> bool:
-        """Whether no file failed; files that could not be run here count neither way."""
+        """True if no file failed; files that cannot be run here are not counted."""
         return all(outcome.status != FAILED for outcome in self.outcomes)
 
 
 def parse_budgets(text: str) -> dict[str, float]:
-    """`fp32=0.05,int8=1` (those not named keep their default) or `0.5` for all, in points of AP.
+    """Parses budgets in points of AP: `0.5` for all, or `fp32=0.05,int8=1`, where the others keep their default.
 
     Raises:
         InputError: an unknown precision, or not a number of at least 0.
@@ -105,57 +114,64 @@ def parse_budgets(text: str) -> dict[str, float]:
 
 
 def verify(weights: Path, files: Sequence[Path], dataset: Dataset, budgets: Mapping[str, float]) -> Verification:
-    """Score the weights in PyTorch and every file, at the files' own input size, and hold each against its budget.
+    """Scores the weights in PyTorch and every file, at the files' own input size, and judges each by its budget.
+
+    Args:
+        weights: anything `train.weights.open_weights` takes.
+        files: .onnx and .engine files made from them, all of one input size.
+        dataset: the split to score on.
+        budgets: points of AP that a file may lose, by precision.
 
     Raises:
         InputError: a file cannot be used, is no export of such weights, or the files differ in input size.
-        CheckFailed: the weights find nothing in this split, so that no loss could be seen.
+        CheckFailed: the weights reach an AP of 0 on this split, so a loss could not be seen.
         MissingComponentError: none of the files can be run here.
     """
-    with open_candidates(files) as candidates:
-        pytorch = open_torch_backend(weights, _common_size(candidates))
+    with open_files(files) as opened:
+        pytorch = open_torch_backend(weights, _common_size(opened))
         spec = pytorch.spec
-        for candidate in candidates:
-            if candidate.backend:
-                _check_same_model(candidate.file, candidate.backend.spec, spec)
+        for exported in opened:
+            if exported.backend:
+                _check_same_model(exported.file, exported.backend.spec, spec)
         log.info("scoring PyTorch on %d images", len(dataset))
-        reference = measure_step("PyTorch", pytorch, weights, dataset)
+        reference = measure("PyTorch", pytorch, weights, dataset)
         if reference.evaluation.ap <= 0:
             raise CheckFailed(
                 f"{weights} reaches an AP of 0 on {dataset.split} of {dataset.root}, so a loss could not be seen;"
                 " use trained weights, and a split with the objects they were trained on"
             )
-        outcomes = tuple(_examine(candidate, pytorch, reference, dataset, budgets) for candidate in candidates)
+        outcomes = tuple(_examine(exported, pytorch, reference, dataset, budgets) for exported in opened)
     return Verification(weights, spec, dataset, budgets, reference, outcomes)
 
 
 @contextlib.contextmanager
-def open_candidates(files: Sequence[Path]) -> Iterator[list[Candidate]]:
-    """Open every file before any long work; an engine that this machine cannot run is kept with the reason.
+def open_files(files: Sequence[Path]) -> Iterator[list[ExportedFile]]:
+    """Opens every file before any long work; an engine that this machine cannot run is kept with the reason.
 
     Raises:
-        InputError: a file cannot be used. MissingComponentError: none of them can be run here.
+        InputError: a file cannot be used.
+        MissingComponentError: none of them can be run here.
     """
     names = [file.name for file in files]
     with contextlib.ExitStack() as stack:
-        candidates = []
+        opened = []
         for file in files:
             name = file.name if names.count(file.name) == 1 else str(file)
             try:
-                candidates.append(Candidate(name, file, stack.enter_context(open_backend(file))))
+                opened.append(ExportedFile(name, file, stack.enter_context(open_backend(file))))
             except MissingComponentError as error:
                 if file.suffix != ".engine":
                     raise
-                candidates.append(Candidate(name, file, None, str(error).removeprefix(f"{file}: ")))
-        if not any(candidate.backend for candidate in candidates):
-            reasons = "; ".join(f"{candidate.file}: {candidate.reason}" for candidate in candidates)
+                opened.append(ExportedFile(name, file, None, str(error).removeprefix(f"{file}: ")))
+        if not any(exported.backend for exported in opened):
+            reasons = "; ".join(f"{exported.file}: {exported.reason}" for exported in opened)
             raise MissingComponentError(f"nothing was verified, none of the files can be run here: {reasons}")
-        yield candidates
+        yield opened
 
 
-def _common_size(candidates: Sequence[Candidate]) -> tuple[int, int]:
-    """The files' input size. AP depends on it, so one PyTorch figure can only be the reference of files of one size."""
-    sizes = {candidate.backend.spec.input_size: candidate.name for candidate in candidates if candidate.backend}
+def _common_size(opened: Sequence[ExportedFile]) -> tuple[int, int]:
+    """Returns the input size of all files. AP depends on it, so one reference in PyTorch serves one size only."""
+    sizes = {exported.backend.spec.input_size: exported.name for exported in opened if exported.backend}
     if len(sizes) > 1:
         found = ", ".join(f"{name} {height}x{width}" for (height, width), name in sizes.items())
         raise InputError(f"the files differ in input size ({found}), and AP depends on it; verify each size in its own run")
@@ -179,39 +195,39 @@ def _short(values: Sequence[object]) -> str:
 
 
 def _examine(
-    candidate: Candidate, pytorch: Backend, reference: Step, dataset: Dataset, budgets: Mapping[str, float]
+    exported: ExportedFile, pytorch: Backend, reference: Measurement, dataset: Dataset, budgets: Mapping[str, float]
 ) -> Outcome:
-    name, file, backend = candidate.name, candidate.file, candidate.backend
+    name, file, backend = exported.name, exported.file, exported.backend
     if backend is None:
-        return Outcome(name, file, None, None, NOT_RUN, (candidate.reason,), _manifest_notes(file))
+        return Outcome(name, file, None, None, NOT_RUN, (exported.reason,), _manifest_notes(file))
     spec = backend.spec
-    foreign = ("its description names other weights as its source",)
+    foreign = ("its spec names other weights as its source",)
     notes = (foreign if spec.source_sha256 != pytorch.spec.source_sha256 else ()) + _manifest_notes(file)
     log.info("scoring %s", name)
     try:
-        step = measure_step(name, backend, file, dataset, pytorch)
-    except ModelError as error:  # opened well but does not run, or computes what are not numbers: damaged
+        measurement = measure(name, backend, file, dataset, pytorch)
+    except ModelError as error:  # it opened but does not run, or computes NaN: damaged
         return Outcome(name, file, spec, None, FAILED, (str(error),), notes)
-    reasons = judge(reference, step, spec.precision, budgets) + _misdescribed(spec, pytorch.spec)
-    return Outcome(name, file, spec, step, FAILED if reasons else PASSED, tuple(reasons), notes)
+    reasons = judge(reference, measurement, spec.precision, budgets) + _spec_faults(spec, pytorch.spec)
+    return Outcome(name, file, spec, measurement, FAILED if reasons else PASSED, tuple(reasons), notes)
 
 
-def judge(reference: Step, step: Step, precision: str, budgets: Mapping[str, float]) -> list[str]:
-    """Why a step is refused: it lost more points of AP than its precision's budget, or nothing if it did not."""
-    drop, budget = -step.change(reference), budgets[precision]
-    if drop <= budget + _ROUNDING:
+def judge(reference: Measurement, measurement: Measurement, precision: str, budgets: Mapping[str, float]) -> list[str]:
+    """Returns the reason to refuse a measurement: a loss of AP beyond its precision's budget; none if it keeps within it."""
+    drop, budget = -measurement.delta_ap(reference), budgets[precision]
+    if is_within(drop, budget):
         return []
     return [f"lost {drop:.3f} points of AP, the budget of {precision} is {budget:g}"]
 
 
-def _misdescribed(spec: ModelSpec, weights: ModelSpec) -> list[str]:
-    """Where a description would have images handled otherwise than in training; wrong even where this split shows no loss."""
+def _spec_faults(spec: ModelSpec, weights: ModelSpec) -> list[str]:
+    """Lists where a spec handles images otherwise than in training; wrong even where this split shows no loss."""
     pairs = ((field, getattr(spec, field), getattr(weights, field)) for field in _HANDLING)
-    return [f"describes {field} as {mine}, the weights as {theirs}" for field, mine, theirs in pairs if mine != theirs]
+    return [f"its spec says {field} is {mine}, that of the weights {theirs}" for field, mine, theirs in pairs if mine != theirs]
 
 
 def _manifest_notes(file: Path) -> tuple[str, ...]:
-    """What is odd about the manifest beside a file; the accuracy measured here holds all the same."""
+    """Lists what is wrong with the manifest beside a file; the measured accuracy holds all the same."""
     path = manifest_path(file)
     try:
         return tuple(find_changes(path)) if path.is_file() else ("has no manifest beside it",)

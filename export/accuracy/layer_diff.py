@@ -1,4 +1,4 @@
-"""Which layer a conversion went wrong at: the same image through two ONNX files, every tensor of the same name compared."""
+"""Finds the layer at which two ONNX files part: runs one image through both and compares tensors of the same name."""
 
 from __future__ import annotations
 
@@ -16,17 +16,19 @@ from runtime.media.image import Image
 from runtime.ops.preprocess import preprocess
 
 THRESHOLD = 0.05
-"""Relative difference beyond which a layer has departed: rounding to FP16 stays well below, a wrong weight well above."""
-_SHOWN = 8
+"""Relative difference above which a layer counts as different: FP16 rounding stays well below, a wrong weight well above."""
+_SHOWN = 8  # lines of the table
 
 
 @dataclass(frozen=True)
 class Layer:
-    """How far one layer's output is apart in two files.
+    """Difference of one layer's output between two files.
 
     Attributes:
-        tensor: the output's name. node, operator: what makes it in the first file.
-        difference: max |a - b| / max |a|, a being the first file's; infinite where a value is no number.
+        tensor: name of the output.
+        node: name of the node that makes it in the first file.
+        operator: type of that node.
+        difference: max |a - b| / max |a|, a being the first file's; infinite where a value is NaN.
     """
 
     tensor: str
@@ -36,10 +38,12 @@ class Layer:
 
 
 def compare_layers(first: Path, second: Path, image: Image) -> list[Layer]:
-    """Every float tensor up to the maps that both files have, in the first one's graph order.
+    """Compares every float tensor that both files have, up to the raw maps, in the first file's graph order.
 
     Args:
-        image: uint8 BGR `[H, W, 3]`, prepared as each file describes.
+        first: the reference .onnx file.
+        second: the .onnx file made from it.
+        image: uint8 BGR `[H, W, 3]`, preprocessed by each file's own spec.
 
     Raises:
         InputError: a file cannot be used, or they have no tensor in common but the input.
@@ -56,26 +60,26 @@ def compare_layers(first: Path, second: Path, image: Image) -> list[Layer]:
     with ActivationRunner(first) as reference, ActivationRunner(second) as changed:
         names = [name for name in reference.names if name in changed.names]
         maps = [index for index, name in enumerate(names) if name in spec.map_names]
-        names = names[: max(maps, default=-1) + 1]  # what selects the best boxes jumps where nothing went wrong
+        names = names[: max(maps, default=-1) + 1]  # behind them a tiny difference can swap the selected boxes
         if not set(names) - set(spec.map_names):
             raise InputError(
-                f"{first} and {second} share no tensor between input and outputs; bisect files made from one another"
+                f"{first} and {second} share no tensor between input and outputs; compare files made from one another"
             )
         producers = reference.producers
         expected, found = reference.run(images), changed.run(theirs)
-    # A name may count its node, and mean another one where nodes were added; the shapes tell.
+    # Numbered names can mean another node where nodes were added: a shape that differs gives that away.
     names = [name for name in names if expected[name].shape == found[name].shape]
     differences = parity.compare(names, [expected[name] for name in names], [found[name] for name in names])
     return [Layer(item.output, *producers[item.output], item.relative) for item in differences]
 
 
 def first_departure(layers: Sequence[Layer], threshold: float) -> Layer | None:
-    """The first layer, in graph order, that differs by more than the threshold."""
+    """Returns the first layer, in graph order, that differs by more than the threshold; None if none does."""
     return next((layer for layer in layers if layer.difference > threshold), None)
 
 
 def table(layers: Sequence[Layer], threshold: float) -> str:
-    """For reading: the first layer that departs, and the few that differ most."""
+    """Formats the first layer above the threshold, and the few that differ most."""
     first = first_departure(layers, threshold)
     verdict = f"no layer differs by more than {threshold:g}"
     if first:

@@ -1,4 +1,4 @@
-"""What each conversion step did to a model: accuracy, size, speed, measured the same way for all of them."""
+"""Measures a model's accuracy, size and speed, the same way for the weights and for every exported file."""
 
 from __future__ import annotations
 
@@ -21,22 +21,23 @@ from runtime.media.image import Image
 from runtime.ops.preprocess import preprocess
 
 _COMPARED = 4
-"""Images whose raw outputs are compared with the reference's."""
-_FIGURES = ("AP", "AP50", "AP75", "APs", "APm", "APl")
+"""Number of images whose raw outputs are compared with the reference's."""
+_METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
 _WORST_WIDTH = 24
-_VISIBLE = 0.005  # points that are written as 0.01
+_VISIBLE = 0.005  # the least points of AP that print as 0.01
 
 
 @dataclass(frozen=True)
-class Step:
-    """One step of the road.
+class Measurement:
+    """Accuracy, size and speed of one model.
 
     Attributes:
-        name: what to call it. evaluation: its accuracy.
-        size: of its file in bytes. milliseconds: median of one image, preprocessing to NMS, batch 1.
-        difference: largest |a - b| / max |a| of its outputs to the reference's, on a few images, each side preparing them
-            as its own description says; of raw maps, or of candidates as `parity.compare_outputs` does; None where there was
-            nothing to compare with.
+        name: what the table calls the model.
+        evaluation: its accuracy.
+        size: of its file in bytes.
+        milliseconds: median time of one image, preprocessing to NMS, batch 1.
+        difference: largest |a - b| / max |a| between the reference's outputs and its own, on a few images, each side
+            preprocessing them by its own spec (see `parity.compare_outputs`). None where there is no reference.
     """
 
     name: str
@@ -45,16 +46,20 @@ class Step:
     milliseconds: float
     difference: float | None = None
 
-    def change(self, reference: Step) -> float:
-        """Points of AP gained on the reference; negative for a loss."""
+    def delta_ap(self, reference: Measurement) -> float:
+        """ΔAP against the reference in points; negative is a loss."""
         return (self.evaluation.ap - reference.evaluation.ap) * 100
 
 
-def measure_step(name: str, backend: Backend, file: Path, dataset: Dataset, reference: Backend | None = None) -> Step:
-    """Score and time a model on a split, at the score threshold of its own description (0.01 in the paper).
+def measure(name: str, backend: Backend, file: Path, dataset: Dataset, reference: Backend | None = None) -> Measurement:
+    """Scores and times a model on a split, at the score threshold of its own spec (0.01 in the paper).
 
     Args:
-        reference: what it was made from, to compare raw outputs with.
+        name: what the table calls the model.
+        backend: runs it.
+        file: its file, for the size.
+        dataset: the split.
+        reference: runs what it was made from, to compare raw outputs with.
     """
     detector = Detector(backend, score_threshold=backend.spec.score_threshold)
     times: list[float] = []
@@ -67,14 +72,16 @@ def measure_step(name: str, backend: Backend, file: Path, dataset: Dataset, refe
 
     difference = tensor_difference(reference, backend, dataset) if reference else None
     result = evaluate(predict, dataset, backend.spec.class_names)
-    return Step(name, result, file.stat().st_size, statistics.median(times), difference)
+    return Measurement(name, result, file.stat().st_size, statistics.median(times), difference)
 
 
 def tensor_difference(reference: Backend, other: Backend, dataset: Dataset) -> float:
-    """The largest relative difference of any output on the split's first readable images; infinite for a NaN.
+    """Returns the largest relative difference of any output on the split's first readable images; infinite for a NaN.
 
     Args:
-        reference: one that gives out raw maps; see `parity.compare_outputs`.
+        reference: a backend that gives out raw maps; see `parity.compare_outputs`.
+        other: the backend to compare with it.
+        dataset: the split.
     """
     found = [0.0]
     for image in _first_images(dataset):
@@ -93,33 +100,34 @@ def _first_images(dataset: Dataset) -> list[Image]:
             break
         try:
             images.append(entry.read())
-        except InputError:  # the evaluation names it, once
+        except InputError:  # the evaluation reports it
             continue
     return images
 
 
-def worst_class(reference: Step, step: Step) -> tuple[str, float] | None:
-    """The class that lost most AP and its change in points, which is negative; None where none lost so much as 0.01."""
-    before, after = reference.evaluation.per_class, step.evaluation.per_class
-    changes = {name: (after[name] - ap) * 100 for name, ap in before.items() if ap >= 0}
-    name = min(changes, key=changes.__getitem__, default=None)
-    return None if name is None or changes[name] > -_VISIBLE else (name, changes[name])
+def worst_class(reference: Measurement, measurement: Measurement) -> tuple[str, float] | None:
+    """Returns the class that lost most AP and its ΔAP in points (negative); None where no class lost 0.01 points."""
+    before, after = reference.evaluation.per_class, measurement.evaluation.per_class
+    deltas = {name: (after[name] - ap) * 100 for name, ap in before.items() if ap >= 0}
+    name = min(deltas, key=deltas.__getitem__, default=None)
+    return None if name is None or deltas[name] > -_VISIBLE else (name, deltas[name])
 
 
-def table(steps: Sequence[Step]) -> str:
-    """The steps for reading: AP in percent, its change against the first step in points, the worst class's likewise."""
-    width = max(len("step"), *(len(step.name) for step in steps)) + 2
+def table(measurements: Sequence[Measurement]) -> str:
+    """Formats measurements as a table: AP in percent; ΔAP against the first one, and of the worst class, in points."""
+    reference = measurements[0]
+    width = max(len("model"), *(len(item.name) for item in measurements)) + 2
     columns = ("AP", "AP50", "AP75", "small", "medium", "large")
-    heading = f"{'step':{width}}" + "".join(f"{column:>8}" for column in columns)
-    lines = [heading + f"{'change':>9}  {'worst class':{_WORST_WIDTH}}{'size':>11}{'ms/image':>10}{'max diff':>10}"]
-    for step in steps:
-        worst = worst_class(steps[0], step) if step is not steps[0] else None
+    heading = f"{'model':{width}}" + "".join(f"{column:>8}" for column in columns)
+    lines = [heading + f"{'ΔAP':>9}  {'worst class':{_WORST_WIDTH}}{'size':>11}{'ms/image':>10}{'max diff':>10}"]
+    for item in measurements:
+        worst = worst_class(reference, item) if item is not reference else None
         lines.append(
-            f"{step.name:{width}}"
-            + "".join(_percent(step.evaluation.metrics[name]) for name in _FIGURES)
-            + f"{step.change(steps[0]):+9.3f}  {_named(worst):{_WORST_WIDTH}}"
-            + f"{step.size / 1e6:8.2f} MB{step.milliseconds:10.1f}"
-            + (f"{'-':>10}" if step.difference is None else f"{step.difference:10.1e}")
+            f"{item.name:{width}}"
+            + "".join(_percent(item.evaluation.metrics[name]) for name in _METRICS)
+            + f"{item.delta_ap(reference):+9.3f}  {_named(worst):{_WORST_WIDTH}}"
+            + f"{item.size / 1e6:8.2f} MB{item.milliseconds:10.1f}"
+            + (f"{'-':>10}" if item.difference is None else f"{item.difference:10.1e}")
         )
     return "\n".join(lines)
 
@@ -131,5 +139,5 @@ def _percent(value: float) -> str:
 def _named(worst: tuple[str, float] | None) -> str:
     if worst is None:
         return "-"
-    change = f"{worst[1]:+.2f}"
-    return f"{worst[0][: _WORST_WIDTH - len(change) - 2]} {change}"
+    delta = f"{worst[1]:+.2f}"
+    return f"{worst[0][: _WORST_WIDTH - len(delta) - 2]} {delta}"

@@ -82,7 +82,18 @@ class ExportRequest:
 
     def settings(self) -> dict[str, Any]:
         """Returns everything that the file depends on besides the weights, for its manifest."""
-        names = ("size", "batch", "precision", "opset", "uint8_input", "top_k", "inspect", "classes", "allow_rounding")
+        names = (
+            "size",
+            "batch",
+            "precision",
+            "opset",
+            "uint8_input",
+            "top_k",
+            "inspect",
+            "classes",
+            "images",
+            "allow_rounding",
+        )
         values = {name: getattr(self, name) for name in names}
         return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 

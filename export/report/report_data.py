@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 import platform
 from collections import Counter
@@ -11,10 +9,10 @@ from collections.abc import Mapping
 from importlib import metadata
 from typing import Any
 
+from calibration.images import dataset_sha256
 from export.accuracy.box_changes import KINDS, Record, by_image, find_changes
 from export.accuracy.gate import Outcome, Verification
-from export.accuracy.measure import Step, worst_class
-from runtime.datasets.dataset import Dataset
+from export.accuracy.measure import Measurement, worst_class
 from runtime.errors import InputError
 from runtime.files import sha256
 from runtime.manifest import manifest_path, read_manifest
@@ -53,15 +51,6 @@ def report_data(found: Verification) -> dict[str, Any]:
     }
 
 
-def dataset_sha256(dataset: Dataset) -> str:
-    """Hashes a split: its annotations, and the name and bytes of each image, in order."""
-    digest = hashlib.sha256(json.dumps([dataset.class_names, dataset.annotations], sort_keys=True).encode())
-    for entry in dataset.images:
-        image = sha256(entry.path) if entry.path.is_file() else "missing"
-        digest.update(f"{entry.image_id} {entry.path.name} {image}\n".encode())
-    return digest.hexdigest()
-
-
 def _versions() -> dict[str, str]:
     found = {"python": platform.python_version(), "machine": f"{platform.system()} {platform.machine()}"}
     for name in _LIBRARIES:
@@ -72,7 +61,7 @@ def _versions() -> dict[str, str]:
     return found
 
 
-def _measured(measurement: Step) -> dict[str, Any]:
+def _measured(measurement: Measurement) -> dict[str, Any]:
     return {
         "name": measurement.name,
         "figures": measurement.evaluation.metrics,
@@ -101,11 +90,11 @@ def _file(outcome: Outcome, found: Verification, detections: Mapping[str, Detect
         "manifest": manifest,
         "measured": None,
     }
-    if outcome.step:
-        worst = worst_class(found.reference, outcome.step)
+    if outcome.measurement:
+        worst = worst_class(found.reference, outcome.measurement)
         data["measured"] = {
-            **_measured(outcome.step),
-            "change": outcome.step.change(found.reference),
+            **_measured(outcome.measurement),
+            "change": outcome.measurement.delta_ap(found.reference),
             "worst_class": {"name": worst[0], "change": worst[1]} if worst else None,
             "changed_detections": _count_changes(detections[found.reference.name], detections[outcome.name]),
         }
@@ -114,7 +103,7 @@ def _file(outcome: Outcome, found: Verification, detections: Mapping[str, Detect
 
 def detections_by_image(found: Verification) -> dict[str, Detections]:
     """Groups the detections worth looking at by model, the reference first, and image id."""
-    measurements = [found.reference, *(outcome.step for outcome in found.outcomes if outcome.step)]
+    measurements = [found.reference, *(outcome.measurement for outcome in found.outcomes if outcome.measurement)]
     return {measurement.name: by_image(measurement.evaluation.results) for measurement in measurements}
 
 

@@ -37,6 +37,12 @@ class BuildOptions:
     version_compatible: bool = False
     hardware_compatible: bool = False
 
+    def settings(self) -> dict[str, Any]:
+        """Returns the settings that an engine depends on, for its manifest."""
+        names = ("batch", "workspace", "level", "version_compatible", "hardware_compatible")
+        values = {name: getattr(self, name) for name in names}
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+
 
 def usable_options(trt: TensorRT, options: BuildOptions) -> BuildOptions:
     """Returns the options that this library has; logs which one it leaves out.

@@ -147,6 +147,7 @@ def build_engine(trt: TensorRT, model: Path, spec: ModelSpec, output: Path, opti
         CheckFailed: the file or the engine does not have the precision that the spec claims.
         MissingComponentError: the library does not start on this machine.
     """
+    settings = options.settings()
     options = usable_options(trt, options)
     check_writable(output)
     origin = source("onnx", model, output)
@@ -176,7 +177,7 @@ def build_engine(trt: TensorRT, model: Path, spec: ModelSpec, output: Path, opti
         "network": precision.summary(),
         "inspector": _inspect(trt, plan, spec.precision, options),
     }
-    _write(output, plan, spec, origin, details)
+    _write(output, plan, spec, origin, {"settings": settings, "engine": details})
     if options.timing_cache:
         save_timing_cache(config, options.timing_cache)
     return details
@@ -214,7 +215,7 @@ def _write(output: Path, plan: bytes, spec: ModelSpec, origin: Source, details: 
         with tempfile.TemporaryDirectory(dir=output.parent, prefix=".engine-") as folder:
             written = Path(folder) / output.name
             written.write_bytes(plan)
-            write_manifest(written, spec, [origin], {"engine": details})
+            write_manifest(written, spec, [origin], details)
             os.replace(manifest_path(written), manifest_path(output))
             os.replace(written, output)
     except OSError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from collections.abc import Callable
@@ -17,9 +18,11 @@ from onnx import numpy_helper
 from calibration import pipeline
 from calibration.__main__ import main
 from calibration.graph import Graph
+from calibration.images import dataset_sha256
 from calibration.placement import place
 from calibration.ranges import METHODS, Range
 from runtime.backends.ort import OrtBackend
+from runtime.datasets.open import open_dataset
 from runtime.detector import Detector
 from runtime.files import sha256
 from runtime.manifest import find_changes, read_manifest
@@ -71,7 +74,15 @@ def test_a_file_and_its_manifest(target: str, calibrate: Command, own_set: Path,
     manifest = read_manifest(tmp_path / "m.int8.onnx.json")
     assert find_changes(tmp_path / "m.int8.onnx.json") == [] and manifest.sha256 == sha256(file)
     assert [(item.role, item.sha256) for item in manifest.made_from] == [("onnx", sha256(plain_model))]
-    assert set(manifest.details) == {"calibration", "accuracy"}
+    assert set(manifest.details) == {"settings", "data", "calibration", "accuracy"}
+    expected = {"method": "minmax", "target": target, "images": 4, "seed": 3, "max_ap_drop": 100}
+    places = {"calibration_split": "train", "split": "val", "sensitivity": False}
+    assert manifest.details["settings"] == {**expected, **places}
+    hashes = [item["sha256"] for item in manifest.details["calibration"]["images"]]
+    assert manifest.details["data"] == {
+        "calibration images": hashlib.sha256("".join(hashes).encode()).hexdigest(),
+        "scored split": dataset_sha256(open_dataset(own_set, "val")),
+    }
     _check_details(manifest.details["calibration"], target, own_set, plain_model)
     assert manifest.details["accuracy"]["int8"] == report["after"]
     assert {path.name for path in tmp_path.iterdir()} == {file.name, f"{file.name}.json", f"{file.name}.ranges.npz"}
@@ -123,8 +134,9 @@ def test_the_table_shows_every_class(calibrate: Command) -> None:
     assert code == 0
     rows = {line.split()[0]: line.split()[1:] for line in out.splitlines()[2:] if len(line.split()) == 4}
     assert {"AP", "AP50"} < set(rows) and {"cat", "dog", "bird"} & set(rows)
-    for before, after, change in rows.values():
-        assert float(change) == pytest.approx(float(after) - float(before), abs=0.011)
+    assert out.splitlines()[2].split() == ["fp32", "int8", "ΔAP"]
+    for before, after, delta in rows.values():
+        assert float(delta) == pytest.approx(float(after) - float(before), abs=0.011)
 
 
 LAYER = "/backbone/stages.1/stages.1.0/conv/Conv"
@@ -144,7 +156,7 @@ def test_a_damaged_layer_is_found_and_taken_back(calibrate: Command, tmp_path: P
     assert set(ranked[0]) == {"layer", "snr_db", "ap_drop", "bytes"}
     assert [item["ap_drop"] is not None for item in ranked] == [index < 5 for index in range(len(ranked))]
     assert ranked[0]["ap_drop"] > max(item["ap_drop"] for item in ranked[1:5])
-    assert f"1 of them went back to float16, which costs {ranked[0]['bytes'] / 1e6:.2f} MB" in out and LAYER in out
+    assert f"1 of them went back to FP16, which costs {ranked[0]['bytes'] / 1e6:.2f} MB" in out and LAYER in out
     made = Graph(onnx.load(tmp_path / "m.int8.onnx"))
     weight = made.constant(next(node.input[1] for node in made.nodes if node.name == LAYER))
     assert weight is not None and weight.dtype == np.float16
@@ -162,7 +174,7 @@ def test_a_budget_nothing_meets(calibrate: Command, tmp_path: Path, monkeypatch:
     monkeypatch.setattr(pipeline._Work, "drop", lambda *_, **__: 7.0)
     code, out, err = calibrate("--max-ap-drop", 0.5)
     assert (code, out) == (1, "")
-    assert "even with every layer in float16 it loses 7.00 points of AP, the budget is 0.50" in one_line(err)
+    assert "even with every layer in FP16 it loses 7.00 points of AP, the budget is 0.50" in one_line(err)
     ranking = err.split("the most sensitive first:\n")[1].splitlines()[:40]
     assert all(line.startswith("/") and "dB" in line for line in ranking)
     assert not (tmp_path / "m.int8.onnx").exists() and not (tmp_path / "m.int8.onnx.json").exists()
@@ -258,16 +270,16 @@ def test_data_that_cannot_serve(calibrate: Command, own_set: Path, tmp_path: Pat
 
 
 def test_models_that_cannot_serve(calibrate: Command, plain_model: Path, tmp_path: Path) -> None:
-    bare, half, nan = onnx.load(plain_model), onnx.load(plain_model), onnx.load(plain_model)
+    bare, fp16, nan = onnx.load(plain_model), onnx.load(plain_model), onnx.load(plain_model)
     del bare.metadata_props[:]
-    next(item for item in half.metadata_props if item.key == "precision").value = '"fp16"'
+    next(item for item in fp16.metadata_props if item.key == "precision").value = '"fp16"'
     for weight in nan.graph.initializer:
         value = numpy_helper.to_array(weight)
         if value.ndim == 4:
             weight.CopyFrom(numpy_helper.from_array(np.full_like(value, np.nan), weight.name))
     for name, model, message in (
         ("bare", bare, "no model description"),
-        ("half", half, "is of precision fp16"),
+        ("fp16", fp16, "is of precision fp16"),
         ("nan", nan, "gives values that are not finite on"),
     ):
         onnx.save(model, tmp_path / f"{name}.onnx")

@@ -1,4 +1,4 @@
-"""Where Q/DQ pairs sit, for every variant, told by what the modules are called rather than by the rules under test."""
+"""Places of the Q/DQ pairs in every variant, judged by the names of the modules rather than by the rules under test."""
 
 from __future__ import annotations
 

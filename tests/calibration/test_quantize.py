@@ -1,4 +1,4 @@
-"""What is written, against numpy arithmetic; float16 layers; whole models that stay close to the float ones."""
+"""Quantized convolutions against numpy arithmetic; FP16 layers; whole models that stay close to the float ones."""
 
 from __future__ import annotations
 
@@ -131,38 +131,38 @@ def test_whole_models_stay_close(
 
 
 @pytest.mark.parametrize("target", TARGETS)
-def test_half_layers_run_in_half_and_their_neighbors_stay_right(
+def test_fp16_layers_run_in_fp16_and_their_neighbors_stay_right(
     target: str, tiny_model: Path, ranges_of: FindRanges, tmp_path: Path
 ) -> None:
     source, ranges = onnx.load(tiny_model), ranges_of(tiny_model, target)
     graph = Graph(source)
     residual = next(node for node in graph.nodes if node.op_type == "Add" and node.name.startswith("/backbone"))
     into_concat = next(name for name in place(graph, target).layers if name.startswith("/neck/to_p4"))
-    half = ["/backbone/stem/conv/Conv", into_concat]
+    fp16 = ["/backbone/stem/conv/Conv", into_concat]
     for name in residual.input:
         maker = graph.maker(name)
         while maker is not None and maker.op_type != "Conv":
             maker = graph.maker(maker.input[0])
         assert maker is not None
-        half.append(maker.name)
-    half = list(dict.fromkeys(half))
-    model = quantize(source, ranges, target, half=half)
+        fp16.append(maker.name)
+    fp16 = list(dict.fromkeys(fp16))
+    model = quantize(source, ranges, target, fp16=fp16)
     onnx.checker.check_model(model, full_check=True)
     made = Graph(model)
     for node in made.nodes:
-        if node.name in half:
+        if node.name in fp16:
             values = [made.constant(name) for name in node.input[1:]]
             assert all(value is not None and value.dtype == np.float16 for value in values)
     with OrtBackend(tiny_model) as before:
         reference = before.infer(noise(0))
     everything = place(graph, target).layers
     quality = [
-        signal_to_noise([reference], [infer(quantize(source, ranges, target, half=layers), noise(0))])
-        for layers in ([], half, everything)
+        signal_to_noise([reference], [infer(quantize(source, ranges, target, fp16=layers), noise(0))])
+        for layers in ([], fp16, everything)
     ]
     assert quality[1] > quality[0] - 1  # no worse, apart from chance
-    assert quality[2] > 45  # nothing but float16 left
-    path = tmp_path / "half.onnx"
+    assert quality[2] > 45  # nothing but FP16 left
+    path = tmp_path / "fp16.onnx"
     onnx.save(model, path)
     with ActivationRunner(tiny_model) as plain, ActivationRunner(path) as halved:
         name = residual.output[0]
@@ -170,12 +170,12 @@ def test_half_layers_run_in_half_and_their_neighbors_stay_right(
     assert signal_to_noise([[a]], [[b]]) > 20
 
 
-def test_a_layer_in_half_costs_a_byte_a_weight(tiny_model: Path, ranges_of: FindRanges) -> None:
+def test_a_layer_in_fp16_costs_a_byte_a_weight(tiny_model: Path, ranges_of: FindRanges) -> None:
     source, ranges = onnx.load(tiny_model), ranges_of(tiny_model, "tensorrt")
     graph = Graph(source)
     weights = {node.name: graph.constant(node.input[1]) for node in graph.nodes if node.op_type == "Conv"}
     layer = max(place(graph, "tensorrt").layers, key=lambda name: weights[name].size)  # type: ignore[union-attr]
-    sizes = [quantize(source, ranges, "tensorrt", half=half).ByteSize() for half in ((), (layer,))]
+    sizes = [quantize(source, ranges, "tensorrt", fp16=fp16).ByteSize() for fp16 in ((), (layer,))]
     assert sizes[1] - sizes[0] == pytest.approx(weights[layer].size, rel=0.15)  # type: ignore[union-attr]
     assert source.ByteSize() / sizes[0] > 2  # mostly weights, at a quarter of their size
 

@@ -1,4 +1,4 @@
-"""Which layers hurt, and the search for those to take back."""
+"""The signal-to-noise ratio, the ranking of layers, and the search for those to take back."""
 
 from __future__ import annotations
 
@@ -82,9 +82,9 @@ costs = st.lists(st.integers(0, 5), min_size=6, max_size=6)
 def test_what_is_guaranteed_where_every_layer_helps(cost: list[int], ranking: list[str], budget: int) -> None:
     prices, calls = dict(zip(LAYERS, cost)), []
 
-    def drop(half: frozenset[str]) -> float:
-        calls.append(half)
-        return sum(price for layer, price in prices.items() if layer not in half)
+    def drop(fp16: frozenset[str]) -> float:
+        calls.append(fp16)
+        return sum(price for layer, price in prices.items() if layer not in fp16)
 
     if drop(frozenset()) <= budget:
         return  # never asked then
@@ -101,8 +101,8 @@ def test_what_is_guaranteed_where_every_layer_helps(cost: list[int], ranking: li
 @settings(max_examples=300, deadline=None)
 @given(st.dictionaries(st.frozensets(st.sampled_from(LAYERS)), st.integers(0, 3)), st.integers(0, 2))
 def test_what_is_guaranteed_whatever_happens(table: dict[frozenset[str], int], budget: int) -> None:
-    def drop(half: frozenset[str]) -> float:
-        return table.get(half, 3)
+    def drop(fp16: frozenset[str]) -> float:
+        return table.get(fp16, 3)
 
     found = smallest_set(LAYERS, drop, budget)
     if found is None:
@@ -114,9 +114,9 @@ def test_what_is_guaranteed_whatever_happens(table: dict[frozenset[str], int], b
 def test_a_long_ranking_takes_few_measurements() -> None:
     layers, calls = [f"layer{i}" for i in range(100)], []
 
-    def drop(half: frozenset[str]) -> float:
-        calls.append(half)
-        return 100 - len(half)
+    def drop(fp16: frozenset[str]) -> float:
+        calls.append(fp16)
+        return 100 - len(fp16)
 
     found = smallest_set(layers, drop, 40)
     assert found == frozenset(layers[:60])

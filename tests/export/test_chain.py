@@ -1,29 +1,34 @@
-"""From weights to a verified engine: every file once, again only what changed, and no engine where accuracy fell."""
+"""The chain makes every file once, again only what changed, and no engine where accuracy fell."""
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import json
 import logging
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
+from calibration.budget import BUDGETS
+from calibration.request import Request
 from export import chain
-from export.accuracy.gate import BUDGETS
+from export.chain import Step, calibration_step, engine_step, export_step, run_steps
+from export.onnx_export.export import ExportRequest
 from runtime.errors import CheckFailed
 from runtime.files import write_json
-from runtime.manifest import find_changes
+from runtime.manifest import find_changes, manifest_path, source, write_manifest
 from runtime.media.image import write_image
-from tests.support.small_models import CLASSES
+from tests.support.small_models import CLASSES, tiny
+from train.spec import model_spec
 
-pytestmark = pytest.mark.skipif(
+needs_tensorrt = pytest.mark.skipif(
     not importlib.util.find_spec("tensorrt_rtx"), reason="tensorrt-rtx is not installed (pip install tensorrt-rtx)"
 )
-
 
 Run = Callable[..., tuple[int, list[str]]]
 
@@ -60,6 +65,7 @@ def run(exported: object, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> R
 ALL = ["export.onnx", "calibration", "export.engine", "export.verify"]
 
 
+@needs_tensorrt
 def test_everything_is_made_once_and_again_only_if_it_changed(run: Run, tmp_path: Path) -> None:
     request = ("--precision", "int8", "--max-ap-drop", "100")
     assert run(*request) == (0, ALL)
@@ -67,7 +73,6 @@ def test_everything_is_made_once_and_again_only_if_it_changed(run: Run, tmp_path
     names = [f"tiny-64-{part}" for part in ("fp32.onnx", "int8.onnx", "int8.engine")]
     for name in names:
         assert find_changes(folder / f"{name}.json") == []
-    assert set(json.loads((folder / "chain.json").read_text())) == set(names)
     report = json.loads((folder / "report.json").read_text())
     assert [file["status"] for file in report["files"]] == ["passed", "passed", "built, not run"]
 
@@ -79,8 +84,12 @@ def test_everything_is_made_once_and_again_only_if_it_changed(run: Run, tmp_path
     assert model.read_bytes() == original
     assert run(*request, "--size", "96") == (0, ALL)  # another size has files of its own
     assert run(*request) == (0, ["export.verify"])
+    assert run(*request[:3], "99") == (0, ["calibration", "export.verify"])  # to the same bytes, so the engine stays
+    write_image(tmp_path / "data" / "train2017" / "0.png", np.full((72, 120, 3), 90, np.uint8))
+    assert run(*request[:3], "99") == (0, ["calibration", "export.engine", "export.verify"])
 
 
+@needs_tensorrt
 def test_no_engine_is_built_where_accuracy_fell(run: Run, tmp_path: Path) -> None:
     with pytest.raises(CheckFailed, match="was not written"):
         run("--precision", "int8", "--max-ap-drop", "0")
@@ -89,6 +98,7 @@ def test_no_engine_is_built_where_accuracy_fell(run: Run, tmp_path: Path) -> Non
     assert not list(folder.glob("*int8.onnx")) and not list(folder.glob("*.engine"))
 
 
+@needs_tensorrt
 def test_the_gate_has_the_last_word(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A budget below nothing at all, for the gate alone."""
     monkeypatch.setitem(BUDGETS, "fp32", -1.0)
@@ -97,3 +107,103 @@ def test_the_gate_has_the_last_word(run: Run, tmp_path: Path, monkeypatch: pytes
     report = json.loads((tmp_path / "run" / "report.json").read_text())
     assert not report["passed"]
     assert [file["status"] for file in report["files"]] == ["failed", "built, not run"]
+
+
+def made(step: Step, details: Mapping[str, Any]) -> None:
+    """Stands for a command: writes the step's output and its manifest."""
+    step.output.write_bytes(b"file")
+    origins = [source(role, path, step.output) for role, path in step.origins.items()]
+    write_manifest(step.output, model_spec(tiny(), CLASSES), origins, details)
+
+
+@pytest.fixture
+def step(tmp_path: Path) -> Step:
+    """A step whose output is current."""
+    (tmp_path / "weights").write_bytes(b"weights")
+    details = {"settings": {"top_k": 0, "size": [64, 64]}, "engine": {"flavour": "rtx"}}
+    found = Step(chain.main, (), tmp_path / "m.onnx", {"weights": tmp_path / "weights"}, details)
+    made(found, {**details, "engine": {"flavour": "rtx", "build_seconds": 3}, "more": 1})
+    return found
+
+
+def test_a_step_is_current_as_long_as_its_file_origins_and_settings_are_those_of_its_manifest(step: Step) -> None:
+    assert step.is_current()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda step: step.output.unlink(),
+        lambda step: step.output.write_bytes(b"other"),
+        lambda step: step.origins["weights"].write_bytes(b"other"),
+        lambda step: step.origins["weights"].unlink(),
+        lambda step: manifest_path(step.output).unlink(),
+        lambda step: manifest_path(step.output).write_text("{"),
+        lambda step: made(step, {}),  # by hand, by a command that kept no settings
+        lambda step: made(step, {**step.details, "settings": {"top_k": 5, "size": [64, 64]}}),
+        lambda step: made(step, {**step.details, "settings": {"top_k": 0}}),
+        lambda step: made(step, {**step.details, "engine": None}),
+    ],
+)
+def test_whatever_changes_makes_a_step_run_again(change: Callable[[Step], object], step: Step) -> None:
+    change(step)
+    assert not step.is_current()
+
+
+def test_another_origin_or_role_makes_a_step_run_again(step: Step, tmp_path: Path) -> None:
+    more = {**step.origins, "onnx": tmp_path / "weights"}
+    assert not dataclasses.replace(step, origins=more).is_current()
+    assert not dataclasses.replace(step, origins={"onnx": tmp_path / "weights"}).is_current()
+
+
+def test_the_first_step_that_fails_ends_the_chain(step: Step, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    ran = []
+
+    def fails(arguments: list[str]) -> int:
+        ran.append(arguments)
+        raise CheckFailed("no")
+
+    todo = dataclasses.replace(step, main=fails, arguments=("--output", "a file"), output=step.output.with_name("other"))
+    with pytest.raises(CheckFailed):
+        run_steps([step, todo, dataclasses.replace(todo, arguments=())])
+    assert ran == [["--output", "a file"]]
+    assert caplog.messages == [f"up to date: {step.output}", f"+ python -m {__name__} --output 'a file'"]
+
+
+def test_the_commands_that_are_logged_ask_for_what_the_steps_check(tmp_path: Path, exported: Any) -> None:
+    """A step's command line, parsed by its command, gives the settings that the manifest is held against."""
+    from calibration.__main__ import parse as parse_calibration
+    from export.engine import parse as parse_engine
+    from export.onnx import parse as parse_export
+
+    weights, output = tmp_path / "w.pt", tmp_path / "m.onnx"
+    exporting = export_step(weights, output, "fp16", size=(64, 96), images="photos", uint8_input=True, top_k=7)
+    given = parse_export(list(exporting.arguments))
+    expected = ExportRequest(
+        weights=given.weights,
+        output=given.output,
+        size=given.size,
+        batch=given.batch,
+        precision=given.precision,
+        opset=given.opset,
+        images=given.images,
+        uint8_input=given.uint8_input,
+        top_k=given.topk,
+        inspect=given.inspect,
+        classes=given.classes,
+    )
+    assert exporting.details["settings"] == expected.settings()
+    assert (given.size, given.images, given.uint8_input, given.topk) == ((64, 96), "photos", True, 7)
+
+    plain = Request(output, tmp_path / "q.onnx", exported.data, calibration_split="val2017", method="minmax", max_ap_drop=None)
+    full = dataclasses.replace(plain, target="cpu", images=2, seed=4, sensitivity=True)
+    for request in (plain, full):
+        options = parse_calibration(list(calibration_step(request).arguments))
+        assert {name: getattr(options, name) for name in request.settings()} == request.settings()
+        assert (options.onnx, options.output, options.data) == (request.model, request.output, request.data)
+
+    building = engine_step(output, tmp_path / "m.engine", "rtx")
+    options = parse_engine(list(building.arguments))
+    assert (options.onnx, options.output, options.flavor) == (output, tmp_path / "m.engine", "rtx")
+    assert building.details["engine"] == {"flavour": "rtx"} and "engine" not in engine_step(output, output, "auto").details

@@ -1,4 +1,4 @@
-"""Which detections changed: known cases, and what must hold for any."""
+"""Detections matched with those of the reference: known cases, and what must hold for any."""
 
 from __future__ import annotations
 

@@ -13,8 +13,9 @@ import pytest
 import torch
 
 from calibration.graph import Graph
-from calibration.pipeline import Request, calibrate
+from calibration.pipeline import calibrate
 from calibration.placement import place
+from calibration.request import Request
 from export import engine
 from export import onnx as exporter
 from export.accuracy import gate
@@ -229,11 +230,11 @@ def test_the_gate_scores_what_such_a_file_finds(exported: Exported, tmp_path: Pa
         for _ in export_onnx(ExportRequest(weights=exported.weights, output=files[-1], uint8_input=uint8, top_k=top_k)):
             pass
     dataset = open_dataset(str(exported.data), "val")
-    with gate.open_candidates(files) as candidates:
-        steps = [gate.measure_step(item.name, item.backend, item.file, dataset, candidates[0].backend) for item in candidates]
-    assert [round(step.evaluation.ap, 6) for step in steps] == [round(steps[0].evaluation.ap, 6)] * 4
-    assert steps[0].evaluation.ap > 0.9  # by the making of the set
-    assert all(step.difference is not None and step.difference < parity.OPTIONS_LIMIT for step in steps)
+    with gate.open_files(files) as opened:
+        measured = [gate.measure(item.name, item.backend, item.file, dataset, opened[0].backend) for item in opened]
+    assert [round(item.evaluation.ap, 6) for item in measured] == [round(measured[0].evaluation.ap, 6)] * 4
+    assert measured[0].evaluation.ap > 0.9  # by the making of the set
+    assert all(item.difference is not None and item.difference < parity.OPTIONS_LIMIT for item in measured)
 
 
 @pytest.mark.parametrize("level", [0, 2])

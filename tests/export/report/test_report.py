@@ -15,8 +15,9 @@ import cv2
 import numpy as np
 import pytest
 
-from export.accuracy.gate import BUDGETS, FAILED, NOT_RUN, PASSED, Outcome, Verification
-from export.accuracy.measure import Step
+from calibration.budget import BUDGETS
+from export.accuracy.gate import FAILED, NOT_RUN, PASSED, Outcome, Verification
+from export.accuracy.measure import Measurement
 from export.report import write_report
 from export.report.images import choose_images, jpeg_uri
 from export.report.page import environment, render_page
@@ -50,10 +51,11 @@ CALIBRATION = {
 }
 
 
-def measured(name: str, ap: float, results: list[dict[str, Any]], difference: float | None = None) -> Step:
+def measured(name: str, ap: float, results: list[dict[str, Any]], difference: float | None = None) -> Measurement:
     metrics = dict.fromkeys(METRICS, ap) | {"APs": -1.0}
     per_class = {"cat": ap, NASTY: ap / 2, "unseen": -1.0}
-    return Step(name, Evaluation(metrics, per_class, 2, ("3.png: the file is empty",), results), 2_000_000, 3.0, difference)
+    evaluation = Evaluation(metrics, per_class, 2, ("3.png: the file is empty",), results)
+    return Measurement(name, evaluation, 2_000_000, 3.0, difference)
 
 
 def detection(image: int, left: float, score: float, category: int = 1) -> dict[str, Any]:
@@ -109,7 +111,7 @@ def test_the_json_says_all_that_was_measured(page: Path, found: Verification) ->
     )
     assert (report["passed"], report["budgets"]) == (False, BUDGETS)
     good, bad, worse, engine = report["files"]
-    assert good["measured"]["figures"] == found.outcomes[0].step.evaluation.metrics  # type: ignore[union-attr]
+    assert good["measured"]["figures"] == found.outcomes[0].measurement.evaluation.metrics  # type: ignore[union-attr]
     assert (good["measured"]["change"], good["measured"]["worst_class"]) == (0, None)
     assert good["measured"]["changed_detections"] == {"kept": 3, "rescored": 0, "appeared": 0, "vanished": 0}
     assert bad["measured"]["changed_detections"] == {"kept": 1, "rescored": 1, "appeared": 1, "vanished": 1}
