@@ -18,7 +18,7 @@ from runtime.backends.onnx_base import INPUT_NAME
 from runtime.backends.tensorrt.cuda import Buffer, Device, Graph, open_device
 from runtime.backends.tensorrt.engine_info import EngineInfo, check_gpu, check_library, read_engine_info
 from runtime.backends.tensorrt.library import TensorRT, load_tensorrt
-from runtime.errors import InputError, ModelError
+from runtime.errors import ModelError, OutputError
 from runtime.files import PathLike, atomic_write
 from runtime.spec import ModelSpec
 
@@ -164,7 +164,7 @@ class TrtBackend:
             if compiled != self._compiled:
                 with atomic_write(self._cache) as temporary:
                     temporary.write_bytes(compiled)
-        except InputError as error:
+        except (ModelError, OutputError) as error:
             log.debug("compiled kernels are not kept: %s", error)
 
 
