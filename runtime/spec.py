@@ -22,7 +22,7 @@ INPUT_TYPES = ("float32", "uint8")
 MOST_CANDIDATES = 3840
 """The largest `top_k`: TensorRT selects no more."""
 CANDIDATES_NAME = "candidates"
-CANDIDATE_COLUMNS = ("x", "y", "width", "height", "score", "class", "place")
+CANDIDATE_COLUMNS = ("x", "y", "width", "height", "score", "class", "anchor_index")
 """What a row of the output `candidates` holds; see docs/contract.md."""
 _LARGEST_STEP = 32  # of input sizes: RetinaNet's levels beyond stride 32 round their maps up
 # Bounds that no model comes near, so that a damaged description cannot ask for more memory than there is, or for numbers

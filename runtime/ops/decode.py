@@ -66,15 +66,17 @@ def _unpack(rows: NDArray[np.float32], spec: ModelSpec, score_threshold: float) 
     _refuse_nan(rows, CANDIDATES_NAME)
     ends = np.cumsum(spec.boxes_per_level())
     if (rows[:, 5:] < 0).any() or (rows[:, 5:] >= (spec.num_classes, ends[-1])).any():
-        raise ModelError(f"output {CANDIDATES_NAME} holds classes or places that there are not; the model is damaged")
-    place = rows[:, 6].astype(np.int64)
-    order = np.argsort(place)
+        raise ModelError(
+            f"output {CANDIDATES_NAME} holds a class or an anchor index that the model does not have; the file is damaged"
+        )
+    anchor_index = rows[:, 6].astype(np.int64)
+    order = np.argsort(anchor_index)
     order = order[rows[order, 4] >= score_threshold]
     chosen = rows[order]
     # As far out and as large as what is decoded here can be.
     centers, sides = np.clip(chosen[:, :2], -_FARTHEST, _FARTHEST), np.minimum(chosen[:, 2:4], _LARGEST)
     boxes = box_ops.cxcywh_to_xyxy(np.concatenate([centers, sides], axis=1))
-    levels = np.searchsorted(ends, place[order], side="right")
+    levels = np.searchsorted(ends, anchor_index[order], side="right")
     return Candidates(boxes, chosen[:, 4], chosen[:, 5].astype(np.int64), levels)
 
 
