@@ -37,11 +37,11 @@ class TrtBackend:
 
     def __init__(self, path: PathLike) -> None:
         self._path = Path(path)
-        self._facts = read_engine_info(self._path)
-        self._trt = load_tensorrt(self._facts.flavor)
-        check_library(self._facts, self._trt)
+        self._info = read_engine_info(self._path)
+        self._trt = load_tensorrt(self._info.flavor)
+        check_library(self._info, self._trt)
         self._device = open_device()
-        check_gpu(self._facts, self._device.gpu)
+        check_gpu(self._info, self._device.gpu)
         self._lock = threading.Lock()
         self._turns = contextlib.nullcontext() if self._trt.shares_profiles else threading.Lock()
         self._idle: list[_Worker] = []
@@ -54,12 +54,12 @@ class TrtBackend:
     @property
     def spec(self) -> ModelSpec:
         """The description in the manifest."""
-        return self._facts.spec
+        return self._info.spec
 
     @property
     def batch_size(self) -> Optional[int]:
         """The engine's only batch size, or None where it takes several; then any number is split and padded to fit."""
-        smallest, _, largest = self._facts.batch
+        smallest, _, largest = self._info.batch
         return largest if smallest == largest else None
 
     @property
@@ -80,7 +80,7 @@ class TrtBackend:
         if self._engine is None:
             raise ModelError("the model was closed; open it again")
         check_images(images, self.spec, self.batch_size)
-        smallest, _, largest = self._facts.batch
+        smallest, _, largest = self._info.batch
         # A last part is padded to the size of those before it, since another shape would cost a new graph.
         rows = min(max(len(images), smallest), largest)
         outputs = [np.empty((len(images), *shape), np.float32) for shape in self.spec.outputs.values()]
@@ -116,10 +116,10 @@ class TrtBackend:
 
     def _load(self) -> Any:
         try:
-            engine = self._trt.deserialize(self._path.read_bytes(), version_compatible=self._facts.version_compatible)
+            engine = self._trt.deserialize(self._path.read_bytes(), version_compatible=self._info.version_compatible)
         except ModelError as error:
-            raise ModelError(f"{self._path}: {error}; {self._facts.remedy}") from error
-        _check_signature(self._facts, self._trt, engine)
+            raise ModelError(f"{self._path}: {error}; {self._info.remedy}") from error
+        _check_signature(self._info, self._trt, engine)
         return engine
 
     @contextlib.contextmanager
@@ -145,7 +145,7 @@ class TrtBackend:
                 worker.close()
 
     def _create_worker(self, engine: Any) -> _Worker:
-        return _Worker(self._trt, self._device, engine, self._config, self._facts)
+        return _Worker(self._trt, self._device, engine, self._config, self._info)
 
     @property
     def _cache(self) -> Path:
@@ -171,18 +171,18 @@ class TrtBackend:
 class _Worker:
     """An execution context with its stream, buffers and CUDA graph: one thread at a time, with the device active."""
 
-    def __init__(self, trt: TensorRT, device: Device, engine: Any, config: Any, facts: EngineInfo) -> None:
+    def __init__(self, trt: TensorRT, device: Device, engine: Any, config: Any, info: EngineInfo) -> None:
         self._trt = trt
         self._rows = 0
         self._graph: Optional[Graph] = None
         self._is_capturable = config is None  # else the library captures by itself
-        _, usual, largest = facts.batch
+        _, usual, largest = info.batch
         with contextlib.ExitStack() as resources:
             self._stream = device.create_stream()
             resources.callback(self._stream.close)
             self._buffers: dict[str, Buffer] = {}
             for name in _tensor_names(engine):
-                dtype = facts.spec.input_type if name == INPUT_NAME else "float32"
+                dtype = info.spec.input_type if name == INPUT_NAME else "float32"
                 self._buffers[name] = device.allocate((largest, *tuple(engine.get_tensor_shape(name))[1:]), dtype)
                 resources.callback(self._buffers[name].close)
             self._context: Any = trt.create_context(engine, config)
@@ -190,8 +190,8 @@ class _Worker:
             resources.callback(self._drop_graph)
             self._ask(self._set_addresses)
             self._input = self._buffers[INPUT_NAME]
-            self._outputs = [self._buffers[name] for name in facts.spec.outputs]
-            self.run(np.zeros((usual, *facts.spec.input_shape), facts.spec.input_type), usual)
+            self._outputs = [self._buffers[name] for name in info.spec.outputs]
+            self.run(np.zeros((usual, *info.spec.input_shape), info.spec.input_type), usual)
             self._resources = resources.pop_all()
 
     def run(self, images: NDArray[Any], rows: int) -> list[NDArray[np.float32]]:
@@ -278,9 +278,9 @@ def _tensor_names(engine: Any) -> list[str]:
     return [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
 
 
-def _check_signature(facts: EngineInfo, trt: TensorRT, engine: Any) -> None:
+def _check_signature(info: EngineInfo, trt: TensorRT, engine: Any) -> None:
     """Raise ModelError unless the engine's inputs and outputs are what its manifest promises."""
-    path, spec = facts.path, facts.spec
+    path, spec = info.path, info.spec
     inputs: list[str] = []
     outputs: list[str] = []
     for name in _tensor_names(engine):
@@ -288,19 +288,19 @@ def _check_signature(facts: EngineInfo, trt: TensorRT, engine: Any) -> None:
         (inputs if is_input else outputs).append(name)
         expected = spec.input_type if is_input else "float32"
         if engine.get_tensor_dtype(name) != getattr(trt.api, expected):
-            raise ModelError(f"{path}: {name} is {engine.get_tensor_dtype(name)}, expected {expected}; {facts.remedy}")
+            raise ModelError(f"{path}: {name} is {engine.get_tensor_dtype(name)}, expected {expected}; {info.remedy}")
     shapes = {name: tuple(engine.get_tensor_shape(name)) for name in (*inputs, *outputs)}
-    smallest, _, largest = facts.batch
+    smallest, _, largest = info.batch
     batch = smallest if smallest == largest else -1
     if inputs != [INPUT_NAME] or shapes[INPUT_NAME][0] not in (batch, -1) or shapes[INPUT_NAME][1:] != spec.input_shape:
         found = ", ".join(f"{name} {list(shapes[name])}" for name in inputs)
         raise ModelError(
-            f"{path}: expected one input {INPUT_NAME!r} {[batch, *spec.input_shape]}, found {found}; {facts.remedy}"
+            f"{path}: expected one input {INPUT_NAME!r} {[batch, *spec.input_shape]}, found {found}; {info.remedy}"
         )
     if shapes[INPUT_NAME][0] == -1:
         first, *_, last = (shape[0] for shape in engine.get_tensor_profile_shape(INPUT_NAME, 0))
         if (first, last) != (smallest, largest):
             raise ModelError(
-                f"{path}: takes {first} to {last} images, its manifest says {smallest} to {largest}; {facts.remedy}"
+                f"{path}: takes {first} to {last} images, its manifest says {smallest} to {largest}; {info.remedy}"
             )
     check_outputs(path, spec, outputs, [shapes[name] for name in outputs])

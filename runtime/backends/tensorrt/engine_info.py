@@ -92,11 +92,11 @@ def read_engine_info(path: Path) -> EngineInfo:
 
 
 def _parse(path: Path, manifest: Manifest) -> EngineInfo:
-    facts: Any = manifest.details["engine"]
-    smallest, usual, largest = batch = tuple(facts["batch"][key] for key in ("min", "opt", "max"))
+    engine: Any = manifest.details["engine"]
+    smallest, usual, largest = batch = tuple(engine["batch"][key] for key in ("min", "opt", "max"))
     if any(type(size) is not int for size in batch) or not 1 <= smallest <= usual <= largest <= _LARGEST_BATCH:
-        raise ValueError(f"batch {reprlib.repr(facts['batch'])}")
-    flavor, version, name, capability = (facts[key] for key in ("flavour", "version", "gpu", "compute_capability"))
+        raise ValueError(f"batch {reprlib.repr(engine['batch'])}")
+    flavor, version, name, capability = (engine[key] for key in ("flavour", "version", "gpu", "compute_capability"))
     if flavor not in FLAVORS or not _numbers(version) or (capability is not None and len(_numbers(capability)) != 2):
         found = ", ".join(map(reprlib.repr, (flavor, version, capability)))
         raise ValueError(f"flavour, version and compute capability {found}")
@@ -108,39 +108,39 @@ def _parse(path: Path, manifest: Manifest) -> EngineInfo:
         version=version,
         gpu=None if capability is None else Gpu(str(name), capability),
         batch=(smallest, usual, largest),
-        version_compatible=facts["version_compatible"] is True,
-        hardware_compatible=facts["hardware_compatible"] is True,
+        version_compatible=engine["version_compatible"] is True,
+        hardware_compatible=engine["hardware_compatible"] is True,
         onnx=str(path.parent / onnx[0]) if onnx else "MODEL.onnx",
     )
 
 
-def check_library(facts: EngineInfo, trt: TensorRT) -> None:
+def check_library(info: EngineInfo, trt: TensorRT) -> None:
     """Raise ModelError unless this library loads what that one built."""
-    built, installed = _numbers(facts.version), _numbers(trt.version)
-    if installed == built or (facts.version_compatible and installed > built):
+    built, installed = _numbers(info.version), _numbers(trt.version)
+    if installed == built or (info.version_compatible and installed > built):
         return
-    raise ModelError(f"{facts.path}: built by version {facts.version}, installed is {trt.title}; {facts.remedy}")
+    raise ModelError(f"{info.path}: built by version {info.version}, installed is {trt.title}; {info.remedy}")
 
 
-def check_gpu(facts: EngineInfo, gpu: Gpu) -> None:
+def check_gpu(info: EngineInfo, gpu: Gpu) -> None:
     """Raise ModelError where an engine is known not to run on a GPU; warn where that is merely unknown."""
     here = _numbers(gpu.compute_capability)
-    if facts.flavor == "rtx":
+    if info.flavor == "rtx":
         if here not in _RTX_GPUS and here < _RTX_FROM:
             log.warning(
                 "%s: NVIDIA does not list %s (compute capability %s) for TensorRT-RTX engines; it may not load",
-                facts.path,
+                info.path,
                 gpu.name,
                 gpu.compute_capability,
             )
         return
-    if facts.gpu is None or facts.gpu.compute_capability == gpu.compute_capability:
+    if info.gpu is None or info.gpu.compute_capability == gpu.compute_capability:
         return
-    if facts.hardware_compatible and here >= _AMPERE:
+    if info.hardware_compatible and here >= _AMPERE:
         return
     raise ModelError(
-        f"{facts.path}: built for {facts.gpu.name} (compute capability {facts.gpu.compute_capability}), this machine has"
-        f" {gpu.name} ({gpu.compute_capability}); {facts.remedy}"
+        f"{info.path}: built for {info.gpu.name} (compute capability {info.gpu.compute_capability}), this machine has"
+        f" {gpu.name} ({gpu.compute_capability}); {info.remedy}"
     )
 
 
