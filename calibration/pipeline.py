@@ -27,7 +27,7 @@ from runtime.detector import Detector
 from runtime.errors import CheckFailed, InputError, ModelError, OutputError
 from runtime.evaluation.coco import Evaluation, evaluate, match_classes
 from runtime.files import atomic_write, write_json
-from runtime.manifest import Source, source, write_manifest
+from runtime.manifest import Origin, write_manifest
 from runtime.spec import ModelSpec
 
 log = logging.getLogger(__name__)
@@ -228,10 +228,9 @@ class _Work:
             onnx.save(model, str(temporary))
             with OrtBackend(temporary):
                 pass  # it opens, and its signature is what its description says
-        origin: list[Source] = [source("onnx", request.model, request.output)]
         details = {"calibration": self._details(ranges, result), "accuracy": _figures(result)}
         try:
-            write_manifest(request.output, spec, origin, details)
+            write_manifest(request.output, spec, [Origin.of("onnx", request.model, request.output)], details)
         except OutputError:
             request.output.unlink()  # without its manifest it is half of what was asked for
             raise

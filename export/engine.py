@@ -30,7 +30,7 @@ from runtime.backends.onnx_base import INPUT_NAME
 from runtime.backends.tensorrt.library import FLAVORS, TensorRT, open_tensorrt
 from runtime.errors import InputError, MissingComponentError, ModelError, OutputError
 from runtime.files import check_writable, sha256
-from runtime.manifest import Source, manifest_path, read_manifest, source, write_manifest
+from runtime.manifest import Origin, manifest_path, read_manifest, write_manifest
 from runtime.spec import ModelSpec
 
 log = logging.getLogger("engine")
@@ -147,7 +147,7 @@ def build_engine(trt: TensorRT, model: Path, spec: ModelSpec, output: Path, opti
     """
     options = usable_options(trt, options)
     check_writable(output)
-    origin = source("onnx", model, output)
+    made_from = Origin.of("onnx", model, output)
     builder = trt.create_builder()
     network = trt.create_network(builder)
     parser = trt.parse_onnx(network, model)
@@ -182,19 +182,19 @@ def build_engine(trt: TensorRT, model: Path, spec: ModelSpec, output: Path, opti
         "network": precision.summary(),
         "inspector": inspected,
     }
-    _write(output, plan, spec, origin, facts)
+    _write(output, plan, spec, made_from, facts)
     if options.timing_cache:
         save_timing_cache(config, options.timing_cache)
     return facts
 
 
-def _write(output: Path, plan: bytes, spec: ModelSpec, origin: Source, facts: Mapping[str, Any]) -> None:
+def _write(output: Path, plan: bytes, spec: ModelSpec, made_from: Origin, facts: Mapping[str, Any]) -> None:
     """Write plan and manifest in a folder of their own, and only then put both in place."""
     try:
         with tempfile.TemporaryDirectory(dir=output.parent, prefix=".engine-") as folder:
             written = Path(folder) / output.name
             written.write_bytes(plan)
-            write_manifest(written, spec, [origin], {"engine": facts})
+            write_manifest(written, spec, [made_from], {"engine": facts})
             os.replace(manifest_path(written), manifest_path(output))
             os.replace(written, output)
     except OSError as error:

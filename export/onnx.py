@@ -25,7 +25,7 @@ from runtime.backends.inspection import InspectableBackend, Inspection, inspecti
 from runtime.backends.ort import OrtBackend
 from runtime.errors import CheckFailed
 from runtime.files import atomic_write, sha256
-from runtime.manifest import manifest_path, source, write_manifest
+from runtime.manifest import Origin, manifest_path, write_manifest
 from runtime.media.image import Image
 from runtime.media.sources import find_sources, read_source
 from runtime.ops.preprocess import preprocess
@@ -143,7 +143,7 @@ def export_onnx(job: Export) -> Iterator[tuple[str, Difference]]:
         if job.precision == "fp16":
             _check_range(temporary, spec, job)
         manifest_path(job.output).unlink(missing_ok=True)  # it described an earlier file of the name
-    origin = source("weights", job.weights, job.output)
+    origin = Origin.of("weights", job.weights, job.output)
     write_manifest(job.output, spec, [origin], {"settings": job.settings(), "parity": found})
 
 

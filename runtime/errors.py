@@ -1,11 +1,11 @@
 """The exception tree: libraries raise from it, and command lines turn it into exit codes.
 
-    DetectorError               every error that this project raises on purpose; exit code 2
-    ├── InputError              input or usage that cannot be used as given; exit code 2
-    │   └── ModelError          a model file that is damaged, foreign or unfit; exit code 2
-    ├── OutputError             a file or folder that cannot be written; exit code 2
-    ├── CheckFailed             a check that ran and did not pass; exit code 1
-    └── MissingComponentError   a package, GPU or driver that this machine lacks; exit code 3
+DetectorError               every error that this project raises on purpose; exit code 2
+├── InputError              input or usage that cannot be used as given; exit code 2
+│   └── ModelError          a model file that is damaged, foreign or unfit; exit code 2
+├── OutputError             a file or folder that cannot be written; exit code 2
+├── CheckFailed             a check that ran and did not pass; exit code 1
+└── MissingComponentError   a package, GPU or driver that this machine lacks; exit code 3
 """
 
 from __future__ import annotations

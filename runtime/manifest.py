@@ -21,17 +21,25 @@ _LARGEST = 32 << 20
 
 
 @dataclass(frozen=True)
-class Source:
+class Origin:
     """A file that something was made from.
 
     Attributes:
-        role: what it was to the maker: `weights`, `onnx`, `calibration images`, ...
-        name: its path, relative to the manifest's folder where that is possible. sha256: of its bytes, or of a list of them.
+        role: what it was to the maker: `weights`, `onnx`.
+        name: its path, relative to the manifest's folder where the file lies in that.
+        sha256: of its bytes.
     """
 
     role: str
     name: str
     sha256: str
+
+    @classmethod
+    def of(cls, role: str, path: PathLike, exported: PathLike) -> Origin:
+        """Hashes the file `path`, which the file `exported` was made from."""
+        full, folder = Path(path).resolve(), Path(exported).resolve().parent
+        name = full.relative_to(folder) if full.is_relative_to(folder) else full
+        return cls(role, str(name), sha256(full))
 
 
 @dataclass(frozen=True)
@@ -47,7 +55,7 @@ class Manifest:
     sha256: str
     size: int
     spec: ModelSpec
-    made_from: tuple[Source, ...] = ()
+    made_from: tuple[Origin, ...] = ()
     details: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -56,14 +64,7 @@ def manifest_path(file: PathLike) -> Path:
     return Path(f"{file}.json")
 
 
-def source(role: str, path: PathLike, beside: PathLike) -> Source:
-    """A source file, hashed and named as seen from the exported file `beside`."""
-    full, folder = Path(path).resolve(), Path(beside).resolve().parent
-    name = full.relative_to(folder) if full.is_relative_to(folder) else full
-    return Source(role, str(name), sha256(full))
-
-
-def write_manifest(file: PathLike, spec: ModelSpec, made_from: Sequence[Source], details: Mapping[str, Any]) -> Manifest:
+def write_manifest(file: PathLike, spec: ModelSpec, made_from: Sequence[Origin], details: Mapping[str, Any]) -> Manifest:
     """Hash `file` and write its manifest beside it; the same inputs give the same bytes."""
     path = Path(file)
     manifest = Manifest(path.name, sha256(path), path.stat().st_size, spec, tuple(made_from), details)
@@ -119,12 +120,12 @@ def _parse(content: Any) -> Manifest:
     if type(version) is not int or version != _VERSION:
         raise ModelError(f"manifest version {reprlib.repr(version)}, this code reads {_VERSION}; update the code")
     spec = ModelSpec.from_metadata({key: json.dumps(value) for key, value in _mapping(content["spec"]).items()})
-    sources = tuple(Source(*(_text(item[key]) for key in ("role", "name", "sha256"))) for item in content["made_from"])
+    origins = tuple(Origin(*(_text(item[key]) for key in ("role", "name", "sha256"))) for item in content["made_from"])
     file = _mapping(content["file"])
     name, size = _text(file["name"]), file["bytes"]
     if not name or Path(name).name != name or type(size) is not int or size < 0:
         raise ValueError(f"file {reprlib.repr(name)} of {reprlib.repr(size)} bytes; expected one beside its manifest")
-    return Manifest(name, _text(file["sha256"]), size, spec, sources, _mapping(content["details"]))
+    return Manifest(name, _text(file["sha256"]), size, spec, origins, _mapping(content["details"]))
 
 
 def _text(value: Any) -> str:
@@ -152,9 +153,9 @@ def find_changes(path: PathLike) -> list[str]:
         return [f"{file}: missing"]
     found = [] if sha256(file) == manifest.sha256 else [f"{file}: changed since it was made; make it again"]
     for item in manifest.made_from:
-        origin = folder / item.name
-        if _is_readable(origin) and sha256(origin) != item.sha256:
-            found.append(f"{origin} ({item.role}): changed since {manifest.name} was made from it")
+        path = folder / item.name
+        if _is_readable(path) and sha256(path) != item.sha256:
+            found.append(f"{path} ({item.role}): changed since {manifest.name} was made from it")
     return found
 
 

@@ -25,7 +25,7 @@ from runtime.backends.tensorrt import cuda
 from runtime.backends.tensorrt.backend import TrtBackend
 from runtime.benchmark.stages import CopyingBackend
 from runtime.errors import InputError, MissingComponentError, ModelError
-from runtime.manifest import Source, manifest_path, write_manifest
+from runtime.manifest import Origin, manifest_path, write_manifest
 from runtime.spec import ModelSpec
 from tests.support import engine_manifests
 from tests.support.cuda_fakes import FakeEngine, FakeGpu, install
@@ -68,7 +68,7 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> MakeMachine:
         facts: dict[str, Any] = {**FACTS, **changes}
         path = tmp_path / "tiny.engine"
         path.write_bytes(b"plan")
-        write_manifest(path, spec, [Source("onnx", "tiny.onnx", "0")], {"engine": facts})
+        write_manifest(path, spec, [Origin("onnx", "tiny.onnx", "0")], {"engine": facts})
         gpu = FakeGpu()
         engine = FakeEngine(gpu, spec, (facts["batch"]["min"], facts["batch"]["max"]), further or {})
         install(monkeypatch, gpu, engine, installed or facts["version"], capability)
@@ -459,7 +459,7 @@ def test_another_version_loads_it_only_if_built_for_that(
 
 def test_the_command_that_is_advised_is_safe_to_copy(machine: MakeMachine) -> None:
     here = machine("10.13.0")
-    write_manifest(here.path, SPEC, [Source("onnx", "/a b/x.onnx; reboot", "0")], {"engine": FACTS})
+    write_manifest(here.path, SPEC, [Origin("onnx", "/a b/x.onnx; reboot", "0")], {"engine": FACTS})
     with pytest.raises(ModelError, match=r"--onnx '/a b/x\.onnx; reboot' --output"):
         TrtBackend(here.path)
 
