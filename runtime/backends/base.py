@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from types import TracebackType
 from typing import Any, Optional, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime.errors import InputError, ModelError
+from runtime.errors import InputError
 from runtime.spec import ModelSpec
 
 
@@ -47,15 +46,3 @@ def check_images(images: NDArray[Any], spec: ModelSpec, batch_size: Optional[int
     fits = images.ndim == 4 and images.shape[1:] == spec.input_shape and images.shape[0] == (batch_size or max(len(images), 1))
     if images.dtype != spec.input_type or not fits:
         raise InputError(f"images: expected {spec.input_type} {list(expected)}, got {images.dtype} {list(images.shape)}")
-
-
-def check_outputs(source: object, spec: ModelSpec, names: Sequence[str], shapes: Sequence[Sequence[Any]]) -> None:
-    """Raise ModelError unless the outputs' names and shapes, batch included, are the spec's."""
-    found = dict(zip(names, (tuple(shape) for shape in shapes)))
-    for name, expected in spec.outputs.items():
-        if name not in found:
-            raise ModelError(f"{source}: has no output {name!r}; its outputs are {', '.join(names)}")
-        if found[name][1:] != expected:
-            raise ModelError(
-                f"{source}: output {name} is {list(found[name])}, its description says [N, {', '.join(map(str, expected))}]"
-            )

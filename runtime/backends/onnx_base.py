@@ -4,31 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
-from typing import Any, NamedTuple, Optional, TypeVar, Union
+from typing import Any, Optional, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime.backends.base import check_images, check_outputs
+from runtime.backends.base import check_images
 from runtime.backends.inspection import Inspection, inspection_shapes
+from runtime.backends.signature import Port, check_signature
 from runtime.errors import ModelError
 from runtime.files import PathLike
 from runtime.spec import ModelSpec
-
-INPUT_NAME = "images"
 
 Compute = Callable[[Sequence[str], NDArray[Any]], list[NDArray[np.float32]]]
 """Names of outputs and the input's values, to the values of those outputs; may raise anything, may be called by any thread."""
 
 _Self = TypeVar("_Self", bound="OnnxBackend")
-
-
-class Port(NamedTuple):
-    """An input or output of a file: its name, its element type as numpy calls it, its shape with None for a free side."""
-
-    name: str
-    dtype: str
-    shape: tuple[Optional[int], ...]
 
 
 class OnnxBackend:
@@ -61,7 +52,7 @@ class OnnxBackend:
             self._spec = ModelSpec.from_metadata(metadata)
         except ModelError as error:
             raise ModelError(f"{path}: {error}") from error
-        self._batch_size = _check_signature(path, inputs, outputs, self._spec)
+        self._batch_size = check_signature(path, inputs, outputs, self._spec)
         self._float_outputs = {item.name: item.shape for item in outputs if item.dtype == "float32"}
         self._compute: Optional[Compute] = compute
 
@@ -127,23 +118,3 @@ def telling_line(error: Exception) -> str:
     lines = [line for line in map(str.strip, str(error).splitlines()) if line]
     telling = [line for line in lines if not line.startswith(("Exception from ", "Check ", "FrontEnd API "))]
     return (telling or lines or [type(error).__name__])[0]
-
-
-def _check_signature(path: PathLike, inputs: Sequence[Port], outputs: Sequence[Port], spec: ModelSpec) -> Optional[int]:
-    """Hold the file's inputs and outputs against its own description; return the fixed batch size, if any."""
-    if len(inputs) != 1 or inputs[0].name != INPUT_NAME or inputs[0].dtype != spec.input_type:
-        found = ", ".join(f"{item.name}: {item.dtype}" for item in inputs)
-        raise ModelError(f"{path}: expected one input {INPUT_NAME!r} of {spec.input_type}, found {found}")
-    shape = inputs[0].shape
-    if shape[1:] != spec.input_shape:
-        expected = ", ".join(map(str, spec.input_shape))
-        raise ModelError(f"{path}: input is {_sides(shape)}, its description says [N, {expected}]")
-    check_outputs(path, spec, [item.name for item in outputs], [_sides(item.shape) for item in outputs])
-    for item in outputs:
-        if item.name in spec.outputs and item.dtype != "float32":
-            raise ModelError(f"{path}: output {item.name} is {item.dtype}, expected float32; export it again")
-    return shape[0]
-
-
-def _sides(shape: Sequence[Optional[int]]) -> list[Union[int, str]]:
-    return ["N" if side is None else side for side in shape]

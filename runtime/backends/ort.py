@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime.backends.onnx_base import INPUT_NAME, OnnxBackend, Port, telling_line
+from runtime.backends.onnx_base import OnnxBackend, telling_line
+from runtime.backends.signature import INPUT_NAME, Port
 from runtime.errors import InputError, MissingComponentError, ModelError
 from runtime.files import PathLike
 

@@ -13,11 +13,11 @@ from typing import Any, Callable, Optional
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime.backends.base import check_images, check_outputs
-from runtime.backends.onnx_base import INPUT_NAME
+from runtime.backends.base import check_images
+from runtime.backends.signature import INPUT_NAME, Port, check_signature
 from runtime.backends.tensorrt.cuda import Buffer, Device, Graph, open_device
 from runtime.backends.tensorrt.engine_info import EngineInfo, check_gpu, check_library, read_engine_info
-from runtime.backends.tensorrt.library import TensorRT, load_tensorrt
+from runtime.backends.tensorrt.library import TensorRT, dtype_name, load_tensorrt, tensor_shape
 from runtime.errors import ModelError, OutputError
 from runtime.files import PathLike, atomic_write
 from runtime.spec import ModelSpec
@@ -279,28 +279,21 @@ def _tensor_names(engine: Any) -> list[str]:
 
 
 def _check_signature(info: EngineInfo, trt: TensorRT, engine: Any) -> None:
-    """Raise ModelError unless the engine's inputs and outputs are what its manifest promises."""
-    path, spec = info.path, info.spec
-    inputs: list[str] = []
-    outputs: list[str] = []
+    """Raises ModelError unless the engine's inputs and outputs are what its manifest promises."""
+    inputs: list[Port] = []
+    outputs: list[Port] = []
     for name in _tensor_names(engine):
+        port = Port(name, dtype_name(engine.get_tensor_dtype(name)), tensor_shape(engine.get_tensor_shape(name)))
         is_input = engine.get_tensor_mode(name) == trt.api.TensorIOMode.INPUT
-        (inputs if is_input else outputs).append(name)
-        expected = spec.input_type if is_input else "float32"
-        if engine.get_tensor_dtype(name) != getattr(trt.api, expected):
-            raise ModelError(f"{path}: {name} is {engine.get_tensor_dtype(name)}, expected {expected}; {info.remedy}")
-    shapes = {name: tuple(engine.get_tensor_shape(name)) for name in (*inputs, *outputs)}
+        (inputs if is_input else outputs).append(port)
+    fixed = check_signature(info.path, inputs, outputs, info.spec, info.remedy)
+    for port in outputs:  # the engine writes all of them, to buffers of float32
+        if port.dtype != "float32":
+            raise ModelError(f"{info.path}: output {port.name} is {port.dtype}, expected float32; {info.remedy}")
+    profile = [(fixed,)] * 2 if fixed else engine.get_tensor_profile_shape(INPUT_NAME, 0)
+    first, last = profile[0][0], profile[-1][0]
     smallest, _, largest = info.batch
-    batch = smallest if smallest == largest else -1
-    if inputs != [INPUT_NAME] or shapes[INPUT_NAME][0] not in (batch, -1) or shapes[INPUT_NAME][1:] != spec.input_shape:
-        found = ", ".join(f"{name} {list(shapes[name])}" for name in inputs)
+    if (first, last) != (smallest, largest):
         raise ModelError(
-            f"{path}: expected one input {INPUT_NAME!r} {[batch, *spec.input_shape]}, found {found}; {info.remedy}"
+            f"{info.path}: takes {first} to {last} images, its manifest says {smallest} to {largest}; {info.remedy}"
         )
-    if shapes[INPUT_NAME][0] == -1:
-        first, *_, last = (shape[0] for shape in engine.get_tensor_profile_shape(INPUT_NAME, 0))
-        if (first, last) != (smallest, largest):
-            raise ModelError(
-                f"{path}: takes {first} to {last} images, its manifest says {smallest} to {largest}; {info.remedy}"
-            )
-    check_outputs(path, spec, outputs, [shapes[name] for name in outputs])

@@ -26,6 +26,7 @@ _REMEDIES = {
     "tensorrt": "run `pip install tensorrt` on a machine with an NVIDIA GPU and driver",
     "rtx": "run `pip install tensorrt-rtx`, which builds engines without a GPU too",
 }
+_DTYPES = {"FLOAT": "float32", "HALF": "float16", "UINT8": "uint8", "INT8": "int8", "INT32": "int32", "INT64": "int64"}
 _KEPT_LINES = 3
 _KEPT_CHARACTERS = 400
 
@@ -240,6 +241,17 @@ def load_tensorrt(flavor: str) -> TensorRT:
     except (ImportError, OSError, RuntimeError) as error:  # the packages load their libraries in several ways
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise MissingComponentError(f"{_TITLES[flavor]} cannot be imported ({reason}); {_REMEDIES[flavor]}") from error
+
+
+def dtype_name(dtype: Any) -> str:
+    """Returns numpy's name of a `DataType`, such as `float32` for FLOAT; the library's own where numpy has none."""
+    name = str(dtype.name)
+    return _DTYPES.get(name, name)
+
+
+def tensor_shape(dims: Any) -> tuple[Optional[int], ...]:
+    """Returns a `Dims` with None for each side that is free, which TensorRT writes as -1."""
+    return tuple(None if side == -1 else int(side) for side in dims)
 
 
 def _make_logger(api: Any, errors: deque[str]) -> Any:
