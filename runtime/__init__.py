@@ -1,4 +1,7 @@
-"""Deployment side of the detector: preprocess, run, decode, suppress, measure. Needs neither torch nor a GPU."""
+"""Deploys the detector: preprocessing, inference, decoding, NMS and evaluation.
+
+Needs neither torch nor a GPU.
+"""
 
 from runtime.backends.base import Backend
 from runtime.backends.open import open_backend

@@ -1,4 +1,4 @@
-"""The manifest beside every exported file, `<file>.json`: what was made from what, with hashes."""
+"""Manifest of an exported file: its spec, its origins and their hashes, in `<file>.json` beside it."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from runtime.spec import ModelSpec
 _KIND = "yolov3-asff-manifest"
 _VERSION = 1
 _LARGEST = 32 << 20
-"""Bytes that are read of a manifest: room for the names of 200,000 calibration images."""
+"""Largest manifest in bytes: room for the names of 200,000 calibration images."""
 
 
 @dataclass(frozen=True)
 class Origin:
-    """A file that something was made from.
+    """A file that an exported file was made from.
 
     Attributes:
-        role: what it was to the maker: `weights`, `onnx`.
+        role: its part in the making: `weights` or `onnx`.
         name: its path, relative to the manifest's folder where the file lies in that.
         sha256: of its bytes.
     """
@@ -44,11 +44,15 @@ class Origin:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What is known of an exported file.
+    """Manifest of an exported file.
 
     Attributes:
-        name: of the file, which lies beside its manifest. sha256, size: of its bytes.
-        spec: the model's description. made_from: its sources. details: whatever its maker found worth keeping.
+        name: of the exported file, which lies beside its manifest.
+        sha256: of its bytes.
+        size: in bytes.
+        spec: of the model.
+        made_from: the files it was made from.
+        details: free-form information from its maker, such as parity or calibration; values that JSON can hold.
     """
 
     name: str
@@ -60,12 +64,12 @@ class Manifest:
 
 
 def manifest_path(file: PathLike) -> Path:
-    """Where the manifest of an exported file lies."""
+    """Returns the path of the manifest of an exported file."""
     return Path(f"{file}.json")
 
 
 def write_manifest(file: PathLike, spec: ModelSpec, made_from: Sequence[Origin], details: Mapping[str, Any]) -> Manifest:
-    """Hash `file` and write its manifest beside it; the same inputs give the same bytes."""
+    """Hashes `file` and writes its manifest beside it; the same inputs give the same bytes."""
     path = Path(file)
     manifest = Manifest(path.name, sha256(path), path.stat().st_size, spec, tuple(made_from), details)
     content = {
@@ -81,7 +85,7 @@ def write_manifest(file: PathLike, spec: ModelSpec, made_from: Sequence[Origin],
 
 
 def read_manifest(path: PathLike) -> Manifest:
-    """Read a manifest.
+    """Reads and validates a manifest.
 
     Raises:
         InputError: no such file.
@@ -106,7 +110,7 @@ def _load(path: Path) -> Any:
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object. Which of two values of one key counts would depend on the reader."""
+    """Builds a JSON object, and refuses a key that is given twice: readers differ in which value counts."""
     found = dict(pairs)
     if len(found) < len(pairs):
         raise ValueError("a key is given twice")
@@ -143,9 +147,12 @@ def _mapping(value: Any) -> dict[str, Any]:
 
 
 def find_changes(path: PathLike) -> list[str]:
-    """What is no longer as a manifest says, a line each: the exported file, and those of its sources that are still there.
+    """Lists the exported file and those of its origins that changed since the manifest was written.
 
-    A source may lie anywhere: it is hashed, and nothing else is done with it.
+    An origin that is gone is no change. It may lie anywhere: it is only hashed.
+
+    Returns:
+        One line a change.
     """
     manifest, folder = read_manifest(path), Path(path).resolve().parent
     file = folder / manifest.name
@@ -160,5 +167,5 @@ def find_changes(path: PathLike) -> list[str]:
 
 
 def _is_readable(path: Path) -> bool:
-    """Whether this is a file that may be read; a name that no file can have is none."""
+    """Returns whether this is a file that may be read; False for a name that no file can have."""
     return os.path.isfile(path) and os.access(path, os.R_OK)

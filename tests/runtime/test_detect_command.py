@@ -456,8 +456,8 @@ def damaged(kind: str, folder: Path, spec: ModelSpec, write_onnx: Callable[..., 
         ("empty", "not a usable ONNX model"),
         ("garbage", "not a usable ONNX model"),
         ("cut", "not a usable ONNX model"),
-        ("foreign", "no model description in its metadata; export it with `python -m export.onnx`"),
-        ("field", "its model description lacks anchors"),
+        ("foreign", "no model spec in its metadata; export it with `python -m export.onnx`"),
+        ("field", "its model spec lacks anchors"),
         ("newer", f"has format {FORMAT_VERSION + 1}, this code reads up to {FORMAT_VERSION}"),
         ("classes", r"output p5 is float32 \[N, 28, 2, 2\], its spec says float32 \[N, 32, 2, 2\]; export it again"),
         ("levels", "has no output 'p3'; its outputs are p5, p4"),
@@ -511,7 +511,7 @@ def test_a_model_that_answers_nan_is_damaged(command: Command, tiny_onnx: Path, 
             tensor.CopyFrom(onnx.numpy_helper.from_array(values, "p4_b"))
     onnx.save(model, tmp_path / "nan.onnx")
     code, out, err = command(main, "--engine", tmp_path / "nan.onnx", "--source", good, "--json")
-    assert (code, out) == (2, "") and "output p4 holds values that are not numbers" in one_error(err)
+    assert (code, out) == (2, "") and "output p4 holds NaN" in one_error(err)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""TensorRT engines on the GPU."""
+"""TensorRT backend: runs engines on the GPU."""
 
 from __future__ import annotations
 
@@ -26,13 +26,17 @@ log = logging.getLogger(__name__)
 
 
 class TrtBackend:
-    """Runs an engine built by `python -m export.engine`, which is loaded only if its manifest says that it fits this machine.
+    """Runs an engine built by `python -m export.engine`.
 
-    Any thread may call `infer`; threads that do so at once get an execution context, stream and buffers each.
+    It is loaded only if its manifest says that it fits this machine. Any thread may call `infer`; threads that do so at
+    once get an execution context, stream and buffers each.
+
+    Args:
+        path: of the engine, with its manifest beside it.
 
     Raises:
-        ModelError: without its manifest, changed since, built for another TensorRT or GPU, or not of the shapes promised.
-        MissingComponentError: no TensorRT, pycuda, driver, GPU, or memory on it; with the remedy.
+        ModelError: no manifest, changed since it was built, built for another TensorRT or GPU, or not as its spec says.
+        MissingComponentError: no TensorRT, pycuda, driver, GPU or GPU memory; with the remedy.
     """
 
     def __init__(self, path: PathLike) -> None:
@@ -49,16 +53,16 @@ class TrtBackend:
             self._engine: Any = self._load()
             self._compiled = self._cached_kernels()
             self._config = self._trt.create_runtime_config(self._engine, self._compiled)
-            self._idle.append(self._create_worker(self._engine))  # now, so that the first image is as quick as the next
+            self._idle.append(self._create_worker(self._engine))  # now, so that the first image is as fast as the next
 
     @property
     def spec(self) -> ModelSpec:
-        """The description in the manifest."""
+        """Spec in the manifest."""
         return self._info.spec
 
     @property
     def batch_size(self) -> Optional[int]:
-        """The engine's only batch size, or None where it takes several; then any number is split and padded to fit."""
+        """The engine's only batch size, or None if it takes several: then any batch is split and padded to fit."""
         smallest, _, largest = self._info.batch
         return largest if smallest == largest else None
 
@@ -68,20 +72,20 @@ class TrtBackend:
         return f"{self._trt.title}, {self._device.gpu.name}"
 
     def infer(self, images: NDArray[Any]) -> list[NDArray[np.float32]]:
-        """See `Backend.infer`."""
+        """Runs the model; see `Backend.infer`."""
         return self._in_parts(images, _Worker.run)
 
     def copy(self, images: NDArray[Any]) -> None:
-        """See `runtime.benchmark.stages.CopyingBackend.copy`."""
+        """Copies as `infer` does, without inference; see `runtime.benchmark.stages.CopyingBackend.copy`."""
         self._in_parts(images, _Worker.copy)
 
     def _in_parts(self, images: NDArray[Any], work: _Work) -> list[NDArray[np.float32]]:
-        """What `work` gives for the images, split and padded to batches that the engine takes."""
+        """Does `work` on the images, split and padded to batches that the engine takes; returns its outputs."""
         if self._engine is None:
             raise ModelError("the model was closed; open it again")
         check_images(images, self.spec, self.batch_size)
         smallest, _, largest = self._info.batch
-        # A last part is padded to the size of those before it, since another shape would cost a new graph.
+        # The last part is padded to the size of the others: another shape would cost a new graph.
         rows = min(max(len(images), smallest), largest)
         outputs = [np.empty((len(images), *shape), np.float32) for shape in self.spec.outputs.values()]
         with self._device.active(), self._borrowed() as worker:
@@ -92,7 +96,7 @@ class TrtBackend:
         return outputs
 
     def close(self) -> None:
-        """Free the engine and all that no thread is using just now; the rest as soon as it is done."""
+        """Frees the engine without waiting; a run in another thread ends as usual, and what it uses is freed then."""
         with self._lock:
             engine, self._engine = self._engine, None
             idle, self._idle = self._idle, []
@@ -124,7 +128,7 @@ class TrtBackend:
 
     @contextlib.contextmanager
     def _borrowed(self) -> Iterator[_Worker]:
-        """A worker that no other thread is using. One that failed is not used again."""
+        """Lends a worker that no other thread uses; one that fails is closed."""
         with self._turns:
             with self._lock:
                 engine = self._engine
@@ -158,7 +162,7 @@ class TrtBackend:
             return None
 
     def _keep_kernels(self) -> None:
-        """Save what TensorRT-RTX compiled for this GPU, where it can be saved."""
+        """Saves the kernels that TensorRT-RTX compiled for this GPU; where it cannot, they are compiled again next time."""
         try:
             compiled = self._trt.compiled_kernels(self._config)
             if compiled != self._compiled:
@@ -169,7 +173,10 @@ class TrtBackend:
 
 
 class _Worker:
-    """An execution context with its stream, buffers and CUDA graph: one thread at a time, with the device active."""
+    """An execution context with its stream, buffers and CUDA graph.
+
+    Used by one thread at a time, with the device active.
+    """
 
     def __init__(self, trt: TensorRT, device: Device, engine: Any, config: Any, info: EngineInfo) -> None:
         self._trt = trt
@@ -195,14 +202,14 @@ class _Worker:
             self._resources = resources.pop_all()
 
     def run(self, images: NDArray[Any], rows: int) -> list[NDArray[np.float32]]:
-        """Infer a batch of at most `rows`, padded to that; the outputs are valid until the next call.
+        """Runs a batch of at most `rows`, padded to that; the outputs are valid until the next call.
 
         Raises:
-            ModelError: it failed; close the worker.
+            ModelError: the run failed; close the worker.
         """
         self._fill(images, rows)
         if rows != self._rows:
-            self._reshape(rows)  # and run call by call: at a new shape the library has things to prepare
+            self._reshape(rows)  # and enqueued without a graph: at a new shape the library has to prepare
         elif self._graph is None and self._is_capturable:
             self._graph = self._stream.capture(self._enqueue)
             self._is_capturable = self._graph is not None
@@ -214,10 +221,10 @@ class _Worker:
         return [buffer.host[: len(images)] for buffer in self._outputs]
 
     def copy(self, images: NDArray[Any], rows: int) -> list[NDArray[np.float32]]:
-        """As `run`, but without the engine: the outputs are whatever was there.
+        """Copies as `run` does, without inference: the outputs hold old values.
 
         Raises:
-            ModelError: it failed; close the worker.
+            ModelError: the run failed; close the worker.
         """
         self._fill(images, rows)
         with self._stream.running():
@@ -251,9 +258,10 @@ class _Worker:
             self._stream.download(buffer, rows)
 
     def _ask(self, call: Callable[[], bool]) -> None:
-        """Raise ModelError unless this call succeeds.
+        """Raises ModelError unless the call succeeds.
 
-        It must not be a method of the context itself: a traceback would keep that alive after `close`.
+        Args:
+            call: no bound method of the context, which a traceback would keep alive after `close`.
         """
         self._trt.checked(f"{self._trt.title} cannot run the engine", lambda: call() or None)
 
@@ -266,12 +274,12 @@ class _Worker:
         self._context = None
 
     def close(self) -> None:
-        """Free everything: graph and context first, then what they work on."""
+        """Frees graph and context, then stream and buffers."""
         self._resources.close()
 
 
 _Work = Callable[[_Worker, NDArray[Any], int], list[NDArray[np.float32]]]
-"""A batch of at most so many rows, padded to that, to outputs that are valid until the next call: `run`, or a part of it."""
+"""`_Worker.run` or `_Worker.copy`."""
 
 
 def _tensor_names(engine: Any) -> list[str]:

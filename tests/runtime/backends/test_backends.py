@@ -313,7 +313,7 @@ def test_memory_is_flat(case: Case, subject: Subject, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"metadata": {}}, "no model description in its metadata"),
+        ({"metadata": {}}, "no model spec in its metadata"),
         ({"input_name": "x"}, "expected one input 'images', found x; export it again"),
         (
             {"cast": TensorProto.FLOAT16},

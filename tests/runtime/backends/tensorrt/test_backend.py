@@ -678,7 +678,7 @@ def test_commands_say_in_one_line_what_is_missing(
         (lambda here: edit(compute_capability="9.0")(here.path), "built for Fake GPU (compute capability 9.0)"),
         (lambda here: setattr(here.engine, "is_loadable", False), "not an engine for TensorRT 10.12.0 here"),
         (lambda here: here.engine.shapes.update(p4=(-1, 5, 2, 2)), "output p4 is float32 [N, 5, 2, 2], its spec says"),
-        (lambda here: setattr(here.engine, "offset", float("nan")), "holds values that are not numbers"),
+        (lambda here: setattr(here.engine, "offset", float("nan")), "holds NaN"),
     ],
     ids=["another plan", "version", "GPU", "not loadable", "shapes", "not numbers"],
 )
