@@ -1,4 +1,4 @@
-"""A reader never meets half a file: what fails leaves the old file, and no temporary one."""
+"""Atomic writes: a failure keeps the old file and leaves no temporary one."""
 
 from __future__ import annotations
 

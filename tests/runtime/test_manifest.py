@@ -1,4 +1,4 @@
-"""The manifest beside an exported file: what was written comes back, changes are found, damage is one clear line."""
+"""Manifest: round trip, changed files, damaged manifests."""
 
 from __future__ import annotations
 

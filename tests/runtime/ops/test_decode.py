@@ -1,4 +1,4 @@
-"""The vectorised decode agrees with a readable loop over every cell, and survives what damaged or extreme maps hold."""
+"""decode: against a readable loop over every cell, and on damaged or extreme maps."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ from tests.support.trt_machine import FACTS, SPEC, Machine, MakeMachine
 
 @pytest.fixture
 def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> MakeMachine:
-    """Makes a machine; keywords change what the manifest says of the engine; `installed`, `capability` are the machine's own."""
+    """Makes machines; keywords change what the manifest says, `installed` and `capability` are of the machine."""
 
     def make(
         installed: str = "",

@@ -1,4 +1,4 @@
-"""What a manifest says of an engine is read as it is, or refused in one line."""
+"""EngineInfo: read from the manifest, or refused in one line."""
 
 from __future__ import annotations
 
