@@ -66,7 +66,7 @@ def test_commands_say_in_one_line_what_is_missing(
         (lambda here: here.engine.shapes.update(p4=(-1, 5, 2, 2)), "output p4 is float32 [N, 5, 2, 2], its spec says"),
         (lambda here: setattr(here.engine, "offset", float("nan")), "holds NaN"),
     ],
-    ids=["another plan", "version", "GPU", "not loadable", "shapes", "not numbers"],
+    ids=["another plan", "version", "GPU", "not loadable", "shapes", "NaN"],
 )
 def test_commands_refuse_a_bad_engine_in_one_line_and_leave_nothing(
     break_it: Callable[[Machine], None],
