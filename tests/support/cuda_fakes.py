@@ -26,7 +26,7 @@ from tests.support.tensorrt_fakes import library
 Work = Callable[[], None]
 
 
-_GARBAGE = 255  # four of them are a float32 that is no number
+_GARBAGE = 255  # four of them are a NaN in float32
 
 
 class CudaError(Exception):

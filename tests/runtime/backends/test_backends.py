@@ -44,7 +44,7 @@ def backend(case: Case, subject: Subject) -> Iterator[Backend]:
 # --- what goes in and what comes out
 
 
-def test_the_description_is_the_models(backend: Backend, subject: Subject) -> None:
+def test_the_spec_is_the_models(backend: Backend, subject: Subject) -> None:
     assert backend.spec == subject.spec
     assert backend.batch_size is None
 
