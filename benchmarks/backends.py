@@ -22,8 +22,8 @@ from benchmarks.timing import alternate
 from export.onnx_export.export import parity_images, prepare
 from export.onnx_export.tracer import write_onnx
 from runtime import cli
-from runtime.backends.onnx_base import INPUT_NAME
 from runtime.backends.open import open_backend
+from runtime.backends.signature import INPUT_NAME
 from runtime.errors import MissingComponentError
 from train.model import build_model
 from train.recipes import recipe

@@ -9,7 +9,7 @@ from typing import Any
 import onnx
 from numpy.typing import NDArray
 
-from runtime.backends.onnx_base import INPUT_NAME
+from runtime.backends.signature import INPUT_NAME
 from runtime.errors import InputError, MissingComponentError, ModelError
 from runtime.files import PathLike
 

@@ -27,7 +27,7 @@ from runtime.detector import Detector
 from runtime.errors import CheckFailed, InputError, ModelError, OutputError
 from runtime.evaluation.coco import Evaluation, evaluate, match_classes
 from runtime.files import atomic_write, write_json
-from runtime.manifest import source, write_manifest
+from runtime.manifest import Origin, write_manifest
 from runtime.spec import ModelSpec
 
 log = logging.getLogger(__name__)
@@ -208,7 +208,7 @@ class _Work:
             "accuracy": _accuracy(result),
         }
         try:
-            write_manifest(request.output, spec, [source("onnx", request.model, request.output)], details)
+            write_manifest(request.output, spec, [Origin.of("onnx", request.model, request.output)], details)
         except OutputError:
             request.output.unlink()  # never leave a file without its manifest
             raise

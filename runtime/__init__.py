@@ -4,7 +4,7 @@ from runtime.backends.base import Backend
 from runtime.backends.open import open_backend
 from runtime.detections import Detections
 from runtime.detector import Detector
-from runtime.errors import CheckFailed, DetectorError, InputError, MissingComponentError, ModelError
+from runtime.errors import CheckFailed, DetectorError, InputError, MissingComponentError, ModelError, OutputError
 from runtime.media.video import read_video
 from runtime.spec import ModelSpec
 from runtime.streaming.detection_queue import DetectionQueue
@@ -20,6 +20,7 @@ __all__ = [
     "MissingComponentError",
     "ModelError",
     "ModelSpec",
+    "OutputError",
     "open_backend",
     "read_video",
 ]

@@ -1,4 +1,7 @@
-"""What all command lines share: errors become one line and an exit code, talk goes to stderr, results to stdout."""
+"""Error handling, parsers and argument types that all command lines share.
+
+An error becomes one line on stderr and an exit code. Results go to stdout, everything else to stderr.
+"""
 
 from __future__ import annotations
 
@@ -16,12 +19,18 @@ import cv2
 from runtime.backends.open import BACKENDS
 from runtime.errors import DetectorError, InputError
 
-INTERRUPTED = 130  # what shells report for a program ended by Ctrl-C
-_BREAKS = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")  # what would break a line, or command a terminal
+INTERRUPTED = 130  # as shells report a program that Ctrl-C ended
+_BREAKS = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")  # characters that break a line or control a terminal
 
 
 def run(main: Callable[[], int]) -> NoReturn:
-    """Call `main`, exit with what it returns; 0 done, 1 a check failed, 2 bad input, 3 a missing component, 130 Ctrl-C."""
+    """Runs a command and ends the process with its exit code.
+
+    The codes: 0 done, 1 a check failed, 2 bad input or output, 3 a missing component, 130 Ctrl-C.
+
+    Args:
+        main: the command; returns its exit code.
+    """
     cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)  # a bad image or video is reported once, by us
     os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # FFmpeg's AV_LOG_QUIET
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
@@ -31,7 +40,7 @@ def run(main: Callable[[], int]) -> NoReturn:
     except DetectorError as error:
         print(f"error: {_line(error)}", file=sys.stderr)
         code = error.exit_code
-    except BrokenPipeError:  # the reader of our output left, as `| head` does
+    except BrokenPipeError:  # the reader of our output is gone, as with `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 0
     except MemoryError:
@@ -47,19 +56,19 @@ def run(main: Callable[[], int]) -> NoReturn:
 
 
 def _line(message: object) -> str:
-    """A message as one line, whatever it quotes of names of files or of their content."""
+    """Returns a message as one line, with control characters escaped: it may quote file names and file content."""
     return _BREAKS.sub(lambda found: repr(found.group())[1:-1], str(message))
 
 
 class _Parser(argparse.ArgumentParser):
-    """A parser that answers wrong usage in one line, as everything else is answered."""
+    """Parser that reports wrong usage in one line."""
 
     def error(self, message: str) -> NoReturn:
         self.exit(InputError.exit_code, f"error: {_line(message)}; see {self.prog} --help\n")
 
 
 def parser(module: str, description: str, example: str) -> argparse.ArgumentParser:
-    """A parser whose `--help` ends with an example."""
+    """Creates a parser whose `--help` ends with an example."""
     return _Parser(
         prog=f"python -m {module}",
         description=description,
@@ -69,24 +78,24 @@ def parser(module: str, description: str, example: str) -> argparse.ArgumentPars
 
 
 def add_model(parser: argparse.ArgumentParser, made_with: str = "python -m export.onnx") -> None:
-    """The arguments `--engine` and `--backend` of every command that runs an exported model, for `open_backend`."""
+    """Adds `--engine` and `--backend`, the arguments of `open_backend`, to a command that runs an exported model."""
     parser.add_argument("--engine", required=True, help=f"the model: an .onnx file made by {made_with}")
     parser.add_argument(
         "--backend",
         choices=BACKENDS,
         default="auto",
-        help="what runs it (default: ONNX Runtime if installed, on an NVIDIA GPU if both know each other, else OpenVINO)",
+        help="library that runs it (default: ONNX Runtime if installed, on an NVIDIA GPU if it can; else OpenVINO)",
     )
 
 
 def check_suffix(output: Path, suffix: str, option: str = "--output") -> None:
-    """Raise InputError unless the file that an option names ends in `suffix`."""
+    """Raises InputError unless the file that an option names ends in `suffix`."""
     if output.suffix != suffix:
         raise InputError(f"{option} {output}: expected a name ending in {suffix}")
 
 
 def probability(text: str) -> float:
-    """An argument in 0-1."""
+    """Parses an argument in 0-1."""
     value = float(text)
     if not 0 <= value <= 1:
         raise argparse.ArgumentTypeError(f"expected a number in 0-1, got {text}")
@@ -94,7 +103,7 @@ def probability(text: str) -> float:
 
 
 def positive(text: str) -> int:
-    """A whole-number argument of at least 1."""
+    """Parses a whole number of at least 1."""
     value = int(text)
     if value < 1:
         raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, got {text}")
@@ -102,7 +111,7 @@ def positive(text: str) -> int:
 
 
 def count(text: str) -> int:
-    """A whole-number argument of at least 0."""
+    """Parses a whole number of at least 0."""
     value = int(text)
     if value < 0:
         raise argparse.ArgumentTypeError(f"expected a whole number of at least 0, got {text}")
@@ -110,7 +119,7 @@ def count(text: str) -> int:
 
 
 def image_side(text: str) -> int:
-    """An input side in pixels: a positive multiple of 32, the coarsest stride."""
+    """Parses an input side in pixels: a positive multiple of 32, the coarsest stride."""
     value = positive(text)
     if value % 32:
         raise argparse.ArgumentTypeError(f"expected a multiple of 32, got {text}; nearest: {max(round(value / 32), 1) * 32}")
@@ -118,7 +127,7 @@ def image_side(text: str) -> int:
 
 
 def image_size(text: str) -> tuple[int, int]:
-    """An input size as (height, width): `416` for a square one, `320x608` for height x width; multiples of 32."""
+    """Parses an input size to (height, width): `416` is square, `320x608` is height x width; multiples of 32."""
     sides = [image_side(part) for part in text.lower().split("x")]
     if len(sides) > 2:
         raise argparse.ArgumentTypeError(f"expected a side or HEIGHTxWIDTH, got {text}")

@@ -1,4 +1,4 @@
-"""The result type that every part of the project hands around."""
+"""Detections of one image: boxes, scores and class ids."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True, eq=False)
 class Detections:
-    """What was found in one image, best first.
+    """Detections of one image, best first.
 
     Attributes:
         boxes: float32 `[N, 4]`, xyxy in pixels of the original image, x1 <= x2 and y1 <= y2.
@@ -43,7 +43,7 @@ class Detections:
 
     @classmethod
     def from_arrays(cls, boxes: Any, scores: Any, class_ids: Any) -> Detections:
-        """Build from anything array-like, converting dtypes; an empty list counts as no detections."""
+        """Converts anything array-like to the right dtypes; empty lists give no detections."""
         return cls(
             np.asarray(boxes, np.float32).reshape(-1, 4),
             np.asarray(scores, np.float32).reshape(-1),
@@ -52,18 +52,17 @@ class Detections:
 
     @classmethod
     def empty(cls) -> Detections:
-        """No detections."""
         return cls.from_arrays([], [], [])
 
     def __len__(self) -> int:
         return len(self.scores)
 
     def __getitem__(self, index: Any) -> Detections:
-        """The selected detections; `index` is a slice, a boolean mask or an integer array."""
+        """Selects detections by a slice, a boolean mask or an integer array."""
         return Detections(self.boxes[index], self.scores[index], self.class_ids[index])
 
     def to_dicts(self, class_names: Sequence[str]) -> list[dict[str, Any]]:
-        """Plain values for JSON: `box` in original pixels, `score`, `class_id`, `class_name`."""
+        """Returns plain values for JSON: `box` in original pixels, `score`, `class_id`, `class_name`."""
         return [
             {
                 "box": [round(float(v), 2) for v in box],

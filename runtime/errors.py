@@ -1,33 +1,49 @@
-"""The one exception tree. Libraries raise from it; only command lines turn it into an exit code."""
+"""The exception tree: libraries raise from it, and command lines turn it into exit codes.
+
+DetectorError               every error that this project raises on purpose; exit code 2
+├── InputError              input or usage that cannot be used as given; exit code 2
+│   └── ModelError          a model file that is damaged, foreign or unfit; exit code 2
+├── OutputError             a file or folder that cannot be written; exit code 2
+├── CheckFailed             a check that ran and did not pass; exit code 1
+└── MissingComponentError   a package, GPU or driver that this machine lacks; exit code 3
+"""
 
 from __future__ import annotations
 
 
 class DetectorError(Exception):
-    """Base of every error this project raises on purpose. `exit_code` is what a command line returns for it."""
+    """Base of every error that this project raises on purpose.
+
+    Attributes:
+        exit_code: of a command that ends with this error.
+    """
 
     exit_code = 2
 
 
 class InputError(DetectorError):
-    """Bad input or usage: a file, folder, argument or annotation that cannot be used as given (exit code 2)."""
-
-
-class OutputError(InputError):
-    """A file or folder that cannot be written: no permission, no space, no such place (exit code 2)."""
+    """Bad input or usage: a file, folder, argument or annotation that cannot be used as given."""
 
 
 class ModelError(InputError):
-    """A checkpoint, ONNX file or engine that is damaged, foreign, or does not fit what was asked of it (exit code 2)."""
+    """A checkpoint, ONNX file or engine that is damaged, foreign, or does not fit what was asked of it."""
+
+
+class OutputError(DetectorError):
+    """A file or folder that cannot be written: no permission, no space, no such folder.
+
+    It is no InputError: where unusable inputs are skipped, one output that fails still ends the work, since the next
+    would fail too.
+    """
 
 
 class CheckFailed(DetectorError):
-    """A check ran and its answer is no: parity, an accuracy budget, a loss that is finite (exit code 1)."""
+    """A check that ran and did not pass: parity, an accuracy budget, a finite loss."""
 
     exit_code = 1
 
 
 class MissingComponentError(DetectorError):
-    """Something this machine lacks, with the remedy: a package, a GPU, a driver (exit code 3)."""
+    """A component that this machine lacks, with the remedy: a package, a GPU, a driver."""
 
     exit_code = 3

@@ -1,4 +1,4 @@
-"""Writing files so that a reader never meets half of one, and hashing them."""
+"""Atomic file writes, write checks and file hashes."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ PathLike = Union[str, "os.PathLike[str]"]
 
 @contextlib.contextmanager
 def atomic_write(path: PathLike) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; on success it is renamed to `path`, on any failure it is removed.
+    """Yields a temporary path beside `path`, which replaces `path` on success and is removed on failure.
 
-    The temporary name keeps the suffix, so that libraries which choose a format by it do the right thing.
+    The temporary name keeps the suffix, since many libraries choose the format by it.
 
     Raises:
         OutputError: the folder cannot be created or written, or the disk is full.
@@ -30,7 +30,7 @@ def atomic_write(path: PathLike) -> Iterator[Path]:
     temporary = None
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        # The name is shortened, so that the temporary one fits where the target's own just does.
+        # Shortened: the temporary name must not exceed the file system's limit where the target's own just fits.
         handle, name = tempfile.mkstemp(prefix=f".{target.stem[:32]}-", suffix=target.suffix, dir=target.parent)
         os.close(handle)
         temporary = Path(name)
@@ -54,18 +54,22 @@ def _umask() -> int:
 
 
 def write_text(path: PathLike, text: str) -> None:
-    """Write `text` as UTF-8, whole or not at all."""
+    """Writes `text` as UTF-8, completely or not at all."""
     with atomic_write(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
 def write_json(path: PathLike, value: Any) -> None:
-    """Write `value` as JSON, whole or not at all."""
+    """Writes `value` as JSON, completely or not at all."""
     write_text(path, json.dumps(value, indent=1) + "\n")
 
 
 def output_folder(path: PathLike) -> Path:
-    """Create the folder if need be and prove that it can be written to, before any long work starts."""
+    """Creates the folder if needed and proves that it can be written to, before any long work starts.
+
+    Raises:
+        OutputError: it cannot be created or written to.
+    """
     folder = Path(path)
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -77,7 +81,11 @@ def output_folder(path: PathLike) -> Path:
 
 
 def check_writable(path: PathLike) -> None:
-    """Prove, before long work, that `path` can be written after it; what stands there now is left alone."""
+    """Proves before long work that `path` can be written; an existing file is left alone.
+
+    Raises:
+        OutputError: `path` is a folder, or its folder cannot be written to.
+    """
     _refuse_folder(Path(path))
     output_folder(Path(path).parent)
 
@@ -88,7 +96,7 @@ def _refuse_folder(target: Path) -> None:
 
 
 def sha256(path: PathLike) -> str:
-    """Hexadecimal SHA-256 of a file's bytes."""
+    """Returns the hexadecimal SHA-256 of a file's bytes."""
     digest = hashlib.sha256()
     with open(path, "rb") as file:
         for block in iter(lambda: file.read(1 << 20), b""):

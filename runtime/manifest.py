@@ -1,4 +1,4 @@
-"""The manifest beside every exported file, `<file>.json`: what was made from what, with hashes."""
+"""Manifest of an exported file: its spec, its origins and their hashes, in `<file>.json` beside it."""
 
 from __future__ import annotations
 
@@ -17,54 +17,59 @@ from runtime.spec import ModelSpec
 _KIND = "yolov3-asff-manifest"
 _VERSION = 1
 _LARGEST = 32 << 20
-"""Bytes that are read of a manifest: room for the names of 200,000 calibration images."""
+"""Largest manifest in bytes: room for the names of 200,000 calibration images."""
 
 
 @dataclass(frozen=True)
-class Source:
-    """A file that something was made from.
+class Origin:
+    """A file that an exported file was made from.
 
     Attributes:
-        role: what it was to the maker: `weights`, `onnx`, `calibration images`, ...
-        name: its path, relative to the manifest's folder where that is possible. sha256: of its bytes, or of a list of them.
+        role: its part in the making: `weights` or `onnx`.
+        name: its path, relative to the manifest's folder where the file lies in that.
+        sha256: of its bytes.
     """
 
     role: str
     name: str
     sha256: str
 
+    @classmethod
+    def of(cls, role: str, path: PathLike, exported: PathLike) -> Origin:
+        """Hashes the file `path`, which the file `exported` was made from."""
+        full, folder = Path(path).resolve(), Path(exported).resolve().parent
+        name = full.relative_to(folder) if full.is_relative_to(folder) else full
+        return cls(role, str(name), sha256(full))
+
 
 @dataclass(frozen=True)
 class Manifest:
-    """What is known of an exported file.
+    """Manifest of an exported file.
 
     Attributes:
-        name: of the file, which lies beside its manifest. sha256, size: of its bytes.
-        spec: the model's description. made_from: its sources. details: whatever its maker found worth keeping.
+        name: of the exported file, which lies beside its manifest.
+        sha256: of its bytes.
+        size: in bytes.
+        spec: of the model.
+        made_from: the files it was made from.
+        details: free-form information from its maker, such as parity or calibration; values that JSON can hold.
     """
 
     name: str
     sha256: str
     size: int
     spec: ModelSpec
-    made_from: tuple[Source, ...] = ()
+    made_from: tuple[Origin, ...] = ()
     details: Mapping[str, Any] = field(default_factory=dict)
 
 
 def manifest_path(file: PathLike) -> Path:
-    """Where the manifest of an exported file lies."""
+    """Returns the path of the manifest of an exported file."""
     return Path(f"{file}.json")
 
 
-def source(role: str, path: PathLike, beside: PathLike) -> Source:
-    """A source file, hashed and named as seen from the exported file `beside`."""
-    full, folder = Path(path).resolve(), Path(beside).resolve().parent
-    name = full.relative_to(folder) if full.is_relative_to(folder) else full
-    return Source(role, str(name), sha256(full))
-
-
-def write_manifest(file: PathLike, spec: ModelSpec, made_from: Sequence[Source], details: Mapping[str, Any]) -> Manifest:
-    """Hash `file` and write its manifest beside it; the same inputs give the same bytes."""
+def write_manifest(file: PathLike, spec: ModelSpec, made_from: Sequence[Origin], details: Mapping[str, Any]) -> Manifest:
+    """Hashes `file` and writes its manifest beside it; the same inputs give the same bytes."""
     path = Path(file)
     manifest = Manifest(path.name, sha256(path), path.stat().st_size, spec, tuple(made_from), details)
     content = {
@@ -80,7 +85,7 @@ def write_manifest(file: PathLike, spec: ModelSpec, made_from: Sequence[Source],
 
 
 def read_manifest(path: PathLike) -> Manifest:
-    """Read a manifest.
+    """Reads and validates a manifest.
 
     Raises:
         InputError: no such file.
@@ -105,7 +110,7 @@ def _load(path: Path) -> Any:
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object. Which of two values of one key counts would depend on the reader."""
+    """Builds a JSON object, and refuses a key that is given twice: readers differ in which value counts."""
     found = dict(pairs)
     if len(found) < len(pairs):
         raise ValueError("a key is given twice")
@@ -119,12 +124,12 @@ def _parse(content: Any) -> Manifest:
     if type(version) is not int or version != _VERSION:
         raise ModelError(f"manifest version {reprlib.repr(version)}, this code reads {_VERSION}; update the code")
     spec = ModelSpec.from_metadata({key: json.dumps(value) for key, value in _mapping(content["spec"]).items()})
-    sources = tuple(Source(*(_text(item[key]) for key in ("role", "name", "sha256"))) for item in content["made_from"])
+    origins = tuple(Origin(*(_text(item[key]) for key in ("role", "name", "sha256"))) for item in content["made_from"])
     file = _mapping(content["file"])
     name, size = _text(file["name"]), file["bytes"]
     if not name or Path(name).name != name or type(size) is not int or size < 0:
         raise ValueError(f"file {reprlib.repr(name)} of {reprlib.repr(size)} bytes; expected one beside its manifest")
-    return Manifest(name, _text(file["sha256"]), size, spec, sources, _mapping(content["details"]))
+    return Manifest(name, _text(file["sha256"]), size, spec, origins, _mapping(content["details"]))
 
 
 def _text(value: Any) -> str:
@@ -142,9 +147,12 @@ def _mapping(value: Any) -> dict[str, Any]:
 
 
 def find_changes(path: PathLike) -> list[str]:
-    """What is no longer as a manifest says, a line each: the exported file, and those of its sources that are still there.
+    """Lists the exported file and those of its origins that changed since the manifest was written.
 
-    A source may lie anywhere: it is hashed, and nothing else is done with it.
+    An origin that is gone is no change. It may lie anywhere: it is only hashed.
+
+    Returns:
+        One line a change.
     """
     manifest, folder = read_manifest(path), Path(path).resolve().parent
     file = folder / manifest.name
@@ -152,12 +160,12 @@ def find_changes(path: PathLike) -> list[str]:
         return [f"{file}: missing"]
     found = [] if sha256(file) == manifest.sha256 else [f"{file}: changed since it was made; make it again"]
     for item in manifest.made_from:
-        origin = folder / item.name
-        if _is_readable(origin) and sha256(origin) != item.sha256:
-            found.append(f"{origin} ({item.role}): changed since {manifest.name} was made from it")
+        path = folder / item.name
+        if _is_readable(path) and sha256(path) != item.sha256:
+            found.append(f"{path} ({item.role}): changed since {manifest.name} was made from it")
     return found
 
 
 def _is_readable(path: Path) -> bool:
-    """Whether this is a file that may be read; a name that no file can have is none."""
+    """Returns whether this is a file that may be read; False for a name that no file can have."""
     return os.path.isfile(path) and os.access(path, os.R_OK)

@@ -1,4 +1,7 @@
-"""What a consumer must know of a model. It travels in checkpoints, ONNX metadata and beside an engine; nothing guesses it."""
+"""Model spec: classes, input, anchors and thresholds of a model.
+
+It is kept in checkpoints, in ONNX metadata and in the manifest beside an engine, so that no consumer guesses.
+"""
 
 from __future__ import annotations
 
@@ -20,52 +23,53 @@ COLORS = ("rgb", "bgr")
 PRECISIONS = ("fp32", "fp16", "int8")
 INPUT_TYPES = ("float32", "uint8")
 MOST_CANDIDATES = 3840
-"""The largest `top_k`: TensorRT selects no more."""
+"""Largest `top_k`: TensorRT selects no more."""
 CANDIDATES_NAME = "candidates"
-CANDIDATE_COLUMNS = ("x", "y", "width", "height", "score", "class", "place")
-"""What a row of the output `candidates` holds; see docs/contract.md."""
-_LARGEST_STEP = 32  # of input sizes: RetinaNet's levels beyond stride 32 round their maps up
-# Bounds that no model comes near, so that a damaged description cannot ask for more memory than there is, or for numbers
-# that float32 does not hold.
+CANDIDATE_COLUMNS = ("x", "y", "width", "height", "score", "class", "anchor_index")
+"""Columns of the output `candidates`; see docs/contract.md."""
+_LARGEST_STEP = 32  # that input sizes need be multiples of: RetinaNet's levels beyond stride 32 round their maps up
+# Bounds far above any real model: a damaged spec must not ask for more memory than there is, nor for numbers beyond float32.
 _LARGEST_SIDE = 8192  # of inputs and cells, in pixels
 _MOST_VALUES = 1 << 30  # in the raw maps of one image: 4 GB
 _LARGEST_NUMBER = 1e6  # of anchors, means and deviations
 _UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")  # control characters, and halves of characters
 
-# What a description of each older format does not say, because there was only one way then.
+# By format version: the fields that were added after it, with the values that all models had until then.
 _ADDED: dict[str, dict[str, Any]] = {"1": {"head": "yolo"}, "2": {"input_type": "float32", "top_k": 0}}
 
 Anchors = tuple[tuple[tuple[float, float], ...], ...]
 
 
 def level_name(prefix: str, stride: int) -> str:
-    """Levels are counted by the power of 2 of their stride, outputs are named after them: `p5` for stride 32."""
+    """Returns the name of a level's output, numbered by the power of 2 of its stride: `p5` for stride 32."""
     return f"{prefix}{int(math.log2(stride))}"
 
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """Everything that pre- and postprocessing need, and where the model came from.
+    """What pre- and postprocessing need to know of a model, and where it came from.
 
     Attributes:
         name: the recipe or model name.
         class_names: in the order of the class ids.
         input_size: (height, width) in pixels, multiples of the largest stride, or of 32 where that is larger.
-        resize: `letterbox` (aspect ratio kept, centerd, padded with `pad_value`) or `stretch`.
+        resize: `letterbox` (aspect ratio kept, centered, padded with `pad_value`) or `stretch`.
         pad_value: gray level of the letterbox border, 0-255 (114; Darknet's weights: 127.5).
-        mean, std: per channel in `color` order; the network sees `(pixel / 255 - mean) / std`.
+        mean: per channel in `color` order, of pixel values in 0-1; the network gets `(pixel / 255 - mean) / std`.
+        std: as `mean`.
         color: channel order of the network's input, `rgb` or `bgr`.
         anchors: per output level, (width, height) in pixels of each anchor, in channel order.
         strides: pixels per cell of each output level; outputs are ordered like this (p5, p4, p3 for 32, 16, 8).
-        head: what the maps mean: `yolo` (box, objectness, classes) or `retinanet` (box, classes); see docs/contract.md.
-        score_threshold: detections below it are not worth evaluating (0.01 in the paper).
-        nms_threshold: IoU above which the lower-scored of two boxes of one class goes (0.6 in the paper).
-        precision: of the graph: `fp32`, `fp16` or `int8`.
+        head: layout of the maps: `yolo` (box, objectness, classes) or `retinanet` (box, classes); see docs/contract.md.
+        score_threshold: detections of lower scores are left out of evaluation (0.01 in the paper).
+        nms_threshold: IoU above which NMS removes the lower-scored of two boxes of one class (0.6 in the paper).
+        precision: of the graph's convolutions: `fp32`, `fp16` or `int8`.
         input_type: `float32` (planes `[N, 3, H, W]`, normalized) or `uint8` (pixels `[N, H, W, 3]` in `color` order, which the
             graph normalizes).
-        top_k: 0 for raw maps; else the graph decodes them and gives out the K boxes of the highest score.
+        top_k: 0 for raw maps; otherwise the graph decodes them and returns the K boxes of the highest score.
         source_sha256: of the checkpoint the model was made from, empty if there is none.
         made_with: versions of the tools that made it.
+        format_version: of the spec itself.
     """
 
     name: str
@@ -90,7 +94,7 @@ class ModelSpec:
 
     def __post_init__(self) -> None:
         for problem in _problems(self):
-            raise ModelError(f"model description of {reprlib.repr(self.name)}: {problem}")
+            raise ModelError(f"model spec of {reprlib.repr(self.name)}: {problem}")
 
     @property
     def num_classes(self) -> int:
@@ -99,13 +103,13 @@ class ModelSpec:
 
     @property
     def input_shape(self) -> tuple[int, int, int]:
-        """Of one image as the model takes it: (3, height, width), or (height, width, 3) of a `uint8` model."""
+        """Shape of one image as the model takes it: (3, height, width), or (height, width, 3) if `input_type` is `uint8`."""
         height, width = self.input_size
         return (height, width, 3) if self.input_type == "uint8" else (3, height, width)
 
     @property
     def outputs(self) -> dict[str, tuple[int, ...]]:
-        """Names of the model's outputs, in order, and what each holds of one image: the maps, or the best candidates."""
+        """Shape for one image by output name, in order: the raw maps, or the best candidates."""
         if self.top_k:
             return {CANDIDATES_NAME: (self.top_k, len(CANDIDATE_COLUMNS))}
         return {name: self.map_shape(level) for level, name in enumerate(self.map_names)}
@@ -117,36 +121,36 @@ class ModelSpec:
 
     @property
     def class_channel(self) -> int:
-        """The first class among an anchor's channels: 5 behind box and objectness, 4 where there is no objectness."""
+        """Index of the first class among an anchor's channels: 5 after box and objectness, 4 without objectness."""
         return 5 if self.head == "yolo" else 4
 
     def map_shape(self, level: int) -> tuple[int, int, int]:
-        """(channels, height, width) of the raw map of `level`: anchors * (5 + C) (RetinaNet: 4 + C), sides rounded up."""
+        """Returns (channels, height, width) of a level's raw map: anchors * (5 + C) (RetinaNet: 4 + C), sides rounded up."""
         height, width = self.input_size
         stride = self.strides[level]
         channels = len(self.anchors[level]) * (self.class_channel + self.num_classes)
         return channels, math.ceil(height / stride), math.ceil(width / stride)
 
     def boxes_per_level(self) -> tuple[int, ...]:
-        """How many boxes each level's map holds: anchors * height * width."""
+        """Returns the number of boxes of each level: anchors * height * width."""
         shapes = (self.map_shape(level) for level in range(len(self.strides)))
         return tuple(len(anchors) * height * width for anchors, (_, height, width) in zip(self.anchors, shapes))
 
     def replace(self, **changes: Any) -> ModelSpec:
-        """A copy with some fields changed, validated again."""
+        """Returns a copy with some fields changed, validated again."""
         return dataclasses.replace(self, **changes)
 
     def plain(self) -> ModelSpec:
-        """Of the same model without options: normalized floats in, raw maps out."""
+        """Returns the spec of the same model without options: normalized floats in, raw maps out."""
         return self.replace(input_type="float32", top_k=0)
 
     def to_metadata(self) -> dict[str, str]:
-        """One JSON text per field, for ONNX `metadata_props` and checkpoints."""
+        """Returns a JSON text per field, for ONNX `metadata_props` and checkpoints."""
         return {field.name: json.dumps(getattr(self, field.name)) for field in dataclasses.fields(self)}
 
     @classmethod
     def from_metadata(cls, metadata: Mapping[str, str]) -> ModelSpec:
-        """The inverse of `to_metadata`; keys it does not know are left alone, an older format is brought up to date.
+        """Reads what `to_metadata` wrote; ignores unknown keys and updates older formats.
 
         Raises:
             ModelError: a field is missing, not JSON or of a wrong type, or the format is newer than this code.
@@ -155,24 +159,23 @@ class ModelSpec:
         names = [field.name for field in dataclasses.fields(cls)]
         missing = [name for name in names if name not in metadata]
         if "format_version" in missing:
-            raise ModelError("no model description in its metadata; export it with `python -m export.onnx`")
+            raise ModelError("no model spec in its metadata; export it with `python -m export.onnx`")
         if missing:
-            raise ModelError(f"its model description lacks {', '.join(missing)}; export it again with `python -m export.onnx`")
+            raise ModelError(f"its model spec lacks {', '.join(missing)}; export it again with `python -m export.onnx`")
         try:
             values = {name: freeze(json.loads(metadata[name])) for name in names}
         except (TypeError, ValueError, RecursionError) as error:
-            raise ModelError(f"its model description is not valid JSON ({error}); export it again") from error
+            raise ModelError(f"its model spec is not valid JSON ({error}); export it again") from error
         version = values["format_version"]
         if not _is_count(version) or version > FORMAT_VERSION:
             raise ModelError(
-                f"its model description has format {reprlib.repr(version)}, this code reads up to {FORMAT_VERSION};"
-                " update the code"
+                f"its model spec has format {reprlib.repr(version)}, this code reads up to {FORMAT_VERSION}; update the code"
             )
         return cls(**values)
 
 
 def _up_to_date(metadata: Mapping[str, str]) -> Mapping[str, str]:
-    """A description of an older format with what was added since."""
+    """Adds to metadata of an older format the fields that came later."""
     version = metadata.get("format_version")
     if version not in _ADDED:
         return metadata
@@ -181,12 +184,12 @@ def _up_to_date(metadata: Mapping[str, str]) -> Mapping[str, str]:
 
 
 def freeze(value: Any) -> Any:
-    """JSON's lists, at any depth of lists, as the tuples they were written from."""
+    """Converts JSON lists to tuples, at any depth."""
     return tuple(freeze(item) for item in value) if isinstance(value, list) else value
 
 
 def _is_number(value: Any) -> bool:
-    # Not a number is not at most anything.
+    # The comparison is False for NaN.
     return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= _LARGEST_NUMBER
 
 
@@ -215,7 +218,7 @@ def _is_side(value: Any) -> bool:
 
 
 def _problems(spec: ModelSpec) -> list[str]:
-    """What is wrong with a spec, in words; metadata comes from files, so types are checked as well as values."""
+    """Lists what is wrong with a spec. It may come from a file, so types are checked as well as values."""
     texts = (spec.name, spec.source_sha256, spec.head, spec.resize, spec.color, spec.precision, spec.input_type)
     checks = [
         (

@@ -24,7 +24,7 @@ with atheris.instrument_imports(include=["json", "runtime.spec", "runtime.manife
     import json
 
     from runtime.backends.tensorrt.engine_info import read_engine_info
-    from runtime.manifest import Source, manifest_path, read_manifest, write_manifest
+    from runtime.manifest import Origin, manifest_path, read_manifest, write_manifest
     from runtime.spec import ModelSpec
 
 from runtime.errors import InputError
@@ -45,7 +45,7 @@ _ENGINE = Path(_FOLDER.name) / "m.engine"
 def seeds() -> list[bytes]:
     """A manifest of an engine, and metadata as lines `key=text`."""
     _ENGINE.write_bytes(b"plan")
-    write_manifest(_ENGINE, SPEC, [Source("onnx", "m.onnx", "0" * 64)], {"engine": FACTS})
+    write_manifest(_ENGINE, SPEC, [Origin("onnx", "m.onnx", "0" * 64)], {"engine": FACTS})
     return [manifest_path(_ENGINE).read_bytes(), "\n".join(map("=".join, SPEC.to_metadata().items())).encode()]
 
 

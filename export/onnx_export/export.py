@@ -23,7 +23,7 @@ from runtime.backends.inspection import InspectableBackend, Inspection, inspecti
 from runtime.backends.ort import OrtBackend
 from runtime.errors import CheckFailed, InputError
 from runtime.files import atomic_write, sha256
-from runtime.manifest import manifest_path, source, write_manifest
+from runtime.manifest import Origin, manifest_path, write_manifest
 from runtime.media.image import Image
 from runtime.media.sources import find_sources, read_source
 from runtime.ops.preprocess import preprocess
@@ -82,19 +82,7 @@ class ExportRequest:
 
     def settings(self) -> dict[str, Any]:
         """Returns everything that the file depends on besides the weights, for its manifest."""
-        names = (
-            "size",
-            "batch",
-            "precision",
-            "opset",
-            "uint8_input",
-            "top_k",
-            "inspect",
-            "classes",
-            "images",
-            "allow_rounding",
-        )
-        values = {name: getattr(self, name) for name in names}
+        values = {name: value for name, value in vars(self).items() if name not in ("weights", "output")}
         return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
 
@@ -134,7 +122,7 @@ def export_onnx(request: ExportRequest) -> Iterator[tuple[str, OutputDifference]
         if request.precision == "fp16":
             _check_range(temporary, spec, request)
         manifest_path(output).unlink(missing_ok=True)  # it belongs to an earlier file of that name
-    origin = source("weights", request.weights, output)
+    origin = Origin.of("weights", request.weights, output)
     write_manifest(output, spec, [origin], {"settings": request.settings(), "parity": found})
 
 

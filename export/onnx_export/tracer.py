@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from runtime.backends.inspection import inspection_shapes
-from runtime.backends.onnx_base import INPUT_NAME
+from runtime.backends.signature import INPUT_NAME
 from runtime.errors import CheckFailed
 from runtime.ops.preprocess import normalization
 from runtime.spec import ModelSpec

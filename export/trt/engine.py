@@ -21,13 +21,12 @@ from export.trt.builder import (
 )
 from export.trt.precision_check import check_inspected, check_network, inspected_types, network_precision
 from runtime import cli
-from runtime.backends.base import check_outputs
+from runtime.backends import signature
 from runtime.backends.gpu import find_gpu
-from runtime.backends.onnx_base import INPUT_NAME
-from runtime.backends.tensorrt.library import TensorRT
+from runtime.backends.tensorrt.library import TensorRT, dtype_name, tensor_shape
 from runtime.errors import InputError, MissingComponentError, ModelError, OutputError
 from runtime.files import check_writable, sha256
-from runtime.manifest import Source, manifest_path, read_manifest, source, write_manifest
+from runtime.manifest import Origin, manifest_path, read_manifest, write_manifest
 from runtime.spec import ModelSpec
 
 
@@ -105,27 +104,18 @@ def _is_made_from(engine: Path, model: Path, flavor: str) -> bool:
 
 
 def check_signature(path: Path, network: Any, spec: ModelSpec) -> int | None:
-    """Checks the inputs and outputs of a parsed network against the spec.
-
-    Returns:
-        The fixed batch size; None if it is dynamic.
+    """Checks a parsed network's inputs and outputs against the spec; returns the fixed batch size, if any.
 
     Raises:
-        ModelError: names, types or shapes differ.
+        ModelError: names, dtypes or shapes differ from what the spec promises.
     """
-    inputs = [network.get_input(index) for index in range(network.num_inputs)]
-    outputs = [network.get_output(index) for index in range(network.num_outputs)]
-    expected = spec.input_shape
-    if [item.name for item in inputs] != [INPUT_NAME] or tuple(inputs[0].shape)[1:] != expected:
-        found = ", ".join(f"{item.name} {list(item.shape)}" for item in inputs)
-        raise ModelError(f"{path}: expected one input {INPUT_NAME!r} [N, {', '.join(map(str, expected))}], found {found}")
-    check_outputs(path, spec, [item.name for item in outputs], [tuple(item.shape) for item in outputs])
-    for item in (*inputs, *(item for item in outputs if item.name in spec.outputs)):
-        wanted = "UINT8" if item is inputs[0] and spec.input_type == "uint8" else "FLOAT"
-        if item.dtype.name != wanted:
-            raise ModelError(f"{path}: {item.name} is {item.dtype.name}, expected {wanted} in every precision; export it again")
-    batch = int(inputs[0].shape[0])
-    return None if batch == -1 else batch
+    inputs = [_port(network.get_input(index)) for index in range(network.num_inputs)]
+    outputs = [_port(network.get_output(index)) for index in range(network.num_outputs)]
+    return signature.check_signature(path, inputs, outputs, spec)
+
+
+def _port(tensor: Any) -> signature.Port:
+    return signature.Port(tensor.name, dtype_name(tensor.dtype), tensor_shape(tensor.shape))
 
 
 def build_engine(trt: TensorRT, model: Path, spec: ModelSpec, output: Path, options: BuildOptions) -> dict[str, Any]:
@@ -150,7 +140,7 @@ def build_engine(trt: TensorRT, model: Path, spec: ModelSpec, output: Path, opti
     settings = options.settings()
     options = usable_options(trt, options)
     check_writable(output)
-    origin = source("onnx", model, output)
+    origin = Origin.of("onnx", model, output)
     builder = trt.create_builder()
     network = trt.create_network(builder)
     parser = trt.parse_onnx(network, model)
@@ -209,7 +199,7 @@ def _inspect(trt: TensorRT, plan: bytes, claimed: str, options: BuildOptions) ->
     return counts
 
 
-def _write(output: Path, plan: bytes, spec: ModelSpec, origin: Source, details: Mapping[str, Any]) -> None:
+def _write(output: Path, plan: bytes, spec: ModelSpec, origin: Origin, details: Mapping[str, Any]) -> None:
     """Writes plan and manifest to a temporary folder, and then moves both into place."""
     try:
         with tempfile.TemporaryDirectory(dir=output.parent, prefix=".engine-") as folder:

@@ -1,1 +1,1 @@
-"""Runs exported models: one file an inference library, behind one interface."""
+"""Inference libraries behind one interface, a file each."""

@@ -1,38 +1,48 @@
-"""What every way of running a model looks like from outside, and what each of them checks."""
+"""Interface of all backends, and the check of their input."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from types import TracebackType
 from typing import Any, Optional, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime.errors import InputError, ModelError
+from runtime.errors import InputError
 from runtime.spec import ModelSpec
 
 
 class Backend(Protocol):
-    """A loaded model: prepared images in, outputs out, as its spec says. Everything before and after is done elsewhere."""
+    """A loaded model, from preprocessed images to raw outputs."""
 
     @property
     def spec(self) -> ModelSpec:
-        """The model's own description."""
+        """Spec of the model."""
 
     @property
     def batch_size(self) -> Optional[int]:
-        """The only batch size it takes, or None for any."""
+        """The only batch size that the model takes, or None for any."""
 
     def infer(self, images: NDArray[Any]) -> list[NDArray[np.float32]]:
-        """`[N, *spec.input_shape]` of `spec.input_type` to float32 `[N, *shape]` for each of `spec.outputs`."""
+        """Runs the model.
+
+        Args:
+            images: `[N, *spec.input_shape]` of `spec.input_type`.
+
+        Returns:
+            float32 `[N, *shape]` for each of `spec.outputs`, in that order.
+
+        Raises:
+            InputError: images of another shape or dtype.
+            ModelError: the run failed, or the model was closed.
+        """
 
     @property
     def title(self) -> str:
-        """What runs it, for people: library, version, device."""
+        """Library, version and device, for messages."""
 
     def close(self) -> None:
-        """Release what it holds; closing twice is fine."""
+        """Frees the model; closing twice is fine."""
 
     def __enter__(self) -> Backend: ...
 
@@ -42,20 +52,8 @@ class Backend(Protocol):
 
 
 def check_images(images: NDArray[Any], spec: ModelSpec, batch_size: Optional[int]) -> None:
-    """Raise InputError unless `images` is what a model of this spec takes."""
+    """Raises InputError unless `images` is what a model of this spec takes."""
     expected = (batch_size or "N", *spec.input_shape)
     fits = images.ndim == 4 and images.shape[1:] == spec.input_shape and images.shape[0] == (batch_size or max(len(images), 1))
     if images.dtype != spec.input_type or not fits:
         raise InputError(f"images: expected {spec.input_type} {list(expected)}, got {images.dtype} {list(images.shape)}")
-
-
-def check_outputs(source: object, spec: ModelSpec, names: Sequence[str], shapes: Sequence[Sequence[Any]]) -> None:
-    """Raise ModelError unless the outputs' names and shapes, batch included, are the spec's."""
-    found = dict(zip(names, (tuple(shape) for shape in shapes)))
-    for name, expected in spec.outputs.items():
-        if name not in found:
-            raise ModelError(f"{source}: has no output {name!r}; its outputs are {', '.join(names)}")
-        if found[name][1:] != expected:
-            raise ModelError(
-                f"{source}: output {name} is {list(found[name])}, its description says [N, {', '.join(map(str, expected))}]"
-            )

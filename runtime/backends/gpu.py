@@ -1,4 +1,4 @@
-"""Which GPU this machine has, asked of NVIDIA's driver itself: needs no package."""
+"""Name, compute capability and memory use of the first NVIDIA GPU, from the driver; needs no package."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Optional
 
 DRIVER_LIBRARY = "libcuda.so.1"
-# CUdevice_attribute in cuda.h.
+# Values of CUdevice_attribute in cuda.h.
 _CAPABILITY_MAJOR, _CAPABILITY_MINOR = 75, 76
 
 
@@ -16,7 +16,8 @@ class Gpu:
     """An NVIDIA GPU.
 
     Attributes:
-        name: as the driver calls it. compute_capability: `major.minor`, such as `8.6`.
+        name: as the driver calls it.
+        compute_capability: `major.minor`, such as `8.6`.
     """
 
     name: str
@@ -24,7 +25,7 @@ class Gpu:
 
 
 def find_gpu() -> Optional[Gpu]:
-    """The first GPU that the driver shows (CUDA_VISIBLE_DEVICES is honored), or None without a GPU or a driver."""
+    """Returns the first GPU that the driver shows, or None without a GPU or a driver; respects CUDA_VISIBLE_DEVICES."""
     try:
         cuda = ctypes.CDLL(DRIVER_LIBRARY)
     except OSError:
@@ -43,7 +44,7 @@ def _attribute(cuda: Any, device: ctypes.c_int, number: int) -> int:
 
 
 def memory_used() -> Optional[int]:
-    """Bytes in use on the first GPU, by all programs and by CUDA itself in this one; None without a GPU or a driver."""
+    """Returns the bytes in use on the first GPU, by all programs and CUDA itself; None without a GPU or a driver."""
     if find_gpu() is None:
         return None
     cuda, device, context = ctypes.CDLL(DRIVER_LIBRARY), ctypes.c_int(), ctypes.c_void_p()

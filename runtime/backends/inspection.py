@@ -1,4 +1,4 @@
-"""How a model with ASFF fused its levels: its further outputs."""
+"""Inspection outputs of a model with ASFF: fusion weights and activations per level."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from runtime.backends.base import Backend
 from runtime.spec import level_name
 
 FUSED_STRIDES = (32, 16, 8)
-"""Of the levels that ASFF fuses, coarsest first: levels 1, 2, 3 of the paper. Also the order of a weight map's channels."""
+"""Strides of the levels that ASFF fuses, coarsest first (levels 1, 2, 3 of the paper), as are a weight map's channels."""
 
 
 def inspection_shapes(input_size: tuple[int, int]) -> dict[str, tuple[int, int, int]]:
-    """The further outputs of an exported file, in order, and each one's (channels, height, width).
+    """Returns (channels, height, width) by name of the inspection outputs of an exported file, in its order.
 
     Args:
         input_size: (height, width) in pixels.
@@ -32,11 +32,11 @@ def inspection_shapes(input_size: tuple[int, int]) -> dict[str, tuple[int, int, 
 
 @dataclass(frozen=True, eq=False)
 class Inspection:
-    """What a model computed for a batch, coarsest level first.
+    """Outputs of a model for a batch, with its fusion weights and activations, coarsest level first.
 
     Attributes:
         outputs: as `Backend.infer` returns them.
-        weights: per fused level, float32 `[N, 3, H/s, W/s]` in [0, 1]: the shares of levels 5, 4, 3 in it, their sum 1.
+        weights: per fused level, float32 `[N, 3, H/s, W/s]` in [0, 1]: shares of levels 5, 4, 3; they sum to 1.
         activations: per fused level, float32 `[N, 1, H/s, W/s]` >= 0: mean absolute value of the fused feature.
     """
 
@@ -46,21 +46,21 @@ class Inspection:
 
     @classmethod
     def from_arrays(cls, arrays: Sequence[NDArray[np.float32]]) -> Inspection:
-        """Of all outputs of an exported file, in its order."""
+        """Splits all outputs of an exported file, in its order."""
         fused = len(FUSED_STRIDES)
         return cls(list(arrays[: -2 * fused]), list(arrays[-2 * fused : -fused]), list(arrays[-fused:]))
 
     def fusion(self) -> list[NDArray[np.float32]]:
-        """Weights and activations, in the order of `inspection_shapes`."""
+        """Returns weights and activations in the order of `inspection_shapes`."""
         return [*self.weights, *self.activations]
 
 
 @runtime_checkable
 class InspectableBackend(Backend, Protocol):
-    """A backend that can also tell how the levels were fused."""
+    """A backend that can return the fusion weights and activations too."""
 
     def check_inspectable(self) -> None:
-        """Raise InputError (ModelError for a file) if this model cannot be inspected: why, and what to do."""
+        """Raises InputError (ModelError for a file) if the model cannot be inspected, with the reason and the remedy."""
 
     def inspect(self, images: NDArray[Any]) -> Inspection:
-        """As `infer`, with the fusion's weights and activations; raises as `check_inspectable`."""
+        """Runs the model as `infer` does, with all inspection outputs; raises as `check_inspectable`."""

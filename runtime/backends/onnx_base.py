@@ -1,50 +1,43 @@
-"""What the backends of ONNX files share: a file is held against its own description, every run is checked."""
+"""Common part of the backends that run ONNX files: signature check, inspection, checked runs."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
-from typing import Any, NamedTuple, Optional, TypeVar, Union
+from typing import Any, Optional, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime.backends.base import check_images, check_outputs
+from runtime.backends.base import check_images
 from runtime.backends.inspection import Inspection, inspection_shapes
+from runtime.backends.signature import Port, check_signature
 from runtime.errors import ModelError
 from runtime.files import PathLike
 from runtime.spec import ModelSpec
 
-INPUT_NAME = "images"
-
 Compute = Callable[[Sequence[str], NDArray[Any]], list[NDArray[np.float32]]]
-"""Names of outputs and the input's values, to the values of those outputs; may raise anything, may be called by any thread."""
+"""Runs a model: names of outputs and the input to the values of those outputs. Any thread calls it; it may raise anything."""
 
 _Self = TypeVar("_Self", bound="OnnxBackend")
 
 
-class Port(NamedTuple):
-    """An input or output of a file: its name, its element type as numpy calls it, its shape with None for a free side."""
-
-    name: str
-    dtype: str
-    shape: tuple[Optional[int], ...]
-
-
 class OnnxBackend:
-    """An opened ONNX file. A subclass loads it, and passes on what its library found in it and how it is run.
+    """An opened ONNX file; a subclass loads it with its library.
 
     Args:
         path: of the file, for messages.
-        title: what runs it, for people: library, version, device.
+        title: library, version and device, for messages.
         metadata: the file's `metadata_props`.
-        inputs, outputs: of the file. compute: runs it; let go of when closed.
+        inputs: of the file.
+        outputs: of the file, inspection outputs included.
+        compute: runs the file; released by `close`.
 
     Attributes:
         title: as given.
 
     Raises:
-        ModelError: without our metadata, or not of the shapes its metadata promises.
+        ModelError: the file has no spec in its metadata, or does not have the inputs and outputs of its spec.
     """
 
     def __init__(
@@ -61,26 +54,26 @@ class OnnxBackend:
             self._spec = ModelSpec.from_metadata(metadata)
         except ModelError as error:
             raise ModelError(f"{path}: {error}") from error
-        self._batch_size = _check_signature(path, inputs, outputs, self._spec)
+        self._batch_size = check_signature(path, inputs, outputs, self._spec)
         self._float_outputs = {item.name: item.shape for item in outputs if item.dtype == "float32"}
         self._compute: Optional[Compute] = compute
 
     @property
     def spec(self) -> ModelSpec:
-        """The description in the file's metadata."""
+        """Spec in the file's metadata."""
         return self._spec
 
     @property
     def batch_size(self) -> Optional[int]:
-        """The batch size fixed at export, or None."""
+        """Batch size fixed at export, or None for any."""
         return self._batch_size
 
     def infer(self, images: NDArray[Any]) -> list[NDArray[np.float32]]:
-        """See `Backend.infer`."""
+        """Runs the model; see `Backend.infer`."""
         return self._run(tuple(self._spec.outputs), images)
 
     def check_inspectable(self) -> None:
-        """See `InspectableBackend.check_inspectable`; ModelError for a file that was exported without `--inspect`."""
+        """Raises ModelError for a file that was exported without `--inspect`."""
         found = {name: shape[1:] for name, shape in self._float_outputs.items()}
         lacking = [name for name, shape in inspection_shapes(self._spec.input_size).items() if found.get(name) != shape]
         if lacking:
@@ -90,13 +83,13 @@ class OnnxBackend:
             )
 
     def inspect(self, images: NDArray[Any]) -> Inspection:
-        """See `InspectableBackend.inspect`."""
+        """Runs the model with its inspection outputs; see `InspectableBackend.inspect`."""
         self.check_inspectable()
-        further = inspection_shapes(self._spec.input_size)
-        return Inspection.from_arrays(self._run((*self._spec.outputs, *further), images))
+        inspected = inspection_shapes(self._spec.input_size)
+        return Inspection.from_arrays(self._run((*self._spec.outputs, *inspected), images))
 
     def _run(self, names: Sequence[str], images: NDArray[Any]) -> list[NDArray[np.float32]]:
-        compute = self._compute  # looked at once: another thread may close the model meanwhile
+        compute = self._compute  # read once: another thread may close the model meanwhile
         if compute is None:
             raise ModelError("the model was closed; open it again")
         check_images(images, self._spec, self._batch_size)
@@ -105,12 +98,12 @@ class OnnxBackend:
         except Exception as error:  # every library raises a different type for every way a run can fail
             raise ModelError(f"the model failed to run on {list(images.shape)} ({telling_line(error)})") from error
         for name, output in zip(names, outputs):
-            if len(output) != len(images):  # all that a file's signature leaves open
+            if len(output) != len(images):  # the only side that the signature leaves open
                 raise ModelError(f"output {name} is {list(output.shape)} for a batch of {len(images)}; export the model again")
         return outputs
 
     def close(self) -> None:
-        """Free the model; a run in another thread ends first."""
+        """Releases the model without waiting; a run in another thread ends as usual, and the model is freed then."""
         self._compute = None
 
     def __enter__(self: _Self) -> _Self:
@@ -123,27 +116,7 @@ class OnnxBackend:
 
 
 def telling_line(error: Exception) -> str:
-    """The line of a library's message that says what is wrong: the first that does not just say where it was raised."""
+    """Returns the first line of a library's message that does not just say where the error was raised."""
     lines = [line for line in map(str.strip, str(error).splitlines()) if line]
     telling = [line for line in lines if not line.startswith(("Exception from ", "Check ", "FrontEnd API "))]
     return (telling or lines or [type(error).__name__])[0]
-
-
-def _check_signature(path: PathLike, inputs: Sequence[Port], outputs: Sequence[Port], spec: ModelSpec) -> Optional[int]:
-    """Hold the file's inputs and outputs against its own description; return the fixed batch size, if any."""
-    if len(inputs) != 1 or inputs[0].name != INPUT_NAME or inputs[0].dtype != spec.input_type:
-        found = ", ".join(f"{item.name}: {item.dtype}" for item in inputs)
-        raise ModelError(f"{path}: expected one input {INPUT_NAME!r} of {spec.input_type}, found {found}")
-    shape = inputs[0].shape
-    if shape[1:] != spec.input_shape:
-        expected = ", ".join(map(str, spec.input_shape))
-        raise ModelError(f"{path}: input is {_sides(shape)}, its description says [N, {expected}]")
-    check_outputs(path, spec, [item.name for item in outputs], [_sides(item.shape) for item in outputs])
-    for item in outputs:
-        if item.name in spec.outputs and item.dtype != "float32":
-            raise ModelError(f"{path}: output {item.name} is {item.dtype}, expected float32; export it again")
-    return shape[0]
-
-
-def _sides(shape: Sequence[Optional[int]]) -> list[Union[int, str]]:
-    return ["N" if side is None else side for side in shape]

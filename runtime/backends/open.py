@@ -1,4 +1,4 @@
-"""Which backend runs a model file."""
+"""Chooses the backend for a model file and opens it."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from runtime.files import PathLike
 log = logging.getLogger(__name__)
 
 BACKENDS = ("auto", "onnxruntime", "onnxruntime-cuda", "onnxruntime-tensorrt", "openvino", "openvino-bf16")
-"""What `--backend` may be: a library, and where it computes or in what if that is not the CPU and float32."""
+"""Choices of `--backend`: a library, with its device or dtype where that is not the CPU or float32."""
 
 
 def open_backend(path: PathLike, backend: str = "auto") -> Backend:
-    """Open a model file, and log what it runs in and why.
+    """Opens a model file; logs the library it runs in and why.
 
     Args:
         path: an exported `.onnx` file, or an `.engine`, which TensorRT runs.
         backend: one of `BACKENDS`. `auto`: ONNX Runtime, on an NVIDIA GPU where there is one and the library is built for it;
-            OpenVINO where ONNX Runtime is not installed. Any other is taken at its word: nothing else takes its place.
+            OpenVINO where ONNX Runtime is not installed. Any other choice has no fallback.
 
     Raises:
         InputError: no such file or backend, or a kind of file that the backend does not take.
-        ModelError: damaged, foreign or without our metadata.
+        ModelError: damaged, foreign or without a spec in its metadata.
         MissingComponentError: the backend's library is not installed, or lacks what was asked of it on this machine.
     """
     file = Path(path)
@@ -53,13 +53,13 @@ def open_backend(path: PathLike, backend: str = "auto") -> Backend:
 
 
 def _choose() -> tuple[str, str]:
-    """What `auto` means for an ONNX file on this machine, and why."""
+    """Chooses the backend of an ONNX file on this machine; returns it with the reason."""
     try:
         import onnxruntime
     except ImportError:
         if importlib.util.find_spec("openvino"):
             return "openvino", "onnxruntime is not installed"
-        return "onnxruntime", ""  # which says what to install
+        return "onnxruntime", ""  # its own error says what to install
     if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
         return "onnxruntime", "the default for .onnx files"
     if find_gpu() is None:

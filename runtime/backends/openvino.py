@@ -1,4 +1,4 @@
-"""OpenVINO, for CPUs."""
+"""OpenVINO backend for CPUs."""
 
 from __future__ import annotations
 
@@ -10,28 +10,30 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime.backends.onnx_base import INPUT_NAME, OnnxBackend, Port, telling_line
+from runtime.backends.onnx_base import OnnxBackend, telling_line
+from runtime.backends.signature import INPUT_NAME, Port
 from runtime.errors import InputError, MissingComponentError, ModelError
 from runtime.files import PathLike
 
 PRECISIONS = {"float32": "f32", "bfloat16": "bf16"}
-"""What `precision` may be, and what OpenVINO calls it."""
+"""OpenVINO's names by the choices of `precision`."""
 
 
 class OpenVinoBackend(OnnxBackend):
     """Runs an exported ONNX file on the CPU with OpenVINO. May be used by several threads at once.
 
-    Left alone, OpenVINO computes a float32 file in bfloat16 where the CPU has it, which costs 2 to 6 % of the output's scale.
-    8-bit operators run in 8 bits only if their values are unsigned, as `python -m calibration --target cpu` makes them.
+    By default OpenVINO computes a float32 file in bfloat16 where the CPU has it, with errors of 2 to 6 % of the output's
+    scale; here bfloat16 has to be asked for. INT8 files run in 8 bits only if their activations are unsigned, as
+    `python -m calibration --target cpu` makes them.
 
     Args:
-        path: the file.
-        precision: what its floating-point operators compute in: `float32`, or `bfloat16` for speed.
+        path: of the file.
+        precision: of its floating-point operators: `float32`, or `bfloat16` for speed.
 
     Raises:
         InputError: no such precision.
         MissingComponentError: openvino is not installed, or the CPU has no bfloat16.
-        ModelError: not an ONNX file, damaged, without our metadata, or not of the shapes its metadata promises.
+        ModelError: not an ONNX file, damaged, without a spec in its metadata, or not as its spec says.
     """
 
     def __init__(self, path: PathLike, precision: str = "float32") -> None:
@@ -62,7 +64,7 @@ class OpenVinoBackend(OnnxBackend):
 
 
 class _Requests:
-    """A request computes for one thread at a time, so there are as many as threads ever ran at once."""
+    """Pool of inference requests: each serves one thread at a time."""
 
     def __init__(self, compiled: Any) -> None:
         self._compiled = compiled
@@ -73,21 +75,21 @@ class _Requests:
             request = self._idle.pop()
         except IndexError:
             request = self._compiled.create_infer_request()
-        # The input is read where it lies; of the outputs, which the next run overwrites, those that are wanted are copied.
+        # The input is not copied; the outputs are, since the next run overwrites them.
         outputs = request.infer({INPUT_NAME: images}, share_inputs=True, share_outputs=True)
         found = [np.array(outputs[name]) for name in names]
-        self._idle.append(request)  # one that failed is not used again
+        self._idle.append(request)  # not reached by one that failed
         return found
 
 
 def _read(path: PathLike) -> Any:
-    """Read an ONNX file, by the reader for that alone: `Core.read_model` tries all formats there are, and they complain."""
+    """Reads a file with the ONNX frontend alone: `Core.read_model` tries every format, each with its own complaints."""
     frontend = import_module("openvino.frontend").FrontEndManager().load_by_framework("onnx")
     return frontend.convert(frontend.load(str(path)))
 
 
 def _quantizes_to_signed(model: Any) -> bool:
-    """Whether activations are quantized to int8 rather than uint8."""
+    """Returns whether activations are quantized to int8 rather than uint8."""
     return any(
         item.get_type_name() == "Convert"
         and item.get_output_element_type(0).to_dtype() == np.int8
@@ -97,10 +99,10 @@ def _quantizes_to_signed(model: Any) -> bool:
 
 
 def _options(precision: str, signed: bool) -> dict[str, Any]:
-    """How to compile: accuracy first.
+    """Returns the options of compilation, accuracy first.
 
-    With signed activations OpenVINO's 8-bit arithmetic does not compute what the file says: from the convolution behind the
-    concatenated poolings on, the outputs were 20 to 30 % off (2025.0 and 2026.4). Without it they are right.
+    With signed activations, OpenVINO's 8-bit arithmetic gives wrong results: outputs were 20 to 30 % off in 2025.0 and
+    2026.4. So such a file runs in `precision`, with correct results.
     """
     options: dict[str, Any] = {"INFERENCE_PRECISION_HINT": PRECISIONS[precision]}
     if signed:
@@ -109,7 +111,7 @@ def _options(precision: str, signed: bool) -> dict[str, Any]:
 
 
 def _metadata(model: Any) -> dict[str, str]:
-    """The file's `metadata_props`: OpenVINO keeps them among a model's runtime information, under `framework`."""
+    """Returns the file's `metadata_props`, which OpenVINO keeps in a model's runtime information under `framework`."""
     if not model.has_rt_info("framework"):
         return {}
     return {name: str(item.value) for name, item in model.get_rt_info()["framework"].items()}

@@ -1,4 +1,4 @@
-"""ONNX Runtime."""
+"""ONNX Runtime backend for CPUs and NVIDIA GPUs."""
 
 from __future__ import annotations
 
@@ -9,35 +9,36 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime.backends.onnx_base import INPUT_NAME, OnnxBackend, Port, telling_line
+from runtime.backends.onnx_base import OnnxBackend, telling_line
+from runtime.backends.signature import INPUT_NAME, Port
 from runtime.errors import InputError, MissingComponentError, ModelError
 from runtime.files import PathLike
 
 _CPU, _CUDA, _TENSORRT = "CPUExecutionProvider", "CUDAExecutionProvider", "TensorrtExecutionProvider"
-# A float32 file is computed in float32: by default CUDA rounds the inputs of convolutions to TF32's 10 bits.
+# Without this CUDA rounds the inputs of float32 convolutions to TF32's 10 bits.
 _CUDA_OPTIONS = (_CUDA, {"use_tf32": "0"})
 PROVIDERS: dict[str, list[Any]] = {
     "cpu": [_CPU],
     "cuda": [_CUDA_OPTIONS, _CPU],
     "tensorrt": [_TENSORRT, _CUDA_OPTIONS, _CPU],
 }
-"""What `provider` may be, and ONNX Runtime's providers for it: each gets the operators that those before it do not have."""
+"""ONNX Runtime's providers by the choices of `provider`: each gets the operators that those before it lack."""
 _TYPES = {"tensor(float)": "float32", "tensor(float16)": "float16", "tensor(uint8)": "uint8"}
 
 
 class OrtBackend(OnnxBackend):
     """Runs an exported ONNX file in ONNX Runtime. May be used by several threads at once.
 
-    Session options are the library's own: see docs/benchmarks.md for what the others were measured to do.
+    Session options are the defaults; docs/benchmarks.md has measurements of others.
 
     Args:
-        path: the file.
-        provider: `cpu`, `cuda` or `tensorrt`. Nothing slower takes its place if it cannot be had.
+        path: of the file.
+        provider: `cpu`, `cuda` or `tensorrt`, without fallback to a slower one.
 
     Raises:
         InputError: no such provider.
         MissingComponentError: onnxruntime is not installed, it lacks the provider, or the provider does not start here.
-        ModelError: not an ONNX file, damaged, without our metadata, or not of the shapes its metadata promises.
+        ModelError: not an ONNX file, damaged, without a spec in its metadata, or not as its spec says.
     """
 
     def __init__(self, path: PathLike, provider: str = "cpu") -> None:
@@ -74,20 +75,24 @@ class OrtBackend(OnnxBackend):
 
 
 class BoundRuns:
-    """Runs a session with its input in memory of a device that is kept from run to run, and its outputs copied straight into
-    arrays of the caller; threads that run at once have an input each.
+    """Runs a session with inputs in reused device memory and outputs copied straight to new arrays.
+
+    Threads that run at once have an input each.
 
     Args:
-        outputs: of the session. device: `cuda`, or `cpu`, where it gains nothing.
+        onnxruntime: the module.
+        session: an `InferenceSession`.
+        outputs: of the session.
+        device: `cuda`, or `cpu` for tests, where it gains nothing.
     """
 
     def __init__(self, onnxruntime: Any, session: Any, outputs: Sequence[Port], device: str) -> None:
         self._onnxruntime, self._session, self._device = onnxruntime, session, device
-        self._shapes: dict[str, Any] = {item.name: item.shape[1:] for item in outputs}  # all known, or the file is refused
+        self._shapes: dict[str, Any] = {item.name: item.shape[1:] for item in outputs}  # checked by then: all sides are known
         self._idle: dict[tuple[int, ...], deque[Any]] = defaultdict(deque)  # by shape
 
     def run(self, names: Sequence[str], images: NDArray[Any]) -> list[NDArray[np.float32]]:
-        """The values of these outputs for a batch."""
+        """Returns the values of the named outputs for a batch."""
         images = np.ascontiguousarray(images)
         idle = self._idle[images.shape]
         bound = self._input(idle, images)
@@ -98,15 +103,15 @@ class BoundRuns:
             binding.bind_output(name, "cpu", 0, np.float32, array.shape, array.ctypes.data)
         binding.synchronize_inputs()  # the session's stream does not wait for copies on another one
         self._session.run_with_iobinding(binding)
-        idle.append(bound)  # not one whose run failed
+        idle.append(bound)  # not reached by one whose run failed
         return found
 
     def _input(self, idle: deque[Any], images: NDArray[Any]) -> Any:
-        """The images on the device: where earlier ones of the same number were, or in new memory."""
+        """Copies the images to the device: to memory of an earlier batch of this shape, or to new memory."""
         try:
             bound = idle.pop()
         except IndexError:
-            own = images.copy() if self._device == "cpu" else images  # there the value would lie in the caller's array
+            own = images.copy() if self._device == "cpu" else images  # on the CPU the value would share the caller's memory
             return self._onnxruntime.OrtValue.ortvalue_from_numpy(own, self._device, 0)
         bound.update_inplace(images)
         return bound
@@ -127,7 +132,7 @@ def _open(onnxruntime: Any, path: PathLike, providers: Sequence[Any]) -> Any:
         session = onnxruntime.InferenceSession(str(path), options, providers=list(providers))
     except Exception as error:  # onnxruntime raises a different type for every way a file can be wrong
         raise ModelError(f"{path}: not a usable ONNX model ({telling_line(error)})") from error
-    session.disable_fallback()  # otherwise a run that fails on the GPU is tried again on the CPU, and stays there
+    session.disable_fallback()  # or a run that fails on the GPU silently moves to the CPU for good
     return session
 
 

@@ -1,1 +1,1 @@
-"""Implements boxes, decoding, NMS and preprocessing as pure functions over arrays."""
+"""Box arithmetic, decoding, NMS and preprocessing as pure functions over arrays."""

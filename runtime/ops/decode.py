@@ -1,4 +1,7 @@
-"""From the network's outputs to candidate boxes. The only numpy decode; the contract it reads is in docs/contract.md."""
+"""Decodes the network's outputs to candidate boxes.
+
+The outputs are specified in docs/contract.md.
+"""
 
 from __future__ import annotations
 
@@ -15,9 +18,9 @@ from runtime.spec import CANDIDATES_NAME, ModelSpec
 
 # exp(30) times any anchor covers every image many times over, and its square still fits float32.
 _MAX_LOG_SIDE = np.float32(30)
-# A million anchors away is outside of every image, and finite.
+# A shift by a million anchors lies outside of every image, and is finite.
 _MAX_SHIFT = np.float32(1e6)
-# The same for boxes in pixels.
+# The same bounds for boxes in pixels.
 _FARTHEST, _LARGEST = np.float32(1e9), np.float32(1e16)
 
 
@@ -29,7 +32,7 @@ class Candidates:
         boxes: float32 `[K, 4]` xyxy in input pixels, finite, not clipped.
         scores: float32 `[K]`, the best class's probability, times the objectness where the head has one.
         class_ids: int64 `[K]`, that class.
-        levels: int64 `[K]`, index of the output level that made each.
+        levels: int64 `[K]`, index of the output level that each comes from.
     """
 
     boxes: NDArray[np.float32]
@@ -39,10 +42,10 @@ class Candidates:
 
 
 def decode(outputs: Sequence[NDArray[np.float32]], spec: ModelSpec, score_threshold: float) -> Candidates:
-    """One image's outputs as boxes of one class each, keeping scores of at least `score_threshold`.
+    """Decodes the outputs of one image to boxes of one class each.
 
-    A model with `top_k` decodes by itself, and gives out its K best. Else the outputs are raw maps; what a cell (i, j) of a
-    level predicts per anchor (aw, ah), with w = aw * exp(tw) and h = ah * exp(th) for either head:
+    A model with `top_k` decodes by itself and returns its K best boxes. Otherwise the outputs are raw maps. Column i, row j
+    of a level predicts per anchor (aw, ah) a box of w = aw * exp(tw), h = ah * exp(th), and by head:
 
     - yolo: x = (sigmoid(tx) + i) * stride, y = (sigmoid(ty) + j) * stride, score = sigmoid(to) * sigmoid(best class logit);
     - retinanet: x = (i + 0.5) * stride + tx * aw, y = (j + 0.5) * stride + ty * ah, score = sigmoid(best class logit).
@@ -50,9 +53,11 @@ def decode(outputs: Sequence[NDArray[np.float32]], spec: ModelSpec, score_thresh
     Args:
         outputs: float32, in the order of `spec.outputs`. Raw maps are `[A * (5 + C), H, W]` logits, channels anchor-major
             (tx, ty, tw, th, to, classes); there is no `to` in RetinaNet's `[A * (4 + C), H, W]`.
+        spec: of the model.
+        score_threshold: boxes of lower scores are left out; in [0, 1].
 
     Raises:
-        ModelError: a logit that matters, or a candidate, is not a number.
+        ModelError: a logit that is needed, or a candidate, is NaN.
     """
     if spec.top_k:
         return _unpack(outputs[0], spec, score_threshold)
@@ -62,19 +67,21 @@ def decode(outputs: Sequence[NDArray[np.float32]], spec: ModelSpec, score_thresh
 
 
 def _unpack(rows: NDArray[np.float32], spec: ModelSpec, score_threshold: float) -> Candidates:
-    """The rows `[K, 7]` of a model that decodes by itself; see `CANDIDATE_COLUMNS`."""
+    """Unpacks the rows `[K, 7]` of a model that decodes by itself; see `CANDIDATE_COLUMNS`."""
     _refuse_nan(rows, CANDIDATES_NAME)
     ends = np.cumsum(spec.boxes_per_level())
     if (rows[:, 5:] < 0).any() or (rows[:, 5:] >= (spec.num_classes, ends[-1])).any():
-        raise ModelError(f"output {CANDIDATES_NAME} holds classes or places that there are not; the model is damaged")
-    place = rows[:, 6].astype(np.int64)
-    order = np.argsort(place)
+        raise ModelError(
+            f"output {CANDIDATES_NAME} holds a class or an anchor index that the model does not have; the file is damaged"
+        )
+    anchor_index = rows[:, 6].astype(np.int64)
+    order = np.argsort(anchor_index)
     order = order[rows[order, 4] >= score_threshold]
     chosen = rows[order]
-    # As far out and as large as what is decoded here can be.
+    # The same bounds as for raw maps.
     centers, sides = np.clip(chosen[:, :2], -_FARTHEST, _FARTHEST), np.minimum(chosen[:, 2:4], _LARGEST)
     boxes = box_ops.cxcywh_to_xyxy(np.concatenate([centers, sides], axis=1))
-    levels = np.searchsorted(ends, place[order], side="right")
+    levels = np.searchsorted(ends, anchor_index[order], side="right")
     return Candidates(boxes, chosen[:, 4], chosen[:, 5].astype(np.int64), levels)
 
 
@@ -84,8 +91,7 @@ def _decode_level(
     anchors = np.asarray(spec.anchors[level], np.float32)
     width, stride, is_yolo = raw.shape[2], np.float32(spec.strides[level]), spec.head == "yolo"
     per_anchor = raw.reshape(len(anchors), spec.class_channel + spec.num_classes, -1)
-    # A product of probabilities is below the threshold where either is, so one plane rules out most cells before anything
-    # else is read.
+    # A product of probabilities is below the threshold where either factor is, so one plane rules out most cells first.
     deciding = per_anchor[:, 4] if is_yolo else per_anchor[:, 4:].max(axis=1)
     _refuse_nan(deciding, spec.map_names[level])
 
@@ -113,7 +119,7 @@ def _decode_level(
 
 def _refuse_nan(values: NDArray[np.float32], output: str) -> None:
     if np.isnan(values).any():
-        raise ModelError(f"output {output} holds values that are not numbers; the model is damaged")
+        raise ModelError(f"output {output} holds NaN; the model is damaged")
 
 
 def _sigmoid(x: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -122,7 +128,7 @@ def _sigmoid(x: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 def _logit(probability: float) -> Any:
-    """The logit of a probability, rounded down by more than float32 errs, so that no score of exactly the threshold is lost."""
+    """Returns a logit slightly below that of `probability`, so that rounding drops no score that equals the threshold."""
     if probability <= 0:
         return np.float32(-np.inf)
     reduced = probability * (1 - 1e-6)

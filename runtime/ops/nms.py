@@ -1,4 +1,4 @@
-"""Per-class non-maximum suppression, exact and bounded in time."""
+"""Greedy non-maximum suppression per class."""
 
 from __future__ import annotations
 
@@ -17,18 +17,20 @@ def nms(
     iou_threshold: float,
     max_detections: int,
 ) -> NDArray[np.int64]:
-    """Indices of the boxes that survive, best first: a box goes if a better one of its class overlaps it beyond the threshold.
+    """Removes boxes that overlap a better box of their class beyond the threshold.
 
-    Equal scores keep their order. It works through the boxes in blocks of descending score: a block is held against
-    what is already kept, then against itself, and it ends as soon as `max_detections` are kept. So the cost grows with
-    `max_detections` x N, not with N x N.
+    Equal scores keep their order. Boxes are compared in blocks of descending score, first with the boxes kept so far, then
+    with each other, until `max_detections` are kept. So the cost grows with `max_detections` x N, not with N x N.
 
     Args:
         boxes: float32 `[N, 4]` xyxy, finite.
         scores: float32 `[N]`.
         class_ids: int64 `[N]`.
-        iou_threshold: in (0, 1].
-        max_detections: at most this many are returned, all classes together.
+        iou_threshold: boxes of a higher IoU overlap; in (0, 1].
+        max_detections: of all classes together.
+
+    Returns:
+        int64 indices of the boxes that remain, best first.
     """
     order = np.argsort(-scores, kind="stable")
     kept = np.empty(0, np.int64)
@@ -49,16 +51,16 @@ def _suppresses(
     worse: NDArray[np.int64],
     threshold: float,
 ) -> NDArray[np.bool_]:
-    """bool `[len(better), len(worse)]`: same class and IoU above the threshold."""
+    """Compares boxes pairwise: bool `[len(better), len(worse)]`, same class and IoU above the threshold."""
     overlap = box_ops.iou(boxes[better], boxes[worse]) > threshold
     result: NDArray[np.bool_] = overlap & (class_ids[better][:, None] == class_ids[worse][None, :])
     return result
 
 
 def _greedy(suppresses: NDArray[np.bool_]) -> NDArray[np.int64]:
-    """Positions that survive among boxes ordered best first, given who suppresses whom `[N, N]`."""
+    """Returns the positions that remain of boxes ordered best first, given which suppresses which `[N, N]`."""
     alive = np.ones(len(suppresses), np.bool_)
-    # Only rows that suppress someone after themselves need a look.
+    # Other rows suppress nothing behind themselves.
     for i in np.flatnonzero(np.triu(suppresses, 1).any(axis=1)):
         if alive[i]:
             alive[i + 1 :] &= ~suppresses[i, i + 1 :]

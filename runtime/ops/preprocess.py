@@ -1,4 +1,4 @@
-"""From an image to the network's input and back: the only resize and the only normalization in the project."""
+"""Resizes and normalizes images to the network's input, and maps boxes back to the image."""
 
 from __future__ import annotations
 
@@ -17,12 +17,17 @@ from runtime.spec import ModelSpec
 
 @dataclass(frozen=True)
 class Geometry:
-    """How an image was placed in the network's input: x_input = x * scale_x + pad_x, likewise y (continuous pixel edges).
+    """Placement of an image in the network's input.
+
+    x_input = x * scale_x + pad_x, likewise y, in continuous coordinates: pixel k covers [k, k + 1].
 
     Attributes:
-        width, height: of the original image in pixels.
-        resized_width, resized_height: what it covers in the input.
-        pad_x, pad_y: pixels of border left of it and above it.
+        width: of the original image in pixels.
+        height: of the original image in pixels.
+        resized_width: of the image in the input, in pixels.
+        resized_height: of the image in the input, in pixels.
+        pad_x: border left of it in pixels.
+        pad_y: border above it in pixels.
     """
 
     width: int
@@ -38,11 +43,11 @@ class Geometry:
         return self.resized_width / self.width, self.resized_height / self.height
 
     def to_input(self, boxes: NDArray[np.float32]) -> NDArray[np.float32]:
-        """`[N, 4]` xyxy from original pixels to input pixels, float32."""
+        """Maps `[N, 4]` xyxy from original pixels to input pixels, float32."""
         return (boxes * np.array(self.scale * 2, np.float32) + self._pad()).astype(np.float32)
 
     def to_original(self, boxes: NDArray[np.float32]) -> NDArray[np.float32]:
-        """`[N, 4]` xyxy from input pixels to original pixels, clipped to the image, float32."""
+        """Maps `[N, 4]` xyxy from input pixels to original pixels, clipped to the image, float32."""
         original = np.divide(boxes - self._pad(), np.array(self.scale * 2, np.float32))
         return box_ops.clip(original, self.width, self.height).astype(np.float32)
 
@@ -51,9 +56,15 @@ class Geometry:
 
 
 def fit(width: int, height: int, input_size: tuple[int, int], resize: str) -> Geometry:
-    """Where a `width` x `height` image goes in an input of (height, width) `input_size`.
+    """Places an image in the network's input.
 
-    `stretch` fills the input; `letterbox` keeps the aspect ratio and centers. At least one pixel remains in each direction.
+    `stretch` fills the input; `letterbox` keeps the aspect ratio and centers. Each side keeps at least one pixel.
+
+    Args:
+        width: of the image in pixels.
+        height: of the image in pixels.
+        input_size: (height, width) of the input in pixels.
+        resize: `letterbox` or `stretch`.
     """
     input_height, input_width = input_size
     if resize == "stretch":
@@ -67,7 +78,17 @@ def fit(width: int, height: int, input_size: tuple[int, int], resize: str) -> Ge
 
 
 def resize(image: Image, geometry: Geometry, input_size: tuple[int, int], pad_value: float) -> Image:
-    """Place a uint8 image `[h, w, 3]` in an input of (height, width) `input_size`, bilinearly; uint8 `[H, W, 3]`."""
+    """Resizes an image bilinearly and pads it to the input size.
+
+    Args:
+        image: uint8 `[h, w, 3]`.
+        geometry: from `fit`.
+        input_size: (H, W) in pixels.
+        pad_value: gray level of the border, 0-255.
+
+    Returns:
+        uint8 `[H, W, 3]`.
+    """
     size = (geometry.resized_width, geometry.resized_height)
     resized = image if size == (geometry.width, geometry.height) else cv2.resize(image, size, interpolation=cv2.INTER_LINEAR)
     if size == (input_size[1], input_size[0]):
@@ -78,22 +99,22 @@ def resize(image: Image, geometry: Geometry, input_size: tuple[int, int], pad_va
 
 
 def normalization(spec: ModelSpec) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Per channel, float32 `[3]` each: what is subtracted from a pixel value, and what the difference is divided by."""
+    """Returns offset and scale of pixel values, float32 `[3]` each: a normalized value is `(pixel - offset) / scale`."""
     return np.multiply(spec.mean, 255).astype(np.float32), np.multiply(spec.std, 255).astype(np.float32)
 
 
 @functools.lru_cache(maxsize=16)
 def _tables(spec: ModelSpec) -> NDArray[np.float32]:
-    """The normalized value of each of the 256 pixel values, float32 `[3, 256]`."""
+    """Normalizes each of the 256 pixel values, float32 `[3, 256]`."""
     offset, scale = normalization(spec)
     result: NDArray[np.float32] = (np.arange(256, dtype=np.float32) - offset[:, None]) / scale[:, None]
     return result
 
 
 def normalize(image: Image, spec: ModelSpec) -> NDArray[np.float32]:
-    """uint8 BGR `[H, W, 3]` to the network's float32 `[3, H, W]`: color order, `(x / 255 - mean) / std`, planes.
+    """Normalizes uint8 BGR `[H, W, 3]` to float32 `[3, H, W]` in the color order of the model: `(x / 255 - mean) / std`.
 
-    It is computed in float32 as `(x - 255 mean) / (255 std)`, which a graph can do just so, by a table look-up per channel.
+    Computed in float32 as `(x - 255 mean) / (255 std)` by a table look-up per channel: the same bits as in a graph.
     """
     planes = cv2.split(image)
     ordered = planes[::-1] if spec.color == "rgb" else planes
@@ -104,13 +125,13 @@ def normalize(image: Image, spec: ModelSpec) -> NDArray[np.float32]:
 
 
 def as_input(image: Image, spec: ModelSpec) -> NDArray[Any]:
-    """uint8 BGR `[H, W, 3]` of the model's input size as the model takes it, `spec.input_shape` of `spec.input_type`."""
+    """Converts uint8 BGR `[H, W, 3]` of the input size to what the model takes: `spec.input_shape` of `spec.input_type`."""
     if spec.input_type == "uint8":
         return cv2.cvtColor(image, cv2.COLOR_BGR2RGB) if spec.color == "rgb" else image
     return normalize(image, spec)
 
 
 def preprocess(image: Image, spec: ModelSpec) -> tuple[NDArray[Any], Geometry]:
-    """A uint8 BGR image `[h, w, 3]` as the model's input, see `as_input`, and how to get boxes back."""
+    """Converts a uint8 BGR image `[h, w, 3]` to the model's input, see `as_input`; returns its geometry too."""
     geometry = fit(image.shape[1], image.shape[0], spec.input_size, spec.resize)
     return as_input(resize(image, geometry, spec.input_size, spec.pad_value), spec), geometry

@@ -278,7 +278,7 @@ def test_models_that_cannot_serve(calibrate: Command, plain_model: Path, tmp_pat
         if value.ndim == 4:
             weight.CopyFrom(numpy_helper.from_array(np.full_like(value, np.nan), weight.name))
     for name, model, message in (
-        ("bare", bare, "no model description"),
+        ("bare", bare, "no model spec"),
         ("fp16", fp16, "is of precision fp16"),
         ("nan", nan, "gives values that are not finite on"),
     ):

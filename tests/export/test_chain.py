@@ -21,7 +21,7 @@ from export.chain import Step, calibration_step, engine_step, export_step, run_s
 from export.onnx_export.export import ExportRequest
 from runtime.errors import CheckFailed
 from runtime.files import write_json
-from runtime.manifest import find_changes, manifest_path, source, write_manifest
+from runtime.manifest import Origin, find_changes, manifest_path, write_manifest
 from runtime.media.image import write_image
 from tests.support.small_models import CLASSES, tiny
 from train.spec import model_spec
@@ -112,7 +112,7 @@ def test_the_gate_has_the_last_word(run: Run, tmp_path: Path, monkeypatch: pytes
 def made(step: Step, details: Mapping[str, Any]) -> None:
     """Stands for a command: writes the step's output and its manifest."""
     step.output.write_bytes(b"file")
-    origins = [source(role, path, step.output) for role, path in step.origins.items()]
+    origins = [Origin.of(role, path, step.output) for role, path in step.origins.items()]
     write_manifest(step.output, model_spec(tiny(), CLASSES), origins, details)
 
 

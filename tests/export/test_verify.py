@@ -98,7 +98,7 @@ def test_a_budget_can_be_widened(altered: Alter, run: Callable[..., Any]) -> Non
 def test_a_file_that_computes_nan_is_refused_without_metrics(altered: Alter, run: Callable[..., Any]) -> None:
     code, out, report = run(altered(layer="/heads.1/predict/Conv", factor=float("nan")))
     assert code == 1
-    assert "not numbers" in out
+    assert "holds NaN" in out
     assert report["files"][0]["measured"] is None
 
 

@@ -455,14 +455,14 @@ def damaged(kind: str, folder: Path, spec: ModelSpec, write_onnx: Callable[..., 
         ("empty", "not a usable ONNX model"),
         ("garbage", "not a usable ONNX model"),
         ("cut", "not a usable ONNX model"),
-        ("foreign", "no model description in its metadata; export it with `python -m export.onnx`"),
-        ("field", "its model description lacks anchors"),
+        ("foreign", "no model spec in its metadata; export it with `python -m export.onnx`"),
+        ("field", "its model spec lacks anchors"),
         ("newer", f"has format {FORMAT_VERSION + 1}, this code reads up to {FORMAT_VERSION}"),
-        ("classes", r"output p5 is \['N', 28, 2, 2\], its description says \[N, 32, 2, 2\]"),
+        ("classes", r"output p5 is float32 \[N, 28, 2, 2\], its spec says float32 \[N, 32, 2, 2\]; export it again"),
         ("levels", "has no output 'p3'; its outputs are p5, p4"),
-        ("size", r"input is \['N', 3, 64, 64\], its description says \[N, 3, 96, 64\]"),
-        ("input", "expected one input 'images' of float32, found x: float32"),
-        ("type", r"output p5 is float16, expected float32"),
+        ("size", r"input images is float32 \[N, 3, 64, 64\], its spec says float32 \[N, 3, 96, 64\]"),
+        ("input", "expected one input 'images', found x; export it again"),
+        ("type", r"output p5 is float16 \[N, 28, 2, 2\], its spec says float32 \[N, 28, 2, 2\]"),
     ],
 )
 def test_bad_models(
@@ -508,7 +508,7 @@ def test_a_model_that_answers_nan_is_damaged(
     broken = {"p4": np.full(make_spec().map_shape(1), np.nan, np.float32)}
     write_onnx(tmp_path / "nan.onnx", changed=broken)
     code, out, err = command(main, "--engine", tmp_path / "nan.onnx", "--source", good, "--json")
-    assert (code, out) == (2, "") and "output p4 holds values that are not numbers" in one_error(err)
+    assert (code, out) == (2, "") and "output p4 holds NaN" in one_error(err)
 
 
 @pytest.mark.parametrize(

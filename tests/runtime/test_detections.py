@@ -1,4 +1,4 @@
-"""The result type lets nothing inconsistent through."""
+"""Detections: validation, selection, conversion."""
 
 from __future__ import annotations
 

@@ -106,7 +106,7 @@ def test_a_model_that_answers_nan_is_damaged(
     results = tmp_path / "results.json"
     code, out, err = command(main, "--engine", tmp_path / "nan.onnx", "--data", data, "--coco-results", results)
     assert (code, out, results.exists()) == (2, "", False)
-    assert err == "error: output p4 holds values that are not numbers; the model is damaged\n"
+    assert err == "error: output p4 holds NaN; the model is damaged\n"
 
 
 @pytest.mark.parametrize("names", [("bell", "dot"), ("dot", "ring", "cat")])

@@ -1,4 +1,4 @@
-"""A reader never meets half a file: what fails leaves the old file, and no temporary one."""
+"""Atomic writes: a failure keeps the old file and leaves no temporary one."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from runtime.errors import InputError
+from runtime.errors import OutputError
 from runtime.files import atomic_write, output_folder, sha256, write_json, write_text
 
 
@@ -56,17 +56,17 @@ def test_long_names(tmp_path: Path, name: str) -> None:
 
 def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(InputError, match=r"cannot write .*file/a\.txt: "):
+    with pytest.raises(OutputError, match=r"cannot write .*file/a\.txt: "):
         write_text(tmp_path / "file" / "a.txt", "text")
     for folder in (tmp_path / "file", tmp_path / "file" / "below"):
-        with pytest.raises(InputError, match=r"cannot write into .*file.*choose another --output"):
+        with pytest.raises(OutputError, match=r"cannot write into .*file.*choose another --output"):
             output_folder(folder)
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
 def test_a_folder_in_the_place_of_the_file(tmp_path: Path) -> None:
     (tmp_path / "a" / "kept").mkdir(parents=True)
-    with pytest.raises(InputError, match="cannot write"):
+    with pytest.raises(OutputError, match="cannot write"):
         write_text(tmp_path / "a", "text")
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["a", "kept"]
 
@@ -74,7 +74,7 @@ def test_a_folder_in_the_place_of_the_file(tmp_path: Path) -> None:
 def test_a_full_disk(tmp_path: Path, full_disk: Callable[[], AbstractContextManager[None]]) -> None:
     write_text(tmp_path / "a", "old")
     message = r"cannot write .*a: File too large; choose another output or free some space"
-    with full_disk(), pytest.raises(InputError, match=message):
+    with full_disk(), pytest.raises(OutputError, match=message):
         write_text(tmp_path / "a", "x" * 100_000)
     assert [path.read_text() for path in tmp_path.iterdir()] == ["old"]
 
@@ -84,7 +84,7 @@ def test_no_space_for_the_rename(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(os, "replace", full)
-    with pytest.raises(InputError, match="No space left on device"):
+    with pytest.raises(OutputError, match="No space left on device"):
         write_json(tmp_path / "a", [1])
     assert list(tmp_path.iterdir()) == []
 

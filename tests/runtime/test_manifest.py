@@ -1,4 +1,4 @@
-"""The manifest beside an exported file: what was written comes back, changes are found, damage is one clear line."""
+"""Manifest: round trip, changed files, damaged manifests."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from runtime.errors import InputError, ModelError
-from runtime.manifest import Source, find_changes, manifest_path, read_manifest, source, write_manifest
+from runtime.manifest import Origin, find_changes, manifest_path, read_manifest, write_manifest
 from runtime.spec import ModelSpec
 
 SPEC = ModelSpec("m", ("cat", "dog"), (64, 96), (((1.0, 2.0),),) * 3)
@@ -36,8 +36,8 @@ def exported(tmp_path: Path) -> Path:
     (tmp_path / "out" / "m.onnx").write_bytes(b"model")
     file = tmp_path / "out" / "m.int8.onnx"
     file.write_bytes(b"quantized")
-    sources = [source("weights", tmp_path / "w.pt", file), source("onnx", tmp_path / "out" / "m.onnx", file)]
-    write_manifest(file, SPEC, sources, {"method": "entropy", "images": ["a.jpg"]})
+    origins = [Origin.of("weights", tmp_path / "w.pt", file), Origin.of("onnx", tmp_path / "out" / "m.onnx", file)]
+    write_manifest(file, SPEC, origins, {"method": "entropy", "images": ["a.jpg"]})
     return file
 
 
@@ -141,7 +141,7 @@ def test_what_is_no_file_is_no_manifest(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["", "..", "/", "/dev/zero", "x" * 5000, "loop", "\ud800", "a\nb"])
 def test_sources_that_are_no_files_prove_nothing(name: str, exported: Path) -> None:
     (exported.parent / "loop").symlink_to("loop")
-    write_manifest(exported, SPEC, [Source("weights", name, "0")], {})
+    write_manifest(exported, SPEC, [Origin("weights", name, "0")], {})
     assert find_changes(manifest_path(exported)) == []
 
 

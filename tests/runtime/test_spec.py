@@ -1,4 +1,4 @@
-"""The model description survives its metadata, and nothing incomplete or malformed gets through."""
+"""ModelSpec: round trip through metadata, validation of every field, older formats."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_metadata_round_trip(spec: ModelSpec, foreign: dict[str, str]) -> None:
 
 @pytest.mark.parametrize("metadata", [{}, {"other": "1"}])
 def test_a_foreign_model_has_no_description(metadata: dict[str, str]) -> None:
-    with pytest.raises(ModelError, match="no model description"):
+    with pytest.raises(ModelError, match="no model spec"):
         ModelSpec.from_metadata(metadata)
 
 
@@ -61,7 +61,7 @@ def test_a_foreign_model_has_no_description(metadata: dict[str, str]) -> None:
 def test_every_field_must_be_there(field: str, make_spec: Callable[..., ModelSpec]) -> None:
     metadata = make_spec().to_metadata()
     del metadata[field]
-    with pytest.raises(ModelError, match="no model description" if field == "format_version" else f"lacks {field};"):
+    with pytest.raises(ModelError, match="no model spec" if field == "format_version" else f"lacks {field};"):
         ModelSpec.from_metadata(metadata)
 
 

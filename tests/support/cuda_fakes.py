@@ -26,7 +26,7 @@ from tests.support.tensorrt_fakes import library
 Work = Callable[[], None]
 
 
-_GARBAGE = 255  # four of them are a float32 that is no number
+_GARBAGE = 255  # four of them are a NaN in float32
 
 
 class CudaError(Exception):
@@ -327,8 +327,8 @@ class FakeEngine:
     def get_tensor_mode(self, name: str) -> str:
         return "IN" if name.startswith("images") else "OUT"
 
-    def get_tensor_dtype(self, name: str) -> str:
-        return self.types[name]
+    def get_tensor_dtype(self, name: str) -> Any:
+        return SimpleNamespace(name=self.types[name])
 
     def get_tensor_shape(self, name: str) -> tuple[int, ...]:
         return self.shapes[name]

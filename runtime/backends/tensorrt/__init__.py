@@ -1,1 +1,1 @@
-"""Runs TensorRT engines (8.6, 10, 11, lean and RTX)."""
+"""TensorRT engines of versions 8.6, 10, 11 and of TensorRT-RTX."""

@@ -1,4 +1,4 @@
-"""TensorRT engines on the GPU."""
+"""TensorRT backend: runs engines on the GPU."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from typing import Any, Callable, Optional
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime.backends.base import check_images, check_outputs
-from runtime.backends.onnx_base import INPUT_NAME
+from runtime.backends.base import check_images
+from runtime.backends.signature import INPUT_NAME, Port, check_signature
 from runtime.backends.tensorrt.cuda import Buffer, Device, Graph, open_device
 from runtime.backends.tensorrt.engine_info import EngineInfo, check_gpu, check_library, read_engine_info
-from runtime.backends.tensorrt.library import TensorRT, load_tensorrt
-from runtime.errors import InputError, ModelError
+from runtime.backends.tensorrt.library import TensorRT, dtype_name, load_tensorrt, tensor_shape
+from runtime.errors import ModelError, OutputError
 from runtime.files import PathLike, atomic_write
 from runtime.spec import ModelSpec
 
@@ -26,22 +26,26 @@ log = logging.getLogger(__name__)
 
 
 class TrtBackend:
-    """Runs an engine built by `python -m export.engine`, which is loaded only if its manifest says that it fits this machine.
+    """Runs an engine built by `python -m export.engine`.
 
-    Any thread may call `infer`; threads that do so at once get an execution context, stream and buffers each.
+    It is loaded only if its manifest says that it fits this machine. Any thread may call `infer`; threads that do so at
+    once get an execution context, stream and buffers each.
+
+    Args:
+        path: of the engine, with its manifest beside it.
 
     Raises:
-        ModelError: without its manifest, changed since, built for another TensorRT or GPU, or not of the shapes promised.
-        MissingComponentError: no TensorRT, pycuda, driver, GPU, or memory on it; with the remedy.
+        ModelError: no manifest, changed since it was built, built for another TensorRT or GPU, or not as its spec says.
+        MissingComponentError: no TensorRT, pycuda, driver, GPU or GPU memory; with the remedy.
     """
 
     def __init__(self, path: PathLike) -> None:
         self._path = Path(path)
-        self._facts = read_engine_info(self._path)
-        self._trt = load_tensorrt(self._facts.flavor)
-        check_library(self._facts, self._trt)
+        self._info = read_engine_info(self._path)
+        self._trt = load_tensorrt(self._info.flavor)
+        check_library(self._info, self._trt)
         self._device = open_device()
-        check_gpu(self._facts, self._device.gpu)
+        check_gpu(self._info, self._device.gpu)
         self._lock = threading.Lock()
         self._turns = contextlib.nullcontext() if self._trt.shares_profiles else threading.Lock()
         self._idle: list[_Worker] = []
@@ -49,17 +53,17 @@ class TrtBackend:
             self._engine: Any = self._load()
             self._compiled = self._cached_kernels()
             self._config = self._trt.create_runtime_config(self._engine, self._compiled)
-            self._idle.append(self._create_worker(self._engine))  # now, so that the first image is as quick as the next
+            self._idle.append(self._create_worker(self._engine))  # now, so that the first image is as fast as the next
 
     @property
     def spec(self) -> ModelSpec:
-        """The description in the manifest."""
-        return self._facts.spec
+        """Spec in the manifest."""
+        return self._info.spec
 
     @property
     def batch_size(self) -> Optional[int]:
-        """The engine's only batch size, or None where it takes several; then any number is split and padded to fit."""
-        smallest, _, largest = self._facts.batch
+        """The engine's only batch size, or None if it takes several: then any batch is split and padded to fit."""
+        smallest, _, largest = self._info.batch
         return largest if smallest == largest else None
 
     @property
@@ -68,20 +72,20 @@ class TrtBackend:
         return f"{self._trt.title}, {self._device.gpu.name}"
 
     def infer(self, images: NDArray[Any]) -> list[NDArray[np.float32]]:
-        """See `Backend.infer`."""
+        """Runs the model; see `Backend.infer`."""
         return self._in_parts(images, _Worker.run)
 
     def copy(self, images: NDArray[Any]) -> None:
-        """See `runtime.benchmark.stages.CopyingBackend.copy`."""
+        """Copies as `infer` does, without inference; see `runtime.benchmark.stages.CopyingBackend.copy`."""
         self._in_parts(images, _Worker.copy)
 
     def _in_parts(self, images: NDArray[Any], work: _Work) -> list[NDArray[np.float32]]:
-        """What `work` gives for the images, split and padded to batches that the engine takes."""
+        """Does `work` on the images, split and padded to batches that the engine takes; returns its outputs."""
         if self._engine is None:
             raise ModelError("the model was closed; open it again")
         check_images(images, self.spec, self.batch_size)
-        smallest, _, largest = self._facts.batch
-        # A last part is padded to the size of those before it, since another shape would cost a new graph.
+        smallest, _, largest = self._info.batch
+        # The last part is padded to the size of the others: another shape would cost a new graph.
         rows = min(max(len(images), smallest), largest)
         outputs = [np.empty((len(images), *shape), np.float32) for shape in self.spec.outputs.values()]
         with self._device.active(), self._borrowed() as worker:
@@ -92,7 +96,7 @@ class TrtBackend:
         return outputs
 
     def close(self) -> None:
-        """Free the engine and all that no thread is using just now; the rest as soon as it is done."""
+        """Frees the engine without waiting; a run in another thread ends as usual, and what it uses is freed then."""
         with self._lock:
             engine, self._engine = self._engine, None
             idle, self._idle = self._idle, []
@@ -116,15 +120,15 @@ class TrtBackend:
 
     def _load(self) -> Any:
         try:
-            engine = self._trt.deserialize(self._path.read_bytes(), version_compatible=self._facts.version_compatible)
+            engine = self._trt.deserialize(self._path.read_bytes(), version_compatible=self._info.version_compatible)
         except ModelError as error:
-            raise ModelError(f"{self._path}: {error}; {self._facts.remedy}") from error
-        _check_signature(self._facts, self._trt, engine)
+            raise ModelError(f"{self._path}: {error}; {self._info.remedy}") from error
+        _check_signature(self._info, self._trt, engine)
         return engine
 
     @contextlib.contextmanager
     def _borrowed(self) -> Iterator[_Worker]:
-        """A worker that no other thread is using. One that failed is not used again."""
+        """Lends a worker that no other thread uses; one that fails is closed."""
         with self._turns:
             with self._lock:
                 engine = self._engine
@@ -145,7 +149,7 @@ class TrtBackend:
                 worker.close()
 
     def _create_worker(self, engine: Any) -> _Worker:
-        return _Worker(self._trt, self._device, engine, self._config, self._facts)
+        return _Worker(self._trt, self._device, engine, self._config, self._info)
 
     @property
     def _cache(self) -> Path:
@@ -158,31 +162,34 @@ class TrtBackend:
             return None
 
     def _keep_kernels(self) -> None:
-        """Save what TensorRT-RTX compiled for this GPU, where it can be saved."""
+        """Saves the kernels that TensorRT-RTX compiled for this GPU; where it cannot, they are compiled again next time."""
         try:
             compiled = self._trt.compiled_kernels(self._config)
             if compiled != self._compiled:
                 with atomic_write(self._cache) as temporary:
                     temporary.write_bytes(compiled)
-        except InputError as error:
+        except (ModelError, OutputError) as error:
             log.debug("compiled kernels are not kept: %s", error)
 
 
 class _Worker:
-    """An execution context with its stream, buffers and CUDA graph: one thread at a time, with the device active."""
+    """An execution context with its stream, buffers and CUDA graph.
 
-    def __init__(self, trt: TensorRT, device: Device, engine: Any, config: Any, facts: EngineInfo) -> None:
+    Used by one thread at a time, with the device active.
+    """
+
+    def __init__(self, trt: TensorRT, device: Device, engine: Any, config: Any, info: EngineInfo) -> None:
         self._trt = trt
         self._rows = 0
         self._graph: Optional[Graph] = None
         self._is_capturable = config is None  # else the library captures by itself
-        _, usual, largest = facts.batch
+        _, usual, largest = info.batch
         with contextlib.ExitStack() as resources:
             self._stream = device.create_stream()
             resources.callback(self._stream.close)
             self._buffers: dict[str, Buffer] = {}
             for name in _tensor_names(engine):
-                dtype = facts.spec.input_type if name == INPUT_NAME else "float32"
+                dtype = info.spec.input_type if name == INPUT_NAME else "float32"
                 self._buffers[name] = device.allocate((largest, *tuple(engine.get_tensor_shape(name))[1:]), dtype)
                 resources.callback(self._buffers[name].close)
             self._context: Any = trt.create_context(engine, config)
@@ -190,19 +197,19 @@ class _Worker:
             resources.callback(self._drop_graph)
             self._ask(self._set_addresses)
             self._input = self._buffers[INPUT_NAME]
-            self._outputs = [self._buffers[name] for name in facts.spec.outputs]
-            self.run(np.zeros((usual, *facts.spec.input_shape), facts.spec.input_type), usual)
+            self._outputs = [self._buffers[name] for name in info.spec.outputs]
+            self.run(np.zeros((usual, *info.spec.input_shape), info.spec.input_type), usual)
             self._resources = resources.pop_all()
 
     def run(self, images: NDArray[Any], rows: int) -> list[NDArray[np.float32]]:
-        """Infer a batch of at most `rows`, padded to that; the outputs are valid until the next call.
+        """Runs a batch of at most `rows`, padded to that; the outputs are valid until the next call.
 
         Raises:
-            ModelError: it failed; close the worker.
+            ModelError: the run failed; close the worker.
         """
         self._fill(images, rows)
         if rows != self._rows:
-            self._reshape(rows)  # and run call by call: at a new shape the library has things to prepare
+            self._reshape(rows)  # and enqueued without a graph: at a new shape the library has to prepare
         elif self._graph is None and self._is_capturable:
             self._graph = self._stream.capture(self._enqueue)
             self._is_capturable = self._graph is not None
@@ -214,10 +221,10 @@ class _Worker:
         return [buffer.host[: len(images)] for buffer in self._outputs]
 
     def copy(self, images: NDArray[Any], rows: int) -> list[NDArray[np.float32]]:
-        """As `run`, but without the engine: the outputs are whatever was there.
+        """Copies as `run` does, without inference: the outputs hold old values.
 
         Raises:
-            ModelError: it failed; close the worker.
+            ModelError: the run failed; close the worker.
         """
         self._fill(images, rows)
         with self._stream.running():
@@ -251,9 +258,10 @@ class _Worker:
             self._stream.download(buffer, rows)
 
     def _ask(self, call: Callable[[], bool]) -> None:
-        """Raise ModelError unless this call succeeds.
+        """Raises ModelError unless the call succeeds.
 
-        It must not be a method of the context itself: a traceback would keep that alive after `close`.
+        Args:
+            call: no bound method of the context, which a traceback would keep alive after `close`.
         """
         self._trt.checked(f"{self._trt.title} cannot run the engine", lambda: call() or None)
 
@@ -266,41 +274,34 @@ class _Worker:
         self._context = None
 
     def close(self) -> None:
-        """Free everything: graph and context first, then what they work on."""
+        """Frees graph and context, then stream and buffers."""
         self._resources.close()
 
 
 _Work = Callable[[_Worker, NDArray[Any], int], list[NDArray[np.float32]]]
-"""A batch of at most so many rows, padded to that, to outputs that are valid until the next call: `run`, or a part of it."""
+"""`_Worker.run` or `_Worker.copy`."""
 
 
 def _tensor_names(engine: Any) -> list[str]:
     return [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
 
 
-def _check_signature(facts: EngineInfo, trt: TensorRT, engine: Any) -> None:
-    """Raise ModelError unless the engine's inputs and outputs are what its manifest promises."""
-    path, spec = facts.path, facts.spec
-    inputs: list[str] = []
-    outputs: list[str] = []
+def _check_signature(info: EngineInfo, trt: TensorRT, engine: Any) -> None:
+    """Raises ModelError unless the engine's inputs and outputs are what its manifest promises."""
+    inputs: list[Port] = []
+    outputs: list[Port] = []
     for name in _tensor_names(engine):
+        port = Port(name, dtype_name(engine.get_tensor_dtype(name)), tensor_shape(engine.get_tensor_shape(name)))
         is_input = engine.get_tensor_mode(name) == trt.api.TensorIOMode.INPUT
-        (inputs if is_input else outputs).append(name)
-        expected = spec.input_type if is_input else "float32"
-        if engine.get_tensor_dtype(name) != getattr(trt.api, expected):
-            raise ModelError(f"{path}: {name} is {engine.get_tensor_dtype(name)}, expected {expected}; {facts.remedy}")
-    shapes = {name: tuple(engine.get_tensor_shape(name)) for name in (*inputs, *outputs)}
-    smallest, _, largest = facts.batch
-    batch = smallest if smallest == largest else -1
-    if inputs != [INPUT_NAME] or shapes[INPUT_NAME][0] not in (batch, -1) or shapes[INPUT_NAME][1:] != spec.input_shape:
-        found = ", ".join(f"{name} {list(shapes[name])}" for name in inputs)
+        (inputs if is_input else outputs).append(port)
+    fixed = check_signature(info.path, inputs, outputs, info.spec, info.remedy)
+    for port in outputs:  # the engine writes all of them, to buffers of float32
+        if port.dtype != "float32":
+            raise ModelError(f"{info.path}: output {port.name} is {port.dtype}, expected float32; {info.remedy}")
+    profile = [(fixed,)] * 2 if fixed else engine.get_tensor_profile_shape(INPUT_NAME, 0)
+    first, last = profile[0][0], profile[-1][0]
+    smallest, _, largest = info.batch
+    if (first, last) != (smallest, largest):
         raise ModelError(
-            f"{path}: expected one input {INPUT_NAME!r} {[batch, *spec.input_shape]}, found {found}; {facts.remedy}"
+            f"{info.path}: takes {first} to {last} images, its manifest says {smallest} to {largest}; {info.remedy}"
         )
-    if shapes[INPUT_NAME][0] == -1:
-        first, *_, last = (shape[0] for shape in engine.get_tensor_profile_shape(INPUT_NAME, 0))
-        if (first, last) != (smallest, largest):
-            raise ModelError(
-                f"{path}: takes {first} to {last} images, its manifest says {smallest} to {largest}; {facts.remedy}"
-            )
-    check_outputs(path, spec, outputs, [shapes[name] for name in outputs])

@@ -1,6 +1,6 @@
-"""The GPU through pycuda, which no other module uses: context, streams, buffers, graphs.
+"""CUDA contexts, streams, buffers and graphs, through pycuda.
 
-pycuda has no CUDA graphs; those few calls go to the driver itself.
+pycuda has no CUDA graphs, so those calls go to the driver itself. No other module uses pycuda.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from runtime.errors import DetectorError, MissingComponentError, ModelError
 log = logging.getLogger(__name__)
 
 _FAILED = "the engine failed on the GPU"
-_CAPTURE_THREAD_LOCAL = 1  # CUstreamCaptureMode in cuda.h: what other threads do meanwhile does not spoil it
+_CAPTURE_THREAD_LOCAL = 1  # CUstreamCaptureMode in cuda.h: calls of other threads do not disturb it
 
 
 class Device:
-    """The first GPU. Open it with `open_device`: a process has one primary context, shared with whoever else uses CUDA.
+    """The first GPU with its primary context, which all CUDA code of a process shares. Open it with `open_device`.
 
     Attributes:
         gpu: its name and compute capability.
@@ -41,7 +41,7 @@ class Device:
 
     @contextlib.contextmanager
     def active(self) -> Iterator[None]:
-        """Within it the calling thread may use the GPU; everything below and all of TensorRT needs that."""
+        """Makes the GPU current for the calling thread; everything below and all of TensorRT needs that."""
         self._context.push()
         try:
             yield
@@ -49,12 +49,20 @@ class Device:
             self._cuda.Context.pop()
 
     def create_stream(self) -> Stream:
-        """A stream of its own, apart from the default one."""
+        """Creates a stream other than the default one.
+
+        Raises:
+            MissingComponentError: the GPU does not give one.
+        """
         with _reporting(self._cuda, "the GPU gives no stream", MissingComponentError):
             return Stream(self._cuda, self._driver)
 
     def allocate(self, shape: Sequence[int], dtype: str) -> Buffer:
-        """A buffer of elements of numpy's `dtype`.
+        """Allocates a buffer.
+
+        Args:
+            shape: of the buffer.
+            dtype: as numpy calls it.
 
         Raises:
             MissingComponentError: there is no memory for it.
@@ -70,10 +78,11 @@ class Device:
 
 
 class Buffer:
-    """Memory on the GPU with its counterpart on the host, which is pinned so that copies are asynchronous.
+    """Memory on the GPU and its counterpart on the host, pinned so that copies are asynchronous.
 
     Attributes:
-        host: of the shape and type asked for; gone after `close`. address: of the memory on the GPU, 256-byte aligned.
+        host: array of the given shape and dtype; empty after `close`.
+        address: of the memory on the GPU, 256-byte aligned.
     """
 
     def __init__(self, cuda: Any, shape: Sequence[int], dtype: str) -> None:
@@ -86,21 +95,21 @@ class Buffer:
         self.address = int(self._memory)
 
     def close(self) -> None:
-        """Free both."""
+        """Frees both."""
         self._memory.free()
         self._free_host()
 
     def _free_host(self) -> None:
         pinned: Any = self.host.base
-        self.host = np.empty(0, self.host.dtype)  # no one reads what is freed
+        self.host = np.empty(0, self.host.dtype)  # so that nobody reads freed memory
         pinned.free()
 
 
 class Stream:
-    """A queue of work for the GPU, of use to one thread at a time.
+    """A CUDA stream, which one thread at a time may use.
 
     Attributes:
-        handle: what TensorRT calls it by.
+        handle: of the stream, for TensorRT.
     """
 
     def __init__(self, cuda: Any, driver: Any) -> None:
@@ -109,16 +118,16 @@ class Stream:
         self.handle = int(self._stream.handle)
 
     def upload(self, buffer: Buffer, rows: int) -> None:
-        """Enqueue a copy of the first `rows` of a buffer to the GPU."""
+        """Enqueues a copy of the first `rows` of a buffer to the GPU."""
         self._cuda.memcpy_htod_async(buffer.address, buffer.host[:rows], self._stream)
 
     def download(self, buffer: Buffer, rows: int) -> None:
-        """Enqueue a copy of the first `rows` of a buffer from the GPU."""
+        """Enqueues a copy of the first `rows` of a buffer from the GPU."""
         self._cuda.memcpy_dtoh_async(buffer.host[:rows], buffer.address, self._stream)
 
     @contextlib.contextmanager
     def running(self) -> Iterator[None]:
-        """Wait at the end for what was enqueued within.
+        """Waits at the end for the work enqueued within.
 
         Raises:
             ModelError: the GPU reports an error, of this work or of earlier work.
@@ -128,7 +137,7 @@ class Stream:
             self._stream.synchronize()
 
     def capture(self, enqueue: Callable[[], None]) -> Optional[Graph]:
-        """What `enqueue` puts into this stream, as a graph instead of being run; None where that cannot be had."""
+        """Captures what `enqueue` enqueues to this stream as a graph, without running it; None if that fails."""
         try:
             return Graph(self._driver, self._capture(enqueue))
         except (_GraphError, ModelError, self._cuda.Error) as error:
@@ -149,7 +158,7 @@ class Stream:
         return graph
 
     def launch(self, graph: Graph) -> None:
-        """Enqueue what was captured.
+        """Enqueues a graph.
 
         Raises:
             ModelError: the driver refuses.
@@ -160,12 +169,12 @@ class Stream:
             raise ModelError(f"{_FAILED} ({error})") from error
 
     def close(self) -> None:
-        """Destroy the stream, which pycuda does with its last reference."""
+        """Destroys the stream, by dropping the last reference to it."""
         self._stream = None
 
 
 class Graph:
-    """Work that can be enqueued again at once. It holds on to the addresses it was captured with."""
+    """A CUDA graph: captured work that is enqueued with one call, at the addresses it was captured with."""
 
     def __init__(self, driver: Any, captured: ctypes.c_void_p) -> None:
         self._driver, self.handle = driver, ctypes.c_void_p()
@@ -175,12 +184,12 @@ class Graph:
             driver.cuGraphDestroy(captured)
 
     def close(self) -> None:
-        """Destroy it."""
+        """Destroys the graph."""
         self._driver.cuGraphExecDestroy(self.handle)
 
 
 class _GraphError(Exception):
-    """The driver refused a call."""
+    """A call that the driver refused."""
 
 
 def _call(driver: Any, name: str, *arguments: Any) -> None:
@@ -206,7 +215,7 @@ def _reason(error: Exception) -> str:
 
 @functools.cache
 def open_device() -> Device:
-    """The GPU of this machine.
+    """Opens the first GPU of this machine.
 
     Raises:
         MissingComponentError: no driver, no pycuda or no GPU; with the remedy.

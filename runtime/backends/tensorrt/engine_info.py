@@ -1,4 +1,4 @@
-"""What a TensorRT engine's manifest says of it, and whether it can run here: asked before the engine is loaded."""
+"""Reads an engine's manifest and checks it against this machine, before the engine is loaded."""
 
 from __future__ import annotations
 
@@ -21,19 +21,23 @@ log = logging.getLogger(__name__)
 
 _LARGEST_BATCH = 1 << 16  # beyond what any GPU has memory for
 _AMPERE = (8, 0)
-_RTX_GPUS, _RTX_FROM = ((8, 0), (8, 6), (8, 9)), (12, 0)  # by NVIDIA's documentation
+_RTX_GPUS, _RTX_FROM = ((8, 0), (8, 6), (8, 9)), (12, 0)  # compute capabilities, from NVIDIA's documentation
 
 
 @dataclass(frozen=True)
 class EngineInfo:
-    """An engine as its manifest describes it.
+    """An engine as described by its manifest.
 
     Attributes:
-        path: of the engine. spec: the model's description.
-        flavor, version: of the library that built it. gpu: of the machine that built it, None where it had none.
+        path: of the engine.
+        spec: of the model.
+        flavor: of the library that built it, one of `FLAVORS`.
+        version: of the library that built it.
+        gpu: of the machine that built it, None if it had none.
         batch: the smallest, most frequent and largest batch size.
-        version_compatible: later versions of the library may load it. hardware_compatible: so may every GPU from Ampere on.
-        onnx: the file it was built from.
+        version_compatible: whether later versions of the library can load it.
+        hardware_compatible: whether it runs on every GPU from Ampere on.
+        onnx: path of the file it was built from.
     """
 
     path: Path
@@ -48,7 +52,7 @@ class EngineInfo:
 
     @property
     def remedy(self) -> str:
-        """How to build the engine again, for this machine."""
+        """Instruction to build the engine again, for messages."""
         flags = "".join(
             f" --{name}-compatible"
             for name, given in (("version", self.version_compatible), ("hardware", self.hardware_compatible))
@@ -63,10 +67,10 @@ class EngineInfo:
 
 
 def read_engine_info(path: Path) -> EngineInfo:
-    """Read the manifest beside an engine, and prove that it is of this very file.
+    """Reads the manifest beside an engine and checks that it belongs to this file.
 
     Raises:
-        ModelError: there is none, it cannot be read, is of another file, or says nothing of an engine.
+        ModelError: there is no manifest, or it is unreadable, of another file, or not of an engine.
     """
     beside = manifest_path(path)
     try:
@@ -92,11 +96,11 @@ def read_engine_info(path: Path) -> EngineInfo:
 
 
 def _parse(path: Path, manifest: Manifest) -> EngineInfo:
-    facts: Any = manifest.details["engine"]
-    smallest, usual, largest = batch = tuple(facts["batch"][key] for key in ("min", "opt", "max"))
+    engine: Any = manifest.details["engine"]
+    smallest, usual, largest = batch = tuple(engine["batch"][key] for key in ("min", "opt", "max"))
     if any(type(size) is not int for size in batch) or not 1 <= smallest <= usual <= largest <= _LARGEST_BATCH:
-        raise ValueError(f"batch {reprlib.repr(facts['batch'])}")
-    flavor, version, name, capability = (facts[key] for key in ("flavour", "version", "gpu", "compute_capability"))
+        raise ValueError(f"batch {reprlib.repr(engine['batch'])}")
+    flavor, version, name, capability = (engine[key] for key in ("flavour", "version", "gpu", "compute_capability"))
     if flavor not in FLAVORS or not _numbers(version) or (capability is not None and len(_numbers(capability)) != 2):
         found = ", ".join(map(reprlib.repr, (flavor, version, capability)))
         raise ValueError(f"flavour, version and compute capability {found}")
@@ -108,39 +112,39 @@ def _parse(path: Path, manifest: Manifest) -> EngineInfo:
         version=version,
         gpu=None if capability is None else Gpu(str(name), capability),
         batch=(smallest, usual, largest),
-        version_compatible=facts["version_compatible"] is True,
-        hardware_compatible=facts["hardware_compatible"] is True,
+        version_compatible=engine["version_compatible"] is True,
+        hardware_compatible=engine["hardware_compatible"] is True,
         onnx=str(path.parent / onnx[0]) if onnx else "MODEL.onnx",
     )
 
 
-def check_library(facts: EngineInfo, trt: TensorRT) -> None:
-    """Raise ModelError unless this library loads what that one built."""
-    built, installed = _numbers(facts.version), _numbers(trt.version)
-    if installed == built or (facts.version_compatible and installed > built):
+def check_library(info: EngineInfo, trt: TensorRT) -> None:
+    """Raises ModelError unless this library can load the engine."""
+    built, installed = _numbers(info.version), _numbers(trt.version)
+    if installed == built or (info.version_compatible and installed > built):
         return
-    raise ModelError(f"{facts.path}: built by version {facts.version}, installed is {trt.title}; {facts.remedy}")
+    raise ModelError(f"{info.path}: built by version {info.version}, installed is {trt.title}; {info.remedy}")
 
 
-def check_gpu(facts: EngineInfo, gpu: Gpu) -> None:
-    """Raise ModelError where an engine is known not to run on a GPU; warn where that is merely unknown."""
+def check_gpu(info: EngineInfo, gpu: Gpu) -> None:
+    """Raises ModelError if the engine cannot run on this GPU; warns if that is unknown."""
     here = _numbers(gpu.compute_capability)
-    if facts.flavor == "rtx":
+    if info.flavor == "rtx":
         if here not in _RTX_GPUS and here < _RTX_FROM:
             log.warning(
                 "%s: NVIDIA does not list %s (compute capability %s) for TensorRT-RTX engines; it may not load",
-                facts.path,
+                info.path,
                 gpu.name,
                 gpu.compute_capability,
             )
         return
-    if facts.gpu is None or facts.gpu.compute_capability == gpu.compute_capability:
+    if info.gpu is None or info.gpu.compute_capability == gpu.compute_capability:
         return
-    if facts.hardware_compatible and here >= _AMPERE:
+    if info.hardware_compatible and here >= _AMPERE:
         return
     raise ModelError(
-        f"{facts.path}: built for {facts.gpu.name} (compute capability {facts.gpu.compute_capability}), this machine has"
-        f" {gpu.name} ({gpu.compute_capability}); {facts.remedy}"
+        f"{info.path}: built for {info.gpu.name} (compute capability {info.gpu.compute_capability}), this machine has"
+        f" {gpu.name} ({gpu.compute_capability}); {info.remedy}"
     )
 
 

@@ -1,6 +1,6 @@
-"""TensorRT 8.6, 10, 11 and TensorRT-RTX behind one face.
+"""TensorRT 8.6, 10, 11 and TensorRT-RTX behind one class.
 
-They differ in names; what a library can do is told by the names it has, never by its version number.
+The libraries differ in their names. A feature is detected by its name in the module, never by the version number.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ _REMEDIES = {
     "tensorrt": "run `pip install tensorrt` on a machine with an NVIDIA GPU and driver",
     "rtx": "run `pip install tensorrt-rtx`, which builds engines without a GPU too",
 }
+_DTYPES = {"FLOAT": "float32", "HALF": "float16", "UINT8": "uint8", "INT8": "int8", "INT32": "int32", "INT64": "int64"}
 _KEPT_LINES = 3
 _KEPT_CHARACTERS = 400
 
@@ -33,24 +34,28 @@ T = TypeVar("T")
 
 
 class BuildObserver(Protocol):
-    """Is told how a build goes on, from several threads; it must be quick and must not raise."""
+    """Receives the progress of a build, from several threads; it must be fast and must not raise."""
 
     def started(self, phase: str, parent: str, steps: int) -> None:
-        """A phase of so many steps begins, within the phase `parent` (empty: the whole build)."""
+        """Notes that a phase of `steps` steps begins, within the phase `parent` (empty: the whole build)."""
 
     def stepped(self, phase: str, step: int) -> bool:
-        """A phase completed its step of this number, from 0; False cancels the build."""
+        """Notes that a phase completed a step, counted from 0; returns False to cancel the build."""
 
     def finished(self, phase: str) -> None:
-        """A phase is over."""
+        """Notes that a phase ended."""
 
 
 class TensorRT:
-    """One TensorRT library with its log. Open one with `open_tensorrt`: a process has one logger per library.
+    """A TensorRT library with its log.
+
+    Open it with `open_tensorrt`: a process has one logger per library.
 
     Attributes:
-        flavor: `tensorrt` or `rtx`. version: of the library. title: both, for people.
-        api: the library's module, for whatever all versions have in common.
+        flavor: `tensorrt` or `rtx`.
+        version: of the library.
+        title: name and version, for messages.
+        api: the library's module, for names that all versions have.
     """
 
     def __init__(self, flavor: str, api: Any) -> None:
@@ -62,7 +67,7 @@ class TensorRT:
 
     @property
     def is_typed(self) -> bool:
-        """Whether the types in a network are binding for the engine; TensorRT 8.6 takes them for a suggestion."""
+        """Whether an engine has to keep the dtypes of its network; in TensorRT 8.6 they are hints."""
         return hasattr(self._network_flags, "STRONGLY_TYPED") or not hasattr(self.api.BuilderFlag, "FP16")
 
     @property
@@ -75,10 +80,14 @@ class TensorRT:
         return getattr(self.api, "NetworkDefinitionCreationFlag", None)
 
     def checked(self, what: str, call: Callable[[], Optional[T]]) -> T:
-        """The result of `call`; where that is None, which is how the library reports failure, its log as an exception.
+        """Returns the result of `call`, or raises where it is None, which is how the library reports failure.
+
+        Args:
+            what: begins the message.
+            call: of the library.
 
         Raises:
-            ModelError: `what`, and the last lines of the log.
+            ModelError: with `what` and the last errors in the log.
         """
         self._errors.clear()
         result = call()
@@ -87,15 +96,15 @@ class TensorRT:
         return result
 
     def complaint(self) -> str:
-        """The last errors in the library's log, on one line."""
+        """Returns the last errors in the library's log, on one line."""
         lines = (" ".join(line.split())[:_KEPT_CHARACTERS] for line in self._errors)
         return " | ".join(lines) or f"{self.title} gives no reason"
 
     def create_builder(self) -> Any:
-        """An `IBuilder`.
+        """Creates an `IBuilder`.
 
         Raises:
-            MissingComponentError: the library does not start here, as without a driver.
+            MissingComponentError: the library does not start here, for example without a driver.
         """
         try:
             return self.checked("builder", lambda: self.api.Builder(self._logger))
@@ -103,16 +112,19 @@ class TensorRT:
             raise MissingComponentError(f"{self.title} does not start here ({self.complaint()}); check `nvidia-smi`") from error
 
     def create_network(self, builder: Any) -> Any:
-        """An empty network, of explicit batch and strongly typed wherever that is not the only kind."""
+        """Creates an empty network, with explicit batch and strongly typed where the library has those flags."""
         kinds = self._network_flags
         flags = [getattr(kinds, name) for name in ("EXPLICIT_BATCH", "STRONGLY_TYPED") if hasattr(kinds, name)]
         return builder.create_network(sum(1 << int(flag) for flag in flags))
 
     def parse_onnx(self, network: Any, path: PathLike) -> Any:
-        """Read an ONNX file into `network`. Keep the returned parser as long as the network: it owns the weights.
+        """Reads an ONNX file into `network`.
+
+        Returns:
+            The parser. Keep it as long as the network: it owns the weights.
 
         Raises:
-            ModelError: naming the node that cannot be read, and what to do.
+            ModelError: with the node that cannot be read, and the remedy.
         """
         self._errors.clear()
         parser = self.api.OnnxParser(network, self._logger)
@@ -126,7 +138,7 @@ class TensorRT:
         return parser
 
     def create_monitor(self, observer: BuildObserver) -> Any:
-        """An `IProgressMonitor` that tells `observer`, or None where the library has none. Keep it until the build is over."""
+        """Creates an `IProgressMonitor` for `observer`, None if the library has none; keep it until the build ends."""
         if not hasattr(self.api, "IProgressMonitor"):
             return None
         base: Any = self.api.IProgressMonitor
@@ -147,13 +159,14 @@ class TensorRT:
         return Monitor()
 
     def deserialize(self, plan: bytes, *, version_compatible: bool = False) -> Any:
-        """An `ICudaEngine` from a plan.
+        """Creates an `ICudaEngine` from a plan.
 
         Args:
-            version_compatible: the plan was built so, which means that it carries code of its own.
+            plan: content of an engine file.
+            version_compatible: whether the plan was built so, and thus carries code of its own.
 
         Raises:
-            ModelError: damaged, or of another version or GPU; the library's log says which.
+            ModelError: damaged, or of another version or GPU; with the reason from the library's log.
         """
         runtime = self.checked("runtime", lambda: self.api.Runtime(self._logger))
         if version_compatible:
@@ -161,10 +174,11 @@ class TensorRT:
         return self.checked(f"not an engine for {self.title} here", lambda: runtime.deserialize_cuda_engine(plan))
 
     def create_runtime_config(self, engine: Any, compiled: Optional[bytes]) -> Any:
-        """TensorRT-RTX's `IRuntimeConfig`, which captures CUDA graphs by itself; None where the library has no such thing.
+        """Creates TensorRT-RTX's `IRuntimeConfig`, which captures CUDA graphs by itself; None in other libraries.
 
         Args:
-            compiled: what `compiled_kernels` gave earlier; what does not fit this GPU and library is left aside.
+            engine: from `deserialize`.
+            compiled: from an earlier `compiled_kernels`; ignored if it does not fit this GPU and library.
         """
         if not hasattr(self.api, "CudaGraphStrategy"):
             return None
@@ -177,27 +191,28 @@ class TensorRT:
         return config
 
     def compiled_kernels(self, config: Any) -> bytes:
-        """What TensorRT-RTX compiled for this GPU so far, for the next `create_runtime_config`.
+        """Returns the kernels that TensorRT-RTX compiled for this GPU, for the next `create_runtime_config`.
 
         Raises:
-            ModelError: it does not say.
+            ModelError: the library does not return them.
         """
         return bytes(self.checked("compiled kernels", config.get_runtime_cache().serialize))
 
     def create_context(self, engine: Any, config: Any) -> Any:
-        """An `IExecutionContext`, of use to one thread at a time.
+        """Creates an `IExecutionContext`, which one thread at a time may use.
 
         Args:
+            engine: from `deserialize`.
             config: from `create_runtime_config`.
 
         Raises:
-            ModelError: no memory for it, most likely.
+            ModelError: with the library's reason, most often too little memory.
         """
         arguments = () if config is None else (config,)
         return self.checked("execution context", lambda: engine.create_execution_context(*arguments))
 
     def inspect(self, engine: Any) -> list[Any]:
-        """What the engine inspector says of each layer: a mapping if it was built with detailed profiling, else a name."""
+        """Returns the engine inspector's layers: mappings if built with detailed profiling, otherwise names."""
         inspector = engine.create_engine_inspector()
         text = inspector.get_engine_information(self.api.LayerInformationFormat.JSON)
         layers: list[Any] = json.loads(text).get("Layers", [])
@@ -205,10 +220,10 @@ class TensorRT:
 
 
 def open_tensorrt(flavor: str = "auto") -> TensorRT:
-    """Import a TensorRT.
+    """Imports a TensorRT library that works on this machine.
 
     Args:
-        flavor: `tensorrt`, `rtx`, or `auto`: the first where there is a GPU for it, else the second.
+        flavor: `tensorrt`, `rtx`, or `auto`: `tensorrt` if it is installed and there is a GPU, otherwise `rtx`.
 
     Raises:
         MissingComponentError: not installed, or TensorRT without a GPU; with the remedy.
@@ -230,20 +245,31 @@ def open_tensorrt(flavor: str = "auto") -> TensorRT:
 
 @functools.lru_cache
 def load_tensorrt(flavor: str) -> TensorRT:
-    """Import a TensorRT, whether or not there is a GPU for it.
+    """Imports a TensorRT library, with or without a GPU.
 
     Raises:
         MissingComponentError: not installed, with the remedy.
     """
     try:
         return TensorRT(flavor, importlib.import_module(_MODULES[flavor]))
-    except (ImportError, OSError, RuntimeError) as error:  # the packages load their libraries in several ways
+    except (ImportError, OSError, RuntimeError) as error:  # the packages fail in several ways
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise MissingComponentError(f"{_TITLES[flavor]} cannot be imported ({reason}); {_REMEDIES[flavor]}") from error
 
 
+def dtype_name(dtype: Any) -> str:
+    """Returns numpy's name of a `DataType`, such as `float32` for FLOAT; the library's own where numpy has none."""
+    name = str(dtype.name)
+    return _DTYPES.get(name, name)
+
+
+def tensor_shape(dims: Any) -> tuple[Optional[int], ...]:
+    """Returns a `Dims` with None for each side that is free, which TensorRT writes as -1."""
+    return tuple(None if side == -1 else int(side) for side in dims)
+
+
 def _make_logger(api: Any, errors: deque[str]) -> Any:
-    """An `ILogger` that keeps errors for exceptions and passes the rest on to `logging` as debug lines."""
+    """Creates an `ILogger` that keeps errors for exceptions and passes every line on to `logging` as debug."""
     base: Any = api.ILogger
     levels = base.Severity
 
@@ -260,7 +286,7 @@ def _make_logger(api: Any, errors: deque[str]) -> Any:
 
 
 def _describe(error: Any) -> str:
-    """A parser error: which node, and why. TensorRT 8.6 knows nodes by their number alone."""
+    """Formats a parser error with its node, which TensorRT 8.6 knows by number alone."""
     name, operator = (getattr(error, key)() if hasattr(error, key) else "" for key in ("node_name", "node_operator"))
     reason = " ".join(error.desc().split())
     if error.node() < 0:

@@ -25,7 +25,7 @@ from export.report.report_data import dataset_sha256, report_data
 from runtime.datasets.dataset import Dataset, labeled_image
 from runtime.evaluation.coco import METRICS, Evaluation
 from runtime.files import sha256
-from runtime.manifest import Source, write_manifest
+from runtime.manifest import Origin, write_manifest
 from runtime.media.image import read_image, write_image
 from runtime.spec import ModelSpec
 
@@ -86,7 +86,7 @@ def found(tmp_path: Path) -> Verification:
         (tmp_path / name).write_bytes(name.encode())
         file_spec = spec.replace(precision=precision)
         if precision == "int8":
-            write_manifest(tmp_path / name, file_spec, [Source("onnx", "good.onnx", "f" * 64)], {"calibration": CALIBRATION})
+            write_manifest(tmp_path / name, file_spec, [Origin("onnx", "good.onnx", "f" * 64)], {"calibration": CALIBRATION})
         outcomes.append(Outcome(name, tmp_path / name, None if status == NOT_RUN else file_spec, measurement, status, reasons))
     return Verification(tmp_path / "w.pt", spec, dataset, BUDGETS, measured("PyTorch", 0.6, before), tuple(outcomes))
 

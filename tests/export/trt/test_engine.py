@@ -165,7 +165,7 @@ def test_an_unsupported_operator_is_named(nodes: list[object], name: str, tmp_pa
 def test_files_that_are_no_exported_models_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no such ONNX file"):
         build(tmp_path / "none.onnx")
-    with pytest.raises(ModelError, match="no model description"):
+    with pytest.raises(ModelError, match="no model spec"):
         build(mini(tmp_path / "m.onnx", described=False))
     (tmp_path / "m.onnx").write_bytes(b"not ONNX at all " * 10)
     with pytest.raises(ModelError, match="not an ONNX file"):
@@ -173,7 +173,7 @@ def test_files_that_are_no_exported_models_are_refused(tmp_path: Path) -> None:
     other = mini(tmp_path / "other.onnx")
     content = other.read_bytes().replace(b"[64, 64]", b"[64, 96]")
     other.write_bytes(content)
-    with pytest.raises(ModelError, match=r"expected one input 'images' .*96"):
+    with pytest.raises(ModelError, match=r"input images is float32 \[N, 3, 64, 64\], its spec says .*96\]; export it"):
         build(other)
 
 

@@ -1,4 +1,4 @@
-"""Asking the driver for the GPU, with a driver that is made up: these prove the calls made, not that a GPU answers."""
+"""find_gpu and memory_used with a fake driver: they prove the calls, not that a GPU answers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How levels were fused, over exactly the image: both resize modes, sizes that are not square, fixed batches, errors."""
+"""Fusion weights and activations of a file: both resize modes, sizes that are not square, fixed batches, errors."""
 
 from __future__ import annotations
 

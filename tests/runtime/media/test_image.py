@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from runtime.errors import InputError
+from runtime.errors import InputError, OutputError
 from runtime.media.image import read_image, write_image
 from runtime.media.image_header import claimed_size
 
@@ -357,7 +357,7 @@ def test_thin_images(suffix: str, shape: tuple[int, int, int], tmp_path: Path) -
 
 @pytest.mark.parametrize("name", ["a.xyz", "a", "a.pgm"])
 def test_a_kind_that_cannot_be_written_leaves_nothing(tmp_path: Path, name: str) -> None:
-    with pytest.raises(InputError, match=r"cannot write .*a"):
+    with pytest.raises(OutputError, match=r"cannot write .*a"):
         write_image(tmp_path / name, IMAGE)
     assert list(tmp_path.iterdir()) == []
 
@@ -365,7 +365,7 @@ def test_a_kind_that_cannot_be_written_leaves_nothing(tmp_path: Path, name: str)
 @pytest.mark.parametrize("suffix", [".jpg", ".png", ".bmp", ".webp", ".tif", ".ppm"])
 def test_a_full_disk_leaves_nothing(tmp_path: Path, suffix: str, full_disk: Callable[[], AbstractContextManager[None]]) -> None:
     noise = np.random.default_rng(2).integers(0, 256, (60, 80, 3), dtype=np.uint8)
-    with full_disk(), pytest.raises(InputError, match=rf"cannot write .*a\{suffix}"):
+    with full_disk(), pytest.raises(OutputError, match=rf"cannot write .*a\{suffix}"):
         write_image(tmp_path / f"a{suffix}", noise)
     assert list(tmp_path.iterdir()) == []
 
@@ -373,7 +373,7 @@ def test_a_full_disk_leaves_nothing(tmp_path: Path, suffix: str, full_disk: Call
 def test_a_failed_write_keeps_the_old_image(tmp_path: Path, full_disk: Callable[[], AbstractContextManager[None]]) -> None:
     path = tmp_path / "a.png"
     write_image(path, SMALL[:2, :2])
-    with full_disk(), pytest.raises(InputError):
+    with full_disk(), pytest.raises(OutputError):
         write_image(path, np.random.default_rng(2).integers(0, 256, (60, 80, 3), dtype=np.uint8))
     np.testing.assert_array_equal(read_image(path), SMALL[:2, :2])
     assert list(tmp_path.iterdir()) == [path]

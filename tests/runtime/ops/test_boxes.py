@@ -1,4 +1,4 @@
-"""Conversions invert each other, IoU agrees with a scalar reference, clipping stays inside."""
+"""Box conversions, IoU against a scalar reference, clipping."""
 
 from __future__ import annotations
 

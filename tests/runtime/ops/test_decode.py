@@ -1,4 +1,4 @@
-"""The vectorised decode agrees with a readable loop over every cell, and survives what damaged or extreme maps hold."""
+"""decode: against a readable loop over every cell, and on damaged or extreme maps."""
 
 from __future__ import annotations
 
@@ -145,7 +145,7 @@ def test_nan_is_a_damaged_retinanet(channel: int, make_spec: MakeSpec) -> None:
     logits = [0.0, 0, 0, 0, 50, -50]
     logits[channel] = np.nan
     spec = retinanet(make_spec)
-    with pytest.raises(ModelError, match="output p6 holds values that are not numbers"):
+    with pytest.raises(ModelError, match="output p6 holds NaN"):
         decode(one_cell(spec, 1, 1, 0, 0, logits), spec, 0.01)
 
 
@@ -222,7 +222,7 @@ def test_extreme_logits_stay_finite(make_spec: MakeSpec, logits: list[float]) ->
 def test_nan_is_a_damaged_model(channel: int, make_spec: MakeSpec) -> None:
     logits = [0.0, 0, 0, 0, 50, 50, -50]
     logits[channel] = np.nan
-    with pytest.raises(ModelError, match="output p4 holds values that are not numbers"):
+    with pytest.raises(ModelError, match="output p4 holds NaN"):
         decode(one_cell(make_spec(), 1, 1, 0, 3, logits), make_spec(), 0.01)
 
 
@@ -238,11 +238,11 @@ def test_nan_in_the_objectness_is_noticed_at_any_threshold(make_spec: MakeSpec) 
 def packed(maps: Sequence[np.ndarray], spec: ModelSpec, count: int) -> np.ndarray:
     """The rows that such a model gives out for these maps: the best `count` of the loop's boxes, best first."""
     every = slow_decode(maps, spec, 0)
-    order = sorted(range(len(every)), key=lambda place: -every[place][1])[:count]
+    order = sorted(range(len(every)), key=lambda index: -every[index][1])[:count]
     rows = []
-    for place in order:
-        (x1, y1, x2, y2), score, class_id = every[place]
-        rows.append([(x1 + x2) / 2, (y1 + y2) / 2, x2 - x1, y2 - y1, score, class_id, place])
+    for anchor_index in order:
+        (x1, y1, x2, y2), score, class_id = every[anchor_index]
+        rows.append([(x1 + x2) / 2, (y1 + y2) / 2, x2 - x1, y2 - y1, score, class_id, anchor_index])
     return np.array(rows, np.float32)
 
 
@@ -255,11 +255,11 @@ def test_candidates_are_those_of_the_maps(make_spec: MakeSpec, head: str, count:
     rows = packed(maps, spec, count)
     found = decode([rows], spec.replace(top_k=count), threshold)
     every = decode(maps, spec, 0)
-    places = [int(place) for place in sorted(rows[rows[:, 4] >= np.float32(threshold), 6])]
-    np.testing.assert_allclose(found.boxes, every.boxes[places], rtol=1e-5, atol=1e-3)
-    np.testing.assert_allclose(found.scores, every.scores[places], rtol=1e-6)
-    assert found.class_ids.tolist() == every.class_ids[places].tolist()
-    assert found.levels.tolist() == every.levels[places].tolist()
+    indices = [int(index) for index in sorted(rows[rows[:, 4] >= np.float32(threshold), 6])]
+    np.testing.assert_allclose(found.boxes, every.boxes[indices], rtol=1e-5, atol=1e-3)
+    np.testing.assert_allclose(found.scores, every.scores[indices], rtol=1e-6)
+    assert found.class_ids.tolist() == every.class_ids[indices].tolist()
+    assert found.levels.tolist() == every.levels[indices].tolist()
     assert found.boxes.dtype == np.float32 and found.class_ids.dtype == np.int64
 
 
@@ -273,9 +273,9 @@ def test_extreme_candidates_stay_finite(make_spec: MakeSpec, box: list[float]) -
 @pytest.mark.parametrize(
     ("column", "value", "message"),
     [
-        *((column, np.nan, f"output {CANDIDATES_NAME} holds values that are not numbers") for column in range(7)),
-        *((5, value, "holds classes or places that there are not") for value in (-1, 2, np.inf)),
-        *((6, value, "holds classes or places that there are not") for value in (-1, 336, np.inf)),
+        *((column, np.nan, f"output {CANDIDATES_NAME} holds NaN") for column in range(7)),
+        *((5, value, "holds a class or an anchor index that the model does not have") for value in (-1, 2, np.inf)),
+        *((6, value, "holds a class or an anchor index that the model does not have") for value in (-1, 336, np.inf)),
     ],
 )
 def test_candidates_that_cannot_be_are_a_damaged_model(column: int, value: float, message: str, make_spec: MakeSpec) -> None:

@@ -1,4 +1,4 @@
-"""Block-wise NMS equals the plain greedy one in exact arithmetic."""
+"""nms: block-wise against plain greedy NMS in exact arithmetic."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where an image lies in the network's input, how boxes come back, and the values the network sees."""
+"""Placement of images in the input, boxes mapped back, normalized values."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The GPU's calls, on a made-up GPU: their order, and that everything taken is given back."""
+"""Device, stream, buffers and graphs on a fake GPU: order of calls, everything freed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a manifest says of an engine is read as it is, or refused in one line."""
+"""EngineInfo: read from the manifest, or refused in one line."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from runtime.backends.tensorrt.engine_info import read_engine_info
 from runtime.errors import ModelError
-from runtime.manifest import Source, manifest_path, write_manifest
+from runtime.manifest import Origin, manifest_path, write_manifest
 from runtime.spec import ModelSpec
 from tests.support.engine_manifests import FACTS
 
@@ -28,20 +28,20 @@ JSON = st.recursive(
 def engine(tmp_path: Path) -> Path:
     path = tmp_path / "m.engine"
     path.write_bytes(b"plan")
-    write_manifest(path, SPEC, [Source("onnx", "m.onnx", "0")], {"engine": FACTS})
+    write_manifest(path, SPEC, [Origin("onnx", "m.onnx", "0")], {"engine": FACTS})
     return path
 
 
 def test_what_was_written_comes_back(engine: Path) -> None:
-    facts = read_engine_info(engine)
-    assert (facts.path, facts.spec, facts.batch, facts.onnx) == (engine, SPEC, (1, 2, 8), str(engine.parent / "m.onnx"))
-    assert (facts.flavor, facts.version, facts.version_compatible, facts.hardware_compatible) == (
+    info = read_engine_info(engine)
+    assert (info.path, info.spec, info.batch, info.onnx) == (engine, SPEC, (1, 2, 8), str(engine.parent / "m.onnx"))
+    assert (info.flavor, info.version, info.version_compatible, info.hardware_compatible) == (
         "tensorrt",
         "10.12.0",
         False,
         True,
     )
-    assert facts.gpu is not None and (facts.gpu.name, facts.gpu.compute_capability) == ("NVIDIA H200", "9.0")
+    assert info.gpu is not None and (info.gpu.name, info.gpu.compute_capability) == ("NVIDIA H200", "9.0")
 
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

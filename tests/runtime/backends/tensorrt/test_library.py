@@ -1,4 +1,4 @@
-"""The adapter against made-up libraries with the names of each version: which calls are made, not what comes of them."""
+"""TensorRT with fake libraries that have the names of each version: the calls made, not their results."""
 
 from __future__ import annotations
 
