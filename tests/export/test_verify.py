@@ -281,7 +281,7 @@ def test_a_stale_manifest_never_survives_a_new_model(
     def full(*_: object) -> None:
         raise OutputError("the disk is full")
 
-    monkeypatch.setattr("export.onnx.write_manifest", full)
+    monkeypatch.setattr("export.onnx_export.export.write_manifest", full)
     with pytest.raises(OutputError):
         list(export_onnx(ExportRequest(weights=exported.weights, output=model)))
     assert model.is_file()
