@@ -1,4 +1,4 @@
-"""How fast one process makes training batches, as ratios to two references measured in the same run on the same files:
+"""Times training batches of one process against two references, in the same run on the same files.
 
 - `decode`: `cv2.imread` alone, the floor under any pipeline that starts from JPEG files;
 - `naive`: the same augmentations as a chain of steps, each over the full image in float32, as they are usually written.

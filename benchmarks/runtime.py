@@ -277,8 +277,10 @@ def _detector(spec: ModelSpec, maps: Sequence[Floats]) -> Detector:
 
 
 def _check_same(ours: Detections, other: Detections, name: str) -> None:
-    """A reference that does something else is none. About one or two boxes rounding may decide; those in the letterbox border,
-    where there is no image, we alone leave out."""
+    """Checks that a reference finds the same boxes, but for one or two that rounding decides.
+
+    Boxes in the letterbox border, which only the runtime leaves out, do not count.
+    """
     found = other.boxes[area(other.boxes) > 0]
     shared = np.mean([(np.abs(ours.boxes - box).max(axis=1) < 0.01).any() for box in found])
     assert len(ours) == len(other) and shared >= 0.98, f"{name}: {shared:.0%} of its boxes are ours"

@@ -147,6 +147,7 @@ def test_a_share_is_ours_divided_by_the_other_of_the_same_round() -> None:
     assert found["other"]["milliseconds"]["max"] == 40
 
 
+@pytest.mark.perf
 def test_the_runtime_is_quicker_than_its_references(image: Image) -> None:
     """By the least of some rounds in turns, which other programs on this machine lengthen least."""
     least = {}

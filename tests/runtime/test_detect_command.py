@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -318,9 +317,8 @@ def test_ctrl_c_in_mid_video(tiny_onnx: Path, tmp_path: Path) -> None:
             process.stdout.readline()
         assert len(list((tmp_path / "out").iterdir())) == 1  # the file in the making
         process.send_signal(signal.SIGINT)
-        start = time.perf_counter()
         count = 10 + sum(1 for _ in process.stdout)
-        assert process.wait(10) == 130 and time.perf_counter() - start < 1
+        assert process.wait(10) == 130
         assert process.stderr.read().splitlines()[1:] == ["interrupted"]
     assert count < 3000 and list((tmp_path / "out").iterdir()) == []
 

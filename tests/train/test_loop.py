@@ -239,7 +239,10 @@ def test_ctrl_c_leaves_a_checkpoint_to_resume_from(coco_set: Path, tmp_path: Pat
     while not (folder / "metrics.csv").exists() and time.monotonic() < deadline:
         time.sleep(0.2)
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to the workers too
-    _, talk = process.communicate(timeout=60)
+    try:
+        _, talk = process.communicate(timeout=60)
+    finally:
+        process.kill()  # or a training of 10,000 epochs goes on
     assert process.returncode == 130, talk
     assert f"--resume {folder}" in talk
     assert "Traceback" not in talk

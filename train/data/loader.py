@@ -76,8 +76,7 @@ class TrainingSet:
         strict: bool = False,
         cache_bytes: int = CACHE_BYTES,
     ) -> None:
-        """
-        Args:
+        """Args:
             spec: its input size does not matter here, each `SampleIndex` brings its own.
             seed: not negative.
             cache: keep the decoded images in memory if all of them fit in `cache_bytes`.

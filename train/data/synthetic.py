@@ -211,7 +211,8 @@ def _add_object(scene: _Scene, rng: Rng, over_another: bool) -> None:
 
 def _fits(scene: _Scene, category: int, outline: Polygon, mask: Mask, over_another: bool) -> bool:
     """Whether an object may be put here: on others if it is meant to be, else clear of them (boxes may touch); never on a
-    crowd. Of every object enough remains visible."""
+    crowd. Of every object enough remains visible.
+    """
     below = scene.owner[mask]
     if (below == -2).any() or (below >= 0).any() != over_another:
         return False

@@ -103,7 +103,8 @@ class _LevelLoss:
 
     def objectness(self) -> Tensor:
         """BCE over every anchor; background that overlaps a label well or lies in an ignore area is left out, chosen ones
-        carry the mixing weight."""
+        carry the mixing weight.
+        """
         logits = self.objectness_logits
         target, weight = torch.zeros_like(logits), torch.ones_like(logits)
         height, width = self.output.raw.shape[2:]

@@ -107,7 +107,8 @@ def _darknet() -> Pairs:
 
 def _neck(p5: Sequence[str] = (), p4: Sequence[str] = (), p3: Sequence[str] = ()) -> list[str]:
     """Our names of the neck's entries in their order; "" for SPP, DropBlock and up-sampling, which take a number but hold
-    nothing. What follows a level is given by name."""
+    nothing. What follows a level is given by name.
+    """
     return [
         *("neck.p5.0", "neck.p5.1", "", "neck.p5.3", "neck.p5.4", "", "neck.p5.6", *p5),
         *("neck.to_p4", "", "neck.p4.0", "neck.p4.1", "", "neck.p4.3", "neck.p4.4", *p4),

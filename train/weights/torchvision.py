@@ -18,7 +18,7 @@ _BLOCKS = (1, 2, 3, 4, 3, 3, 1)  # inverted residuals in each of our stages; tor
 
 
 def mobilenetv2_pairs(theirs: str, ours: str) -> Pairs:
-    """torchvision's MobileNetV2, whose `features` are called `theirs`, as our backbone called `ours`."""
+    """Torchvision's MobileNetV2, whose `features` are called `theirs`, as our backbone called `ours`."""
     pairs = [*_block(f"{theirs}.0", f"{ours}.stem"), *_block(f"{theirs}.18", f"{ours}.top")]
     number = 1
     for stage, count in enumerate(_BLOCKS):
@@ -38,7 +38,7 @@ def _block(theirs: str, ours: str) -> Pairs:
 
 
 def _resnet_pairs(blocks: Sequence[int]) -> Pairs:
-    """torchvision's ResNet with `blocks` bottlenecks a stage, as our backbone."""
+    """Torchvision's ResNet with `blocks` bottlenecks a stage, as our backbone."""
     pairs: Pairs = [("conv1", "stem.conv"), ("bn1", "stem.norm")]
     for stage, count in enumerate(blocks):
         for index in range(count):

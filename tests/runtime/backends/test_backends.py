@@ -63,6 +63,7 @@ def test_names_shapes_dtypes_and_values(backend: Backend, subject: Subject, batc
     assert distance(maps, expected(subject, images)) < 1e-4
 
 
+@pytest.mark.perf
 def test_what_comes_before_and_after_takes_no_longer_than_opencv(case: Case, subject: Subject, tmp_path: Path) -> None:
     """At 608 pixels, on the maps as this backend hands them out; by the least of some rounds in turns, which is steady."""
     spec = subject.spec.replace(input_size=(608, 608))

@@ -100,17 +100,22 @@ def test_source_and_work_are_in_the_other_thread() -> None:
     results.close()
 
 
-def test_they_overlap() -> None:
-    """Three stages of 20 ms each take little more than one of them."""
+def test_three_stages_run_at_once() -> None:
+    """Each stage waits until all three have an item in hand."""
+    together = threading.Barrier(3)
 
-    def slow(item: int) -> int:
-        time.sleep(0.02)
-        return item
+    def meet_at(number: int) -> Callable[[int], int]:
+        def work(item: int) -> int:
+            if item == number:
+                together.wait(timeout=10)
+            return item
 
-    start = time.perf_counter()
-    for item in prefetch(prefetch(range(20), slow, 2), slow, 2):
-        slow(item)
-    assert time.perf_counter() - start < 20 * 0.02 * 2
+        return work
+
+    first, second, third = meet_at(6), meet_at(5), meet_at(4)
+    for item in prefetch(prefetch(range(9), first, 2), second, 2):
+        third(item)
+    assert not together.broken
 
 
 @pytest.mark.parametrize("kind", [ValueError, KeyboardInterrupt, SystemExit])
@@ -128,13 +133,12 @@ def test_an_error_of_the_work_comes_in_its_place(kind: type[BaseException]) -> N
     assert counter.closed == 1
 
 
-def test_closing_early_is_prompt_and_closes_the_source() -> None:
+def test_closing_early_closes_the_source() -> None:
     counter = Counter(delay=0.01)
     results = flat(prefetch(batches(prefetch(counter.numbers(), same, 3), 2), same_list, 2))
     assert next(results) == 0
-    start = time.perf_counter()
     results.close()
-    assert time.perf_counter() - start < 0.5 and counter.closed == 1
+    assert counter.closed == 1
     taken = counter.taken
     time.sleep(0.03)
     assert counter.taken == taken and list(results) == []

@@ -256,5 +256,8 @@ def test_ctrl_c_ends_quietly(dataset: Dataset) -> None:
     assert process.stdout.readline() == "batch\n"
     time.sleep(0.1)
     os.killpg(process.pid, signal.SIGINT)
-    _, errors = process.communicate(timeout=20)
+    try:
+        _, errors = process.communicate(timeout=20)
+    finally:
+        process.kill()
     assert (process.returncode, errors) == (7, "")
