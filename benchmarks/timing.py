@@ -1,4 +1,4 @@
-"""How everything here is timed."""
+"""Times alternatives in turn, so that a busy moment hits all of them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Who may import whom, proven in clean interpreters."""
+"""Import rules between packages, checked in clean interpreters."""
 
 from __future__ import annotations
 

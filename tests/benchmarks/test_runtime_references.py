@@ -1,4 +1,4 @@
-"""What the runtime is measured against does the same work, and the runtime is not slower than that."""
+"""References of the runtime benchmark do the same work, and the runtime is not slower."""
 
 from __future__ import annotations
 

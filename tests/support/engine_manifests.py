@@ -1,4 +1,4 @@
-"""What the manifest of an engine says under `engine`, for tests to change."""
+"""The `engine` entry of a manifest, for tests to change."""
 
 from __future__ import annotations
 

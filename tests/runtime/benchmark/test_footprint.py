@@ -1,4 +1,4 @@
-"""What a model takes is measured in a process of its own."""
+"""The footprint of a model is measured in a process of its own."""
 
 from __future__ import annotations
 

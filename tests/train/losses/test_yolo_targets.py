@@ -1,4 +1,4 @@
-"""Which anchor answers for which label: ties, levels, the anchor-free anchor, shared cells."""
+"""Assignment of labels to anchors: ties, levels, the anchor-free anchor, shared cells."""
 
 from __future__ import annotations
 
