@@ -29,12 +29,12 @@ ARGS      ?=
 need = $(if $(strip $($(1))),,$(error $(1) is not set; try: make $@ $(1)=$(2)))
 SHOW = @printf '+ %s\n' '$(1)' && $(1)
 
-.PHONY: help setup demo train onnx engine eval detect visualize visualise bench test check lint types clean
+.PHONY: help setup demo train onnx engine eval detect visualize visualise bench test test-runtime check lint types clean
 
 help: ## show this list
 	@echo 'usage: make TARGET [VARIABLE=value ...]'
 	@echo
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/\1|\2/' | awk -F'|' '{ printf "  %-9s %s\n", $$1, $$2 }'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/\1|\2/' | awk -F'|' '{ printf "  %-12s %s\n", $$1, $$2 }'
 	@echo
 	@echo 'variables: DATA= dataset folder, RECIPE= see "make train ARGS=--list", SIZE= input side, EPOCHS=,'
 	@echo '  WEIGHTS= checkpoint, MODEL= .onnx file, PRECISION= fp32, fp16 or int8, MAX_AP_DROP= points of AP, SOURCE= images, SPLIT=, OUTPUT=, RESUME=, ARGS= anything else'
@@ -83,6 +83,11 @@ bench: setup ## time MODEL= stage by stage; without MODEL= run benchmarks/ (DATA
 test: setup ## all tests but the slow ones
 	$(call SHOW,$(RUN) pytest $(ARGS))
 
+test-runtime: ## the tests of runtime/ in an environment without torch and onnx
+	@test -d $(VENV)-runtime || { $(PYTHON) -m venv $(VENV)-runtime && $(VENV)-runtime/bin/pip install --disable-pip-version-check --quiet \
+		--constraint constraints.txt numpy opencv-python-headless pycocotools tqdm onnxruntime pytest hypothesis; }
+	$(call SHOW,$(VENV)-runtime/bin/python -m pytest tests/runtime $(ARGS))
+
 lint: setup ## ruff check and format
 	$(call SHOW,$(BIN)/ruff check .)
 	$(call SHOW,$(BIN)/ruff format --check .)
@@ -93,5 +98,5 @@ types: setup ## mypy --strict
 check: lint types test ## lint, types, tests
 
 clean: ## remove .venv, demo/ and caches; runs/ stays
-	rm -rf $(VENV) demo build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VENV)-runtime demo build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -127,7 +127,7 @@ def _parse(content: Any) -> Manifest:
     origins = tuple(Origin(*(_text(item[key]) for key in ("role", "name", "sha256"))) for item in content["made_from"])
     file = _mapping(content["file"])
     name, size = _text(file["name"]), file["bytes"]
-    if not name or Path(name).name != name or type(size) is not int or size < 0:
+    if not name or Path(name).name != name or type(size) is not int or not 0 <= size < 1 << 63:
         raise ValueError(f"file {reprlib.repr(name)} of {reprlib.repr(size)} bytes; expected one beside its manifest")
     return Manifest(name, _text(file["sha256"]), size, spec, origins, _mapping(content["details"]))
 

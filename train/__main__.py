@@ -1,4 +1,4 @@
-"""`python -m train`: train a detector."""
+"""Command line `python -m train`: trains a detector."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _SPANS = ("warmup_epochs", "tail_epochs", "plain_epochs", "fixed_epochs")
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
-    """The command's arguments; what overrides the recipe is None unless given."""
+    """Parses the arguments; those that override the recipe are None unless given."""
     parser = cli.parser(
         "train",
         "Train a detector on a COCO- or VOC-layout dataset.",
@@ -64,7 +64,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 
 
 def configure(options: argparse.Namespace) -> TrainConfig:
-    """The recipe with what the command line changes."""
+    """Applies the command line's changes to the recipe."""
     changes = {name: getattr(options, name) for name in _OVERRIDES if getattr(options, name) is not None}
     config = recipe(options.recipe or _DEFAULT_RECIPE)
     if "size" in changes:
@@ -78,7 +78,7 @@ def configure(options: argparse.Namespace) -> TrainConfig:
 
 
 def print_recipes() -> None:
-    """A line for each recipe: size and cost with 80 classes, the paper's AP, what it is."""
+    """Prints a line for each recipe: size and cost with 80 classes, the paper's AP, a description."""
     print(f"{'recipe':30} {'params':>7} {'GFLOPs':>7} {'GFLOPs':>7}  {'AP in the paper':20}  what it is")
     print(f"{'':30} {'M':>7} {'at 416':>7} {'at 608':>7}")
     for name, make in RECIPES.items():
@@ -89,7 +89,6 @@ def print_recipes() -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command; returns its exit code."""
     options = parse(arguments)
     if options.list:
         print_recipes()

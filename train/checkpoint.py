@@ -1,4 +1,4 @@
-"""Checkpoints: everything a resumed run, an export or an evaluation needs. Tensors and plain values only, never code."""
+"""Reads and writes checkpoints, which hold tensors and plain values only, never code."""
 
 from __future__ import annotations
 
@@ -38,13 +38,15 @@ _UNREADABLE = (
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What a checkpoint file holds.
+    """Content of a checkpoint file.
 
     Attributes:
-        config: of the run. spec: of the model.
+        config: of the run.
+        spec: of the model.
         weights: the model's state dict.
-        optimizer: state dict, or None in a file made for use alone.
-        epoch: epochs completed. best_ap: the best AP so far, -1 before the first evaluation.
+        optimizer: state dict, or None in a file that is made for use alone.
+        epoch: epochs completed.
+        best_ap: the best AP so far, -1 before the first evaluation.
     """
 
     config: TrainConfig
@@ -56,7 +58,7 @@ class Checkpoint:
 
 
 def save(path: PathLike, checkpoint: Checkpoint) -> None:
-    """Write a checkpoint, whole or not at all."""
+    """Writes a checkpoint, whole or not at all."""
     content = {
         "kind": KIND,
         "version": _VERSION,
@@ -71,7 +73,7 @@ def save(path: PathLike, checkpoint: Checkpoint) -> None:
 
 
 def write(path: PathLike, content: dict[str, Any]) -> None:
-    """Write tensors and plain values as a PyTorch file, whole or not at all."""
+    """Writes tensors and plain values as a PyTorch file, whole or not at all."""
     # Through memory: given a path, torch writes the (temporary) name into the file, and hides the reason when the disk is full.
     stream = io.BytesIO()
     torch.save(content, stream)
@@ -80,7 +82,7 @@ def write(path: PathLike, content: dict[str, Any]) -> None:
 
 
 def load(path: PathLike) -> Checkpoint:
-    """Read a checkpoint of ours onto the CPU.
+    """Reads one of this project's checkpoints onto the CPU.
 
     Raises:
         InputError: no such file.
@@ -95,7 +97,7 @@ def load(path: PathLike) -> Checkpoint:
 
 
 def read(path: PathLike) -> Any:
-    """The content of any PyTorch file, zip or legacy format, onto the CPU: tensors and plain values.
+    """Reads any PyTorch file, zip or legacy format, onto the CPU: tensors and plain values.
 
     Raises:
         ModelError: damaged, or it holds more than that. No code in the file is ever run.
@@ -109,10 +111,10 @@ def read(path: PathLike) -> Any:
 
 
 def parse(path: PathLike, content: dict[str, Any]) -> Checkpoint:
-    """The checkpoint in a file's content of our `KIND`.
+    """Parses the content of a file of our `KIND`.
 
     Raises:
-        ModelError: another version, or something missing or misstated.
+        ModelError: another version, or a field that is missing or wrong.
     """
     if content.get("version") != _VERSION:
         raise ModelError(f"{path}: checkpoint version {content.get('version')!r}, this code reads {_VERSION}")
@@ -135,10 +137,10 @@ def parse(path: PathLike, content: dict[str, Any]) -> Checkpoint:
 
 
 def restore(path: PathLike, checkpoint: Checkpoint) -> DetectorModel:
-    """The checkpoint's model in evaluation mode, on the CPU.
+    """Builds the checkpoint's model in evaluation mode, on the CPU.
 
     Raises:
-        ModelError: the weights are not those of the model it describes, or not finite.
+        ModelError: the weights are not those of the model in its config, or not finite.
     """
     try:
         model = build_model(checkpoint.config.model, checkpoint.spec.num_classes, checkpoint.config.loss)
@@ -149,7 +151,7 @@ def restore(path: PathLike, checkpoint: Checkpoint) -> DetectorModel:
 
 
 def load_weights(path: PathLike, model: nn.Module, weights: Any) -> None:
-    """Load a state dict, all keys and shapes equal and all values finite, or raise ModelError."""
+    """Loads a state dict; raises ModelError unless all keys and shapes are equal and all values finite."""
     try:
         model.load_state_dict(weights)
     except (RuntimeError, TypeError, AttributeError) as error:

@@ -1,4 +1,4 @@
-"""What can be chosen about a model and its training. Frozen, validated, and stored in every checkpoint."""
+"""Defines the options of a model and its training: frozen, validated, and stored in every checkpoint."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The training loop, from a configuration and a dataset to the best and the last checkpoint."""
+"""Trains a detector: from a configuration and a dataset to the best and the last checkpoint."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class RunOptions:
 
 
 def train(config: TrainConfig, options: RunOptions, resume: Checkpoint | None = None) -> Path:
-    """Train to the end and return the best checkpoint's path.
+    """Trains to the end and returns the best checkpoint's path.
 
     Raises:
         InputError: the data cannot be used, or the output cannot be written.
@@ -103,7 +103,7 @@ def train(config: TrainConfig, options: RunOptions, resume: Checkpoint | None = 
 
 
 def _remove_earlier_run(folder: Path) -> None:
-    """What an earlier run left would pass for this one's until this one has its own."""
+    """Removes the files of an earlier run, which would pass for this one's."""
     for name in ("best.pt", "metrics.csv"):
         (folder / name).unlink(missing_ok=True)
     shutil.rmtree(folder / "tensorboard", ignore_errors=True)
@@ -118,7 +118,7 @@ def _without_pointless_smoothing(config: TrainConfig, num_classes: int) -> Train
 
 
 class _State:
-    """What a checkpoint keeps of a run."""
+    """State of a run that a checkpoint keeps."""
 
     def __init__(self, config: TrainConfig, spec: ModelSpec, model: DetectorModel, optimizer: torch.optim.Optimizer) -> None:
         self.config, self.spec, self.model, self.optimizer = config, spec, model, optimizer
@@ -143,7 +143,7 @@ class _State:
 def _run_epoch(
     state: _State, training_set: TrainingSet, val_data: Dataset, run_logger: RunLogger, folder: Path, options: RunOptions
 ) -> None:
-    """Train one epoch, evaluate if it is due, and write everything down."""
+    """Trains one epoch, evaluates if it is due, and writes metrics and checkpoints."""
     config, number = state.config, state.epoch + 1
     values = _train_epoch(state, training_set, run_logger, options)
     state.epoch = number
@@ -162,7 +162,7 @@ def _run_epoch(
 
 
 def _train_epoch(state: _State, training_set: TrainingSet, run_logger: RunLogger, options: RunOptions) -> dict[str, float]:
-    """One pass over the training set; mean losses a step, the last learning rate, and images a second."""
+    """Makes one pass over the training set; returns mean losses a step, the last learning rate, and images a second."""
     config, model, optimizer, epoch = state.config, state.model, state.optimizer, state.epoch
     device = next(model.parameters()).device
     left = config.epochs - epoch
@@ -197,7 +197,7 @@ def _train_epoch(state: _State, training_set: TrainingSet, run_logger: RunLogger
 
 
 def _set_dropblock(model: DetectorModel, config: TrainConfig, epoch: int) -> None:
-    """The block sizes that the schedule has reached at this epoch, counted from 0."""
+    """Sets the block sizes that the schedule has reached at this epoch, counted from 0."""
     sizes = next((sizes for start, sizes in reversed(config.dropblock) if epoch >= start), (0, 0, 0))
     for place, size in zip((m for m in model.modules() if isinstance(m, DropBlock)), sizes):
         place.size = size
@@ -226,7 +226,7 @@ def _evaluate(state: _State, val_data: Dataset, options: RunOptions) -> Evaluati
 
 
 def _show_detections(state: _State, val_data: Dataset, most: int = 8) -> Image:
-    """The first readable validation images with what the model finds in them."""
+    """Draws the first readable validation images with the model's detections."""
     detector = Detector(TorchBackend(state.model, state.spec), score_threshold=0.25)
     images: list[Image] = []
     for entry in val_data.images:
@@ -241,7 +241,7 @@ def _show_detections(state: _State, val_data: Dataset, most: int = 8) -> Image:
 
 
 def _check_splits(spec: ModelSpec, train_data: Dataset, val_data: Dataset) -> None:
-    """Both splits have the model's classes; images in both are worth a warning, their AP would flatter."""
+    """Checks that both splits have the model's classes; warns of images in both, which flatter AP."""
     shared = {image.path for image in train_data.images} & {image.path for image in val_data.images}
     if shared:
         log.warning("%d images are in both %s and %s: AP will flatter", len(shared), train_data.split, val_data.split)
@@ -254,14 +254,14 @@ def _check_splits(spec: ModelSpec, train_data: Dataset, val_data: Dataset) -> No
 
 
 def prefers_bfloat16(device: torch.device) -> bool:
-    """Whether the device computes in bfloat16; one that only emulates it is several times slower than in float32."""
+    """True if the device computes in bfloat16; one that only emulates it is several times slower than in float32."""
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     return device.type == "cpu" and bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
 
 
 def choose_device(name: str) -> torch.device:
-    """The torch device of that name; `auto` is a GPU where there is one.
+    """Returns the torch device of that name; `auto` is a GPU where there is one.
 
     Raises:
         MissingComponentError: it is not on this machine.

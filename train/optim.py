@@ -1,4 +1,4 @@
-"""The optimizer and the learning rate over time (training recipe)."""
+"""Builds the optimizer and computes the learning rate over time (training recipe)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from train.config import TrainConfig
 
 
 def build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
-    """SGD with momentum, or AdamW; weight decay on convolution weights alone."""
+    """Builds SGD with momentum, or AdamW; weight decay on convolution weights alone."""
     decayed = [p for p in model.parameters() if p.requires_grad and p.ndim > 1]
     plain = [p for p in model.parameters() if p.requires_grad and p.ndim <= 1]
     groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": plain, "weight_decay": 0.0}]
@@ -21,7 +21,7 @@ def build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimi
 
 
 def learning_rate(epoch: float, config: TrainConfig) -> float:
-    """The rate at a (fractional) epoch: rises with the 4th power over the warm-up, falls as a cosine, ends in a flat tail."""
+    """Computes the rate at a (fractional) epoch: 4th-power warm-up, cosine decay, flat tail."""
     if epoch < config.warmup_epochs:
         return config.learning_rate * (epoch / config.warmup_epochs) ** 4
     fall = max(config.epochs - config.tail_epochs - config.warmup_epochs, 1e-9)

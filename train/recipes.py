@@ -1,4 +1,4 @@
-"""Named variants, each a function from nothing to a `TrainConfig`, most of them a change to another."""
+"""Defines the named variants; each is a function that returns a `TrainConfig`, most of them a change to another."""
 
 from __future__ import annotations
 
@@ -211,7 +211,7 @@ def _ignoring(area: float, name: str) -> TrainConfig:
 
 
 def _with_rfb(config: TrainConfig, name: str) -> TrainConfig:
-    """What the star stands for (training recipe of ASFF*)."""
+    """Adds what the star stands for (training recipe of ASFF*)."""
     model = dataclasses.replace(config.model, rfb=True, compress=8)
     blocks = ((5, (1, 3, 5)), (80, (3, 5, 7)), (150, (7, 7, 7)))
     return config.replace(recipe=name, model=model, epochs=round(config.epochs * 1.5), dropblock=blocks)
@@ -240,7 +240,7 @@ def _small(name: str, model: ModelConfig) -> TrainConfig:
 
 
 def _anchors_for(size: int) -> tuple[tuple[float, float], ...]:
-    """The published anchors, which suit 416 pixels, for another input side."""
+    """Scales the published anchors, which suit 416 pixels, to another input side."""
     return tuple((round(w * size / 416, 1), round(h * size / 416, 1)) for w, h in DARKNET_ANCHORS)
 
 
@@ -297,7 +297,7 @@ PAPER_AP: dict[str, str] = {
 
 
 def recipe(name: str) -> TrainConfig:
-    """The recipe of that name.
+    """Returns the recipe of that name.
 
     Raises:
         InputError: there is none; the message lists them.

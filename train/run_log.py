@@ -1,4 +1,4 @@
-"""What a run leaves to look at: a CSV of metrics, TensorBoard scalars and images."""
+"""Writes a run's metrics as CSV and TensorBoard scalars, and its images."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class RunLogger:
         self._board: Any = SummaryWriter(str(folder / "tensorboard"), purge_step=epoch + 1)
 
     def record(self, epoch: int, values: dict[str, float]) -> None:
-        """Add one epoch's row; a column without value stays empty."""
+        """Adds one epoch's row; a column without value stays empty."""
         self._rows.append({"epoch": str(epoch), **{name: f"{value:.6g}" for name, value in values.items()}})
         text = io.StringIO()
         writer = csv.DictWriter(text, self._columns, lineterminator="\n")
@@ -54,12 +54,12 @@ class RunLogger:
         self._board.flush()
 
     def add_image(self, name: str, image: Image, epoch: int) -> None:
-        """Keep a uint8 BGR image as `<name>.jpg` and in TensorBoard."""
+        """Writes a uint8 BGR image as `<name>.jpg` and to TensorBoard."""
         write_image(self._folder / f"{name}.jpg", image)
         self._board.add_image(name, image[..., ::-1], epoch, dataformats="HWC")
 
     def close(self) -> None:
-        """Flush everything; what does not fit on a full disk any more is let go, the run's own error says more."""
+        """Flushes everything; on a full disk the rest is dropped, since the run's own error says more."""
         with contextlib.suppress(OSError):
             self._board.close()
 
@@ -72,7 +72,7 @@ def _read(file: Path) -> list[dict[str, str]]:
 
 
 def show_batch(batch: Batch, spec: ModelSpec, most: int = 8) -> Image:
-    """A training batch as the network sees it, with its labels, as one uint8 BGR image."""
+    """Draws a training batch as the network sees it, with its labels, as one uint8 BGR image."""
     mean, std = (np.asarray(values, np.float32).reshape(3, 1, 1) for values in (spec.mean, spec.std))
     images = []
     for planes, labels in zip(batch.images.numpy()[:most], batch.labels.numpy()[:most]):
@@ -85,7 +85,7 @@ def show_batch(batch: Batch, spec: ModelSpec, most: int = 8) -> Image:
 
 
 def tile(images: list[Image], columns: int = 4, side: int = 320) -> Image:
-    """Images of any size on a grid of gray squares."""
+    """Tiles images of any size on a grid of gray squares."""
     rows = -(-len(images) // columns)
     canvas = np.full((rows * side, min(columns, len(images)) * side, 3), 60, np.uint8)
     for index, image in enumerate(images):

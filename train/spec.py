@@ -1,4 +1,4 @@
-"""The description that travels with a model, from its configuration."""
+"""Makes the spec that travels with a model from its configuration."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from train.model.build import level_anchors
 
 
 def model_spec(config: TrainConfig, class_names: tuple[str, ...]) -> ModelSpec:
-    """The description of a model of this configuration."""
+    """Makes the spec of a model of this configuration."""
     strides, anchors = level_anchors(config.model)
     return ModelSpec(
         name=config.recipe,

@@ -1,4 +1,4 @@
-"""A PyTorch model behind the runtime's `Backend`, so that it is evaluated by the very code that exported files are."""
+"""Runs PyTorch models behind the runtime's `Backend`, so that the code that scores exported files scores them too."""
 
 from __future__ import annotations
 
@@ -26,7 +26,8 @@ class TorchBackend:
     """Runs a model where it is, in evaluation mode; its training mode is restored after each call.
 
     Args:
-        spec: its description, a plain one (see `ModelSpec.plain`): a model in PyTorch has no options.
+        model: the detector.
+        spec: its spec, a plain one (see `ModelSpec.plain`): a model in PyTorch has no export options.
     """
 
     def __init__(self, model: DetectorModel, spec: ModelSpec) -> None:
@@ -35,12 +36,12 @@ class TorchBackend:
 
     @property
     def spec(self) -> ModelSpec:
-        """The model's description."""
+        """The model's spec."""
         return self._spec
 
     @property
     def batch_size(self) -> None:
-        """Any."""
+        """None: any batch size."""
         return None
 
     @property
@@ -87,9 +88,10 @@ def _arrays(tensors: list[Tensor]) -> list[NDArray[np.float32]]:
 
 
 def open_torch_backend(weights: PathLike, size: tuple[int, int] | None = None) -> TorchBackend:
-    """The PyTorch side of any file that `train.weights.open_weights` takes, on the CPU.
+    """Opens any file that `train.weights.open_weights` takes as a backend on the CPU.
 
     Args:
+        weights: the file.
         size: (height, width) in pixels to run at, multiples of 32; None for the file's own.
     """
     loaded = open_weights(weights)

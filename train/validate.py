@@ -1,4 +1,4 @@
-"""`python -m train.validate`: COCO accuracy of a PyTorch checkpoint, by the code that scores exported files."""
+"""Command line `python -m train.validate`: measures the COCO accuracy of a PyTorch checkpoint."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from train.weights import WEIGHTS_HELP
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
-    """The command's arguments."""
     parser = cli.parser(
         "train.validate",
         "Measure the COCO accuracy of a checkpoint: the 12 COCO figures and AP per class.",
@@ -24,7 +23,6 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command; returns its exit code."""
     options = parse(arguments)
     report(measure(open_torch_backend(options.weights, options.size), options), options)
     return 0

@@ -1,4 +1,4 @@
-"""`python -m train.visualize`: how a checkpoint with ASFF fuses its levels, by the code that draws it for exported files."""
+"""Command line `python -m train.visualize`: draws how a checkpoint with ASFF fuses its levels."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from train.weights import WEIGHTS_HELP
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
-    """The command's arguments."""
     parser = cli.parser(
         "train.visualize",
         "Draw how a model with ASFF fuses its levels: weight maps, activations, and which level detected what.",
@@ -24,7 +23,6 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command; returns its exit code."""
     options = parse(arguments)
     show(open_torch_backend(options.weights, options.size), options)
     return 0

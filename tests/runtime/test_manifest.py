@@ -97,7 +97,7 @@ def test_another_version_is_refused(version: object, exported: Path) -> None:
         ('"bytes": 9', '"bytes": 1e999', "of inf bytes"),
         ('"bytes": 9', '"bytes": -1', "of -1 bytes"),
         ('"bytes": 9', '"bytes": NaN', "of nan bytes"),
-        ('"bytes": 9', f'"bytes": {"9" * 5000}', "ValueError"),
+        ('"bytes": 9', f'"bytes": {"9" * 5000}', r"ValueError|of 9+\.\.\.9+ bytes"),
         ('"name": "m.int8.onnx"', '"name": "../../etc/passwd"', "expected one beside its manifest"),
         ('"name": "m.int8.onnx"', '"name": "/dev/zero"', "expected one beside its manifest"),
         ('"name": "m.int8.onnx"', '"name": ""', "expected one beside its manifest"),

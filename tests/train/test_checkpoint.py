@@ -9,9 +9,10 @@ import torch
 
 from runtime.errors import InputError, ModelError, OutputError
 from tests.support.small_models import CLASSES, Trap, settled, tiny
-from train import checkpoint, load_model
+from train import checkpoint
 from train.checkpoint import Checkpoint
 from train.spec import model_spec
+from train.weights import load_model
 
 
 def test_what_was_saved_comes_back(tmp_path: Path) -> None:

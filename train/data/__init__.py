@@ -1,4 +1,4 @@
-"""Training data: augmentation, mixup, and batches of tensors. `train.data.synthetic` makes a small set to try things on."""
+"""Makes training batches: augmentation, mixup, loading; `train.data.synthetic` makes a small set to try things on."""
 
 from train.data.augment import AugmentConfig, InputFrame, Sample, augment
 from train.data.epoch import SampleIndex, epoch_batches

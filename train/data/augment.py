@@ -1,4 +1,4 @@
-"""Augmentation of one labeled image: pure functions over arrays, every random number from the generator passed in.
+"""Augments one labeled image: pure functions over arrays, every random number from the generator passed in.
 
 Zoom-out, crop, flip, affine and the resize to the network's input are composed into one matrix and cost one
 `cv2.warpAffine`; the photometric jitter works in uint8 by look-up tables, on no more pixels than are still visible.
@@ -82,7 +82,7 @@ class AugmentConfig:
 
     @classmethod
     def none(cls) -> AugmentConfig:
-        """Everything off, the size limit on boxes included: the image is resized as for inference and no more."""
+        """Turns everything off, the size limit on boxes included: the image is resized as for inference."""
         return cls(photometric=0.0, zoom_out=0.0, crop=0.0, flip=0.0, affine=0.0, min_side=0.0)
 
 
@@ -110,7 +110,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class InputFrame:
-    """The network's input as far as geometry and color of the surroundings go.
+    """Size and border colors of the network's input.
 
     Attributes:
         size: (height, width) in pixels.
@@ -126,7 +126,7 @@ class InputFrame:
 
     @classmethod
     def of(cls, spec: ModelSpec, size: tuple[int, int] | None = None) -> InputFrame:
-        """The frame of a model, at (height, width) `size` instead of its own input size if given."""
+        """Returns the frame of a model, at (height, width) `size` if given, else at its own input size."""
         blue, green, red = spec.mean[::-1] if spec.color == "rgb" else spec.mean
         # A spec normalized by plain x / 255 has mean 0: black would be a strange surrounding, its gray is the better one.
         gray = spec.pad_value / 255
@@ -136,10 +136,13 @@ class InputFrame:
 
 
 def augment(sample: Sample, frame: InputFrame, rng: np.random.Generator, config: AugmentConfig) -> Sample:
-    """The sample as the network is to see it (training recipe).
+    """Augments a sample to the network's input (training recipe).
 
     Args:
         sample: in original pixels.
+        frame: of the network's input.
+        rng: source of every random number.
+        config: probabilities and ranges.
 
     Returns:
         The image uint8 BGR `[*frame.size, 3]` and the boxes in its pixels, kept where their center is still visible
@@ -165,7 +168,7 @@ def augment(sample: Sample, frame: InputFrame, rng: np.random.Generator, config:
 
 
 def transform_boxes(boxes: NDArray[np.float32], matrix: Matrix) -> Matrix:
-    """The upright boxes that enclose the four mapped corners of each box: `[N, 4]` xyxy, `[3, 3]` to float64 `[N, 4]`."""
+    """Maps boxes `[N, 4]` xyxy by a matrix `[3, 3]`; returns the upright boxes around their corners, float64 `[N, 4]`."""
     corners = boxes.astype(np.float64)[:, [0, 1, 2, 1, 2, 3, 0, 3]].reshape(-1, 4, 2)
     mapped = corners @ matrix[:2, :2].T + matrix[:2, 2]
     return np.concatenate([mapped.min(axis=1), mapped.max(axis=1)], axis=1)
@@ -174,7 +177,7 @@ def transform_boxes(boxes: NDArray[np.float32], matrix: Matrix) -> Matrix:
 def _draw_view(
     width: int, height: int, boxes: NDArray[np.float32], config: AugmentConfig, rng: np.random.Generator
 ) -> tuple[Matrix, tuple[int, int]]:
-    """Draw zoom-out, crop, flip and affine: the map from the image into the view, and the view's (width, height)."""
+    """Draws zoom-out, crop, flip and affine; returns the matrix from image to view and the view's (width, height)."""
     matrix, view = np.eye(3), (width, height)
     if rng.random() < config.zoom_out:
         ratio = rng.uniform(1.0, config.max_zoom)
@@ -191,7 +194,7 @@ def _draw_view(
 
 
 def _draw_crop(view: tuple[int, int], boxes: Matrix, rng: np.random.Generator) -> tuple[int, int, int, int]:
-    """An IoU-constrained crop (SSD, training recipe): (x1, y1, x2, y2) in whole pixels, the whole view where none fits.
+    """Draws an IoU-constrained crop (SSD, training recipe): (x1, y1, x2, y2) in whole pixels, the whole view where none fits.
 
     A crop is accepted when it overlaps at least one object by the least IoU drawn and keeps the center of at least one.
     `boxes` is `[N, 4]` xyxy in the view.
@@ -219,7 +222,7 @@ def _draw_crop(view: tuple[int, int], boxes: Matrix, rng: np.random.Generator) -
 
 
 def _draw_affine(view: tuple[int, int], config: AugmentConfig, rng: np.random.Generator) -> Matrix:
-    """A rotation, shear and scale about the center of the view, then a shift (training recipe); `[3, 3]`."""
+    """Draws a rotation, shear and scale about the center of the view, then a shift (training recipe); `[3, 3]`."""
     angle = math.radians(rng.uniform(-config.rotate, config.rotate))
     shear_x, shear_y = np.tan(np.radians(rng.uniform(-config.shear, config.shear, 2)))
     scale = rng.uniform(*config.scale)
@@ -246,9 +249,10 @@ def _warp(
     frame: InputFrame,
     tables: Tables,
 ) -> Image:
-    """Jitter the visible part of `image` and map it by `matrix` `[3, 3]` into the rectangle of `geometry`.
+    """Jitters the visible part of `image` and maps it by `matrix` `[3, 3]` into the rectangle of `geometry`.
 
-    Returns uint8 `[*frame.size, 3]`.
+    Returns:
+        uint8 `[*frame.size, 3]`.
     """
     size = (geometry.resized_width, geometry.resized_height)
     left, top, right, bottom = _visible_part(image, matrix, size)
@@ -266,7 +270,7 @@ def _warp(
 
 
 def _visible_part(image: Image, matrix: Matrix, size: tuple[int, int]) -> tuple[int, int, int, int]:
-    """(left, top, right, bottom) of the pixels of `image` that `matrix` can bring into (width, height) `size`; may be empty."""
+    """Returns (left, top, right, bottom) of the pixels that `matrix` maps into (width, height) `size`; may be empty."""
     target = np.array([[0, 0, *size]], np.float32)
     inverse = np.linalg.inv(matrix).astype(np.float64)
     x1, y1, x2, y2 = transform_boxes(target, inverse)[0]
@@ -278,7 +282,7 @@ def _visible_part(image: Image, matrix: Matrix, size: tuple[int, int]) -> tuple[
 
 
 def _shrink(image: Image, scale: NDArray[np.float64]) -> tuple[Image, Matrix]:
-    """Average pixels where (x, y) `scale` halves the image or more, as bilinear sampling alone would skip some of them.
+    """Averages pixels where (x, y) `scale` halves the image or more, since bilinear sampling would skip some of them.
 
     Returns:
         The image, and the map from its frame back to that of `image`.

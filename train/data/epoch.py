@@ -1,4 +1,4 @@
-"""The plan of one epoch: which image goes where, at which input size. All of it follows from the seed and the epoch."""
+"""Plans one epoch: the order of the images and the input sizes, all from the seed and the epoch."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ RESIZE_EVERY = 10
 
 
 class Purpose(IntEnum):
-    """What a generator is for."""
+    """Purposes of random generators."""
 
     SAMPLE = 0
     ORDER = 1
@@ -24,7 +24,7 @@ class Purpose(IntEnum):
 
 
 def generator(seed: int, epoch: int, position: int, purpose: Purpose) -> np.random.Generator:
-    """The one source of randomness for `purpose` at a position of an epoch.
+    """Returns the random generator for `purpose` at a position of an epoch.
 
     All four numbers are always given: NumPy takes [seed, epoch] and [seed, epoch, 0] for the same seed.
     """
@@ -32,13 +32,14 @@ def generator(seed: int, epoch: int, position: int, purpose: Purpose) -> np.rand
 
 
 class SampleIndex(NamedTuple):
-    """One place of one epoch.
+    """Position of one sample in an epoch.
 
     Attributes:
-        epoch, position: count from 0; with the seed of the set they fix everything random about the sample.
-        image: its index in the set.
+        epoch: counts from 0.
+        position: in the epoch, counts from 0; with the seed and the epoch it fixes everything random about the sample.
+        image: index in the set.
         size: (height, width) of the network's input in pixels.
-        mixup: whether a second image is mixed in.
+        mixup: True if a second image is mixed in.
     """
 
     epoch: int
@@ -57,13 +58,17 @@ def epoch_batches(
     mixup: bool,
     resize_every: int = RESIZE_EVERY,
 ) -> list[list[SampleIndex]]:
-    """The shuffled batches of one epoch; every `resize_every` of them the input size is drawn anew (training recipe).
+    """Plans the shuffled batches of one epoch; the input size changes every `resize_every` batches (training recipe).
 
     Args:
         count: images in the set; each occurs once, less those of a last partial batch,
             which is dropped unless it is the only one.
         epoch: counts from 0.
+        batch_size: images a batch.
         sizes: sides in pixels, or (height, width) pairs, to draw from.
+        mixup: mix a second image into each sample.
+        seed: of the order and the sizes.
+        resize_every: batches of one size.
 
     Raises:
         InputError: nothing to draw from, or a count or size that is not positive.

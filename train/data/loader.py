@@ -1,7 +1,7 @@
-"""From a labeled set to batches of tensors.
+"""Makes batches of tensors from a labeled set.
 
 Everything random follows from (seed, epoch, position in the epoch) alone, so a run gives the same batches with any number
-of workers and can be taken up at any batch.
+of workers and can be resumed at any batch.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from runtime.ops import boxes as box_ops
 from runtime.ops.preprocess import normalize
 from runtime.spec import ModelSpec
 from train.data.augment import AugmentConfig, InputFrame, Sample, augment
-from train.data.epoch import RESIZE_EVERY, Purpose, SampleIndex, epoch_batches, generator
+from train.data.epoch import Purpose, SampleIndex, epoch_batches, generator
 from train.data.mixup import mixup
 
 log = logging.getLogger(__name__)
@@ -40,7 +40,7 @@ CACHE_BYTES = 1 << 30
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """What the network trains on.
+    """A training batch.
 
     Attributes:
         images: float32 `[N, 3, H, W]`, normalized as the model's spec says.
@@ -60,7 +60,10 @@ class TrainingSet:
     """The images of a split as augmented samples; crowds are left out.
 
     Attributes:
-        dataset, spec, augment, seed: as given.
+        dataset: the split.
+        spec: of the model; its input size does not matter here, each `SampleIndex` brings its own.
+        augment: probabilities and ranges of the augmentation.
+        seed: not negative.
         unreadable: reason by index of the images found unreadable so far; they are named in the log once and replaced
             by others, chosen by (seed, epoch, position) too.
     """
@@ -76,11 +79,16 @@ class TrainingSet:
         strict: bool = False,
         cache_bytes: int = CACHE_BYTES,
     ) -> None:
-        """Args:
-            spec: its input size does not matter here, each `SampleIndex` brings its own.
+        """Checks the set, and decodes it if it is cached.
+
+        Args:
+            dataset: the split.
+            spec: of the model.
+            augment: probabilities and ranges of the augmentation.
             seed: not negative.
             cache: keep the decoded images in memory if all of them fit in `cache_bytes`.
             strict: raise at the first unreadable image instead of replacing it.
+            cache_bytes: limit of the cache.
 
         Raises:
             InputError: the set is empty or of another number of classes than the model, the seed is negative, or (with
@@ -103,7 +111,7 @@ class TrainingSet:
         return len(self.dataset)
 
     def sample(self, draw: SampleIndex, unreadable: dict[int, str]) -> tuple[Sample, str]:
-        """The augmented sample in input pixels and its source; images found unreadable are added to `unreadable`.
+        """Returns the augmented sample in input pixels and its source; adds unreadable images to `unreadable`.
 
         Raises:
             InputError: no image of the set can be read, or under `strict` this one cannot.
@@ -135,7 +143,7 @@ class TrainingSet:
         return Batch(images, torch.from_numpy(pack_labels(samples)), sources, unreadable)
 
     def report(self, unreadable: Mapping[int, str]) -> None:
-        """Name images found unreadable, each once, and remember them so that they are not tried again."""
+        """Logs images found unreadable, each once, and remembers them so that they are not tried again."""
         for index, reason in unreadable.items():
             if index not in self.unreadable:
                 self.unreadable[index] = reason
@@ -147,7 +155,7 @@ class TrainingSet:
     def _read_or_replace(
         self, draw: SampleIndex, index: int, purpose: Purpose, unreadable: dict[int, str]
     ) -> tuple[Sample, str]:
-        """Image `index`, or the first readable one of an order that depends on `draw` and `purpose` alone."""
+        """Reads image `index`, or the first readable one of an order that depends on the position and `purpose` alone."""
         image = self._read(index, unreadable)
         if image is None:
             # The whole order is gone through, known unreadable ones included: what was found before must not change it.
@@ -164,7 +172,7 @@ class TrainingSet:
         return Sample(image, record.boxes[objects], record.class_ids[objects], weights), str(record.path)
 
     def _read(self, index: int, unreadable: dict[int, str]) -> Image | None:
-        """The image, or None if it cannot be read, the reason then added to `unreadable`."""
+        """Reads an image; None if it cannot be read, the reason then added to `unreadable`."""
         if index in self._cache:
             return self._cache[index]
         if index in self.unreadable or index in unreadable:
@@ -178,7 +186,7 @@ class TrainingSet:
             return None
 
     def _fill_cache(self, limit: int) -> None:
-        """Decode every image now, before workers are forked, so that they share the memory."""
+        """Decodes every image before workers are forked, so that they share the memory."""
         needed = sum(3 * image.width * image.height for image in self.dataset.images)
         if needed > limit:
             log.info(
@@ -196,7 +204,7 @@ class TrainingSet:
 
 
 def pack_labels(samples: Sequence[Sample]) -> NDArray[np.float32]:
-    """The labels of a batch, float32 `[N, M, 6]` as in `Batch`."""
+    """Packs the labels of a batch to float32 `[N, M, 6]` as in `Batch`."""
     most = max([1, *(len(sample.boxes) for sample in samples)])
     labels = np.zeros((len(samples), most, 6), np.float32)
     for row, sample in zip(labels, samples):
@@ -214,21 +222,21 @@ def training_batches(
     sizes: Sequence[int | tuple[int, int]],
     mixup: bool,
     workers: int,
-    *,
-    start: int = 0,
-    resize_every: int = RESIZE_EVERY,
 ) -> Iterator[Batch]:
-    """The batches of one epoch in order, made by `workers` processes (0: by this one).
+    """Makes the batches of one epoch, in order.
 
     Args:
-        epoch, sizes, mixup, resize_every: see `epoch_batches`.
-        start: batches to leave out at the beginning, to take up an interrupted epoch.
+        training_set: samples to draw from.
+        epoch: see `epoch_batches`.
+        batch_size: images a batch.
+        sizes: see `epoch_batches`.
+        mixup: see `epoch_batches`.
+        workers: processes that make batches; 0: this one.
 
     Raises:
         InputError: as `epoch_batches`; while iterating, as `TrainingSet.sample`.
     """
-    batches = epoch_batches(len(training_set), epoch, training_set.seed, batch_size, sizes, mixup, resize_every)
-    return _load(training_set, batches[start:], workers)
+    return _load(training_set, epoch_batches(len(training_set), epoch, training_set.seed, batch_size, sizes, mixup), workers)
 
 
 def _load(training_set: TrainingSet, batches: list[list[SampleIndex]], workers: int) -> Iterator[Batch]:
@@ -252,10 +260,10 @@ def _load(training_set: TrainingSet, batches: list[list[SampleIndex]], workers: 
 
 
 def _started(loader: DataLoader[Batch | DetectorError]) -> Iterator[Batch | DetectorError]:
-    """The loader's iterator, its workers forked while OpenCV has no thread pool and Ctrl-C waits.
+    """Starts the loader's workers while OpenCV has no thread pool and Ctrl-C waits.
 
     A pool does not survive a fork: a worker would wait for threads it does not have. Afterwards this process has its
-    threads back. An interrupt amid a fork would be lost, since Python ignores errors in what it runs around one.
+    threads back. An interrupt amid a fork would be lost, since Python ignores errors in its fork hooks.
     """
     if not loader.num_workers:
         return iter(loader)
@@ -270,7 +278,7 @@ def _started(loader: DataLoader[Batch | DetectorError]) -> Iterator[Batch | Dete
 
 @contextlib.contextmanager
 def _interrupts_held() -> Iterator[None]:
-    """Ctrl-C takes effect at the end of the block. Only the main thread can arrange that; in others nothing changes."""
+    """Holds Ctrl-C until the end of the block; only the main thread can."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -287,7 +295,7 @@ def _interrupts_held() -> Iterator[None]:
 class _Batches(TorchDataset["Batch | DetectorError"]):
     """Whole batches by their number.
 
-    An error is handed over as a value: raised in a worker, its message would be a traceback.
+    Errors are returned as values: raised in a worker, the message would be a traceback.
     """
 
     def __init__(self, training_set: TrainingSet, batches: list[list[SampleIndex]]) -> None:
@@ -304,18 +312,18 @@ class _Batches(TorchDataset["Batch | DetectorError"]):
 
 
 def _as_it_is(batch: Any) -> Any:
-    """In place of torch's own collation."""
+    """Replaces torch's own collation."""
     return batch
 
 
 def _start_worker(_: int) -> None:
-    """One thread each, and Ctrl-C left to the main process, which ends the workers in order."""
+    """Limits a worker to one thread and leaves Ctrl-C to the main process, which ends the workers in order."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     sys.excepthook = _report_unless_parted
     cv2.setNumThreads(1)
 
 
 def _report_unless_parted(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    """The usual report of an uncaught error, but for a connection lost while handing over a batch: that is Ctrl-C at work."""
+    """Reports an uncaught error, unless Ctrl-C cut the connection while a batch was handed over."""
     if not issubclass(kind, (EOFError, ConnectionError)):
         sys.__excepthook__(kind, error, trace)

@@ -1,4 +1,4 @@
-"""Mixup of whole images (training recipe): the blend is made once, on the raw images, before the one geometric map."""
+"""Mixes whole images (training recipe): the blend is made once, on the raw images, before the one geometric map."""
 
 from __future__ import annotations
 
@@ -19,13 +19,16 @@ def mixup(
     alpha: float = 1.5,
     fill: tuple[int, int, int] = _MEAN_COLOR,
 ) -> Sample:
-    """Blend two samples by a share drawn from Beta(alpha, alpha) (training recipe: 1.5).
+    """Blends two samples by a share drawn from Beta(alpha, alpha) (training recipe: 1.5).
 
     Both keep their scale and lie at the top left of a canvas as large as the larger of them in each direction.
 
     Args:
-        first, second: in original pixels.
-        fill: (blue, green, red) of the canvas where an image does not reach.
+        first: in original pixels.
+        second: in original pixels.
+        rng: source of the share.
+        alpha: of the Beta distribution.
+        fill: (blue, green, red) of the canvas outside the images.
 
     Returns:
         The boxes of both, first those of `first`; their weights are multiplied by the share of their image.
@@ -45,7 +48,7 @@ def mixup(
 
 
 def _on_canvas(image: Image, height: int, width: int, fill: tuple[int, int, int]) -> Image:
-    """The image at the top left of a `[height, width, 3]` canvas; itself where it fills it."""
+    """Puts an image at the top left of a `[height, width, 3]` canvas; returns the image itself where it fills it."""
     below, right = height - image.shape[0], width - image.shape[1]
     if not below and not right:
         return image

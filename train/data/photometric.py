@@ -1,4 +1,4 @@
-"""Photometric jitter in uint8: brightness and contrast in one look-up table, saturation and hue in one round trip to HSV."""
+"""Applies photometric jitter in uint8: brightness and contrast in one look-up table, saturation and hue in HSV."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def draw_tables(
     hue: float,
     rng: np.random.Generator,
 ) -> Tables:
-    """Draw each of the four jitters with `probability`; the ranges are those of `AugmentConfig`."""
+    """Draws each of the four jitters with `probability`; the ranges are those of `AugmentConfig`."""
     ranges = ((-brightness, brightness), contrast, saturation, (-hue, hue))
     shift, gain, colorfulness, turn = _draw(ranges, probability, rng)
     levels = np.arange(256, dtype=np.float64)
@@ -58,7 +58,7 @@ def _to_bytes(values: NDArray[np.float64]) -> Image:
 
 
 def jitter(image: Image, tables: Tables) -> Image:
-    """Apply a drawn jitter to a uint8 BGR image `[H, W, 3]`; a new image, or `image` itself if there is nothing to do."""
+    """Applies a drawn jitter to a uint8 BGR image `[H, W, 3]`; a new image, or `image` itself if there is nothing to do."""
     if tables.plain is not None:
         image = np.asarray(cv2.LUT(image, tables.plain), np.uint8)
     if tables.colored is not None:

@@ -1,8 +1,8 @@
-"""A small labeled set to try the whole chain on: `python -m train.data.synthetic --output DIR`.
+"""Makes a small labeled set to try the toolchain on: `python -m train.data.synthetic --output DIR`.
 
-Four kinds of shapes, each in shades of its own color, over dull textured backgrounds, in the COCO layout: sparse category
-ids, the three size ranges, overlaps in their visible order, crowds, and images without objects. It is made to be learnt in
-minutes on a CPU, so it is kept clean rather than cruel.
+Four kinds of shapes, each in shades of its own color, over textured backgrounds, in the COCO layout: sparse category
+ids, the three size ranges, overlaps in their visible order, crowds, and images without objects. It can be learned in
+minutes on a CPU.
 """
 
 from __future__ import annotations
@@ -58,12 +58,18 @@ class _Scene:
 
 
 def make_synthetic(root: PathLike, train: int = 400, val: int = 100, seed: int = 0) -> Path:
-    """Write the splits `train` and `val` under `root`; equal arguments give equal bytes.
+    """Writes the splits `train` and `val` under `root`; equal arguments give equal bytes.
 
-    The annotations are written after all images, so that what an interrupted run leaves is not taken for a whole set.
+    The annotations are written after all images, so that an interrupted run does not look like a whole set.
 
     Args:
-        train, val: images in the split, at least 1 each; of every ten one has no objects and one or two a crowd.
+        root: folder to write.
+        train: number of training images, at least 1; of every ten one has no objects and one or two a crowd.
+        val: number of validation images, at least 1.
+        seed: of everything random.
+
+    Returns:
+        The folder.
 
     Raises:
         InputError: bad counts, a folder that cannot be written, or one that holds another set.
@@ -84,7 +90,7 @@ def make_synthetic(root: PathLike, train: int = 400, val: int = 100, seed: int =
 
 
 def _remove_own(target: Path) -> None:
-    """Remove an annotation file that an earlier run wrote; refuse to touch anybody else's."""
+    """Removes an annotation file of an earlier run; refuses to touch any other."""
     if not target.exists():
         return
     try:
@@ -97,7 +103,7 @@ def _remove_own(target: Path) -> None:
 
 
 def _write_images(folder: Path, split: str, count: int, seed: int) -> dict[str, Any]:
-    """Draw and write the images of a split; returns its COCO annotations."""
+    """Draws and writes the images of a split; returns its COCO annotations."""
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
     for index in range(count):
@@ -118,7 +124,7 @@ def _write_images(folder: Path, split: str, count: int, seed: int) -> dict[str, 
 
 
 def _annotate(scene: _Scene) -> list[dict[str, Any]]:
-    """COCO records of a scene; the boxes are those of the outlines, hidden parts included."""
+    """Returns the COCO records of a scene; the boxes are those of the outlines, hidden parts included."""
     records = []
     for category, outline, _ in scene.objects:
         x1, y1, x2, y2 = _bounds(outline).round(2).tolist()
@@ -147,7 +153,7 @@ def _annotate(scene: _Scene) -> list[dict[str, Any]]:
 
 
 def run_lengths(mask: Mask) -> list[int]:
-    """COCO's uncompressed run lengths of a bool `[H, W]` mask: column by column, beginning with the zeros."""
+    """Encodes a bool `[H, W]` mask as COCO's uncompressed run lengths: column by column, beginning with the zeros."""
     flat = mask.ravel(order="F")
     changes = np.flatnonzero(flat[1:] != flat[:-1]) + 1
     edges = np.concatenate([[0], [0] if flat[0] else [], changes, [len(flat)]])
@@ -155,7 +161,7 @@ def run_lengths(mask: Mask) -> list[int]:
 
 
 def _draw_scene(index: int, rng: Rng) -> _Scene:
-    """One image. What it must contain goes by its number, so that small sets have some of everything."""
+    """Draws one image; its number decides what it must contain, so that small sets have some of everything."""
     width, height = IMAGE_SIZES[index % len(IMAGE_SIZES)]
     scene = _Scene(_background(width, height, rng), np.full((height, width), -1, np.int64))
     if index % 10 == 9:
@@ -169,7 +175,7 @@ def _draw_scene(index: int, rng: Rng) -> _Scene:
 
 
 def _background(width: int, height: int, rng: Rng) -> NDArray[np.float32]:
-    """A gradient between two colors, then stripes or blotches on it, then noise; float32 `[height, width, 3]` in 0-255."""
+    """Draws a gradient between two colors, stripes or blotches on it, and noise; float32 `[height, width, 3]` in 0-255."""
     x, y = np.meshgrid(np.linspace(-1, 1, width), np.linspace(-1, 1, height))
     angle = rng.uniform(0, 2 * math.pi)
     blend = ((x * math.cos(angle) + y * math.sin(angle)) / 3 + 0.5)[..., None]
@@ -187,7 +193,7 @@ def _background(width: int, height: int, rng: Rng) -> NDArray[np.float32]:
 
 
 def _add_object(scene: _Scene, rng: Rng, over_another: bool) -> None:
-    """Draw one more object where it hides none of the others too much; nothing where no place is found."""
+    """Draws one more object where it hides none of the others too much; nothing where there is no room."""
     height, width = scene.owner.shape
     for _ in range(_TRIES):
         category = _CATEGORY_IDS[rng.integers(len(_CATEGORY_IDS))]
@@ -210,8 +216,9 @@ def _add_object(scene: _Scene, rng: Rng, over_another: bool) -> None:
 
 
 def _fits(scene: _Scene, category: int, outline: Polygon, mask: Mask, over_another: bool) -> bool:
-    """Whether an object may be put here: on others if it is meant to be, else clear of them (boxes may touch); never on a
-    crowd. Of every object enough remains visible.
+    """True if an object may be put here; enough of every object must remain visible.
+
+    It lies on others if it is meant to, else clear of them (boxes may touch), and never on a crowd.
     """
     below = scene.owner[mask]
     if (below == -2).any() or (below >= 0).any() != over_another:
@@ -224,7 +231,7 @@ def _fits(scene: _Scene, category: int, outline: Polygon, mask: Mask, over_anoth
 
 
 def _add_crowd(scene: _Scene, rng: Rng) -> None:
-    """A dense cluster of tiny shapes of one class, later annotated as one region."""
+    """Draws a dense cluster of tiny shapes of one class, later annotated as one region."""
     height, width = scene.owner.shape
     category = _CATEGORY_IDS[rng.integers(len(_CATEGORY_IDS))]
     columns, rows = (int(value) for value in rng.integers(4, 7, 2))
@@ -242,7 +249,7 @@ def _add_crowd(scene: _Scene, rng: Rng) -> None:
 
 
 def _sized(category: int, area: float, rng: Rng) -> Polygon:
-    """The outline of a shape with this area in square pixels, slightly turned; float64 `[P, 2]` xy around the origin."""
+    """Returns the outline of a shape of this area in square pixels, slightly turned; float64 `[P, 2]` xy around the origin."""
     name = CATEGORIES[category]
     corners = {"circle": 48, "square": 4, "star": 10, "triangle": 3}[name]
     angles = 2 * math.pi * np.arange(corners) / corners - math.pi / 2 + (math.pi / 4 if name == "square" else 0)
@@ -269,7 +276,7 @@ def _iou(first: Polygon, second: Polygon) -> float:
 
 
 def _coverage(outline: Polygon, height: int, width: int) -> NDArray[np.float32]:
-    """How much of each pixel lies inside the outline, float32 `[height, width]` in [0, 1]: the antialiasing."""
+    """Computes how much of each pixel lies inside the outline, float32 `[height, width]` in [0, 1]: the antialiasing."""
     x1, y1 = np.maximum(np.floor(outline.min(axis=0)).astype(int) - 1, 0).tolist()
     x2, y2 = np.minimum(np.ceil(outline.max(axis=0)).astype(int) + 1, [width, height]).tolist()
     fine = np.zeros(((y2 - y1) * _SUPERSAMPLING, (x2 - x1) * _SUPERSAMPLING), np.uint8)
@@ -282,7 +289,7 @@ def _coverage(outline: Polygon, height: int, width: int) -> NDArray[np.float32]:
 
 
 def _paint(canvas: NDArray[np.float32], alpha: NDArray[np.float32], outline: Polygon, category: int, rng: Rng) -> None:
-    """Blend a shade of the class's color, the most distant of a few from what is there, with a little noise on it."""
+    """Blends in a shade of the class's color, the most distant of a few from the background, with a little noise on it."""
     below = canvas[alpha > 0.5].mean(axis=0)
     hues = (_HUES[category] + rng.uniform(-_HUE_SPREAD, _HUE_SPREAD, 4)) % 1
     shades = np.array([colorsys.hsv_to_rgb(hue, *rng.uniform((0.6, 0.5), 1)) for hue in hues])[:, ::-1] * 255
@@ -293,7 +300,6 @@ def _paint(canvas: NDArray[np.float32], alpha: NDArray[np.float32], outline: Pol
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The command line; returns the exit code."""
     parser = cli.parser(
         "train.data.synthetic",
         "Write a small synthetic set in the COCO layout: circles, squares, stars and triangles.",

@@ -1,4 +1,4 @@
-"""What a head hands to the loss and to the exported contract."""
+"""Holds one level's prediction and folds the guiding into it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 def upcast(x: Tensor) -> Tensor:
-    """Half precision as float32, which sampling positions and box logits need; what is that wide already as it is."""
+    """Casts FP16 to float32, which sampling positions and box logits need; wider tensors pass unchanged."""
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
@@ -25,7 +25,7 @@ class HeadOutput(NamedTuple):
     guide: Tensor | None
 
     def fold(self, num_classes: int) -> Tensor:
-        """The exported contract: exp(g + t) = exp(g) exp(t), so adding `guide` to (tw, th) gives a head with fixed anchors."""
+        """Folds `guide` into (tw, th): exp(g + t) = exp(g) exp(t), so the result is a head with fixed anchors."""
         if self.guide is None:
             return self.raw
         anchors = self.guide.shape[1] // 2

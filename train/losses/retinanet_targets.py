@@ -1,4 +1,4 @@
-"""RetinaNet's anchors, and which label each of them answers for (arXiv 1708.02002, section 4)."""
+"""Assigns labels to RetinaNet's anchors and encodes boxes (arXiv 1708.02002, section 4)."""
 
 from __future__ import annotations
 
@@ -15,10 +15,13 @@ BACKGROUND, IGNORED = -1, -2
 
 
 def anchor_boxes(sides: Sequence[tuple[float, float]], stride: int, size: tuple[int, int], device: torch.device) -> Tensor:
-    """The anchors of a level, float32 `[A * H * W, 4]` cxcywh in input pixels, anchor-major, then row, then column.
+    """Returns the anchors of a level, float32 `[A * H * W, 4]` cxcywh in input pixels: anchor-major, then row, then column.
 
     Args:
-        sides: (width, height) in pixels of the A anchors, each centerd on every cell. size: (H, W) of the map.
+        sides: (width, height) in pixels of the A anchors, centered on every cell.
+        stride: of the level in pixels.
+        size: (H, W) of the map.
+        device: of the result.
     """
     height, width = size
     rows = (torch.arange(height, dtype=torch.float32, device=device) + 0.5) * stride
@@ -29,25 +32,29 @@ def anchor_boxes(sides: Sequence[tuple[float, float]], stride: int, size: tuple[
 
 
 def encode(boxes: Tensor, anchors: Tensor) -> Tensor:
-    """What the head must say for cxcywh `boxes` `[K, 4]` at `anchors` `[K, 4]`: (tx, ty, tw, th) `[K, 4]`."""
+    """Encodes cxcywh `boxes` `[K, 4]` at `anchors` `[K, 4]` as (tx, ty, tw, th) `[K, 4]`."""
     return torch.cat([(boxes[:, :2] - anchors[:, :2]) / anchors[:, 2:], torch.log(boxes[:, 2:] / anchors[:, 2:])], dim=1)
 
 
 def decode_boxes(offsets: Tensor, anchors: Tensor) -> Tensor:
-    """The inverse of `encode`: (tx, ty, tw, th) `[..., K, 4]` at `anchors` `[K, 4]` to cxcywh `[..., K, 4]`."""
+    """Inverts `encode`: (tx, ty, tw, th) `[..., K, 4]` at `anchors` `[K, 4]` to cxcywh `[..., K, 4]`."""
     return torch.cat([anchors[:, :2] + offsets[..., :2] * anchors[:, 2:], anchors[:, 2:] * torch.exp(offsets[..., 2:])], dim=-1)
 
 
 @torch.no_grad()
 def assign_anchors(anchors: Tensor, boxes: Tensor) -> Tensor:
-    """Which label each anchor of one image answers for: int64 `[K]`, an index into `boxes`, `BACKGROUND` or `IGNORED`.
+    """Assigns a label to each anchor of one image.
 
     An anchor takes the label that it overlaps best where their IoU is at least 0.5, is background below 0.4 and is ignored
-    in between. Besides, every label gets the anchor that overlaps it best (all of them on a tie), however little that is;
-    should several labels want the same one, the best overlap of those decides, and the first label on a tie.
+    in between. Besides, every label gets the anchor that overlaps it best (all of them on a tie), however small the overlap;
+    if several labels want the same one, the best overlap decides, and the first label on a tie.
 
     Args:
-        anchors: `[K, 4]` cxcywh. boxes: the image's labels `[P, 4]` cxcywh; one without area gets no anchor.
+        anchors: `[K, 4]` cxcywh.
+        boxes: the image's labels `[P, 4]` cxcywh; one without area gets no anchor.
+
+    Returns:
+        int64 `[K]`: an index into `boxes`, `BACKGROUND` or `IGNORED`.
     """
     if not len(boxes):
         return torch.full((len(anchors),), BACKGROUND, device=anchors.device)

@@ -1,4 +1,4 @@
-"""The loss: anchor shape, box IoU, offset, objectness and classes, per level (paper sections 2 and 3)."""
+"""Computes YOLOv3's loss per level: anchor shape, box IoU, offset, objectness, classes (paper sections 2 and 3)."""
 
 from __future__ import annotations
 
@@ -18,11 +18,17 @@ COMPONENTS = ("anchor", "iou", "offset", "objectness", "classes")
 def detection_loss(
     outputs: Sequence[HeadOutput], labels: Tensor, anchors: AnchorSet, num_classes: int, config: LossConfig
 ) -> dict[str, Tensor]:
-    """Loss components as scalars, each summed over levels and divided by the batch size, and their `total`.
+    """Computes the loss components, each summed over levels and divided by the batch size.
 
     Args:
         outputs: one per level, coarsest first.
         labels: `[N, M, 5 or 6]` (class, cx, cy, w, h in input pixels[, mixing weight]); all-zero rows are padding.
+        anchors: of all levels.
+        num_classes: C.
+        config: switches of the loss.
+
+    Returns:
+        Scalars by the names of `COMPONENTS`, and their `total`.
     """
     real = match(labels, anchors)
     batch = outputs[0].raw.shape[0]
@@ -33,10 +39,10 @@ def detection_loss(
 
 
 class _LevelLoss:
-    """One level's predictions where labels look at them.
+    """Loss of one level.
 
-    Only objectness is needed at every anchor; all else at the few anchors that labels touch. Both come out of one gather, so
-    that the backward pass fills the large gradient map once.
+    Only objectness is needed at every anchor; everything else at the few anchors that labels touch. Both come out of one
+    gather, so that the backward pass fills the large gradient map once.
     """
 
     def __init__(
@@ -85,7 +91,7 @@ class _LevelLoss:
         return (1 - shape_iou(sides, self.labels.boxes[self.assignment.written_by, 2:]) ** 2).sum()
 
     def iou(self) -> Tensor:
-        """1 - IoU^2 of decoded box and the box written at the chosen element, small boxes weighing more."""
+        """1 - IoU^2 of decoded box and label at the chosen element; small boxes weigh more."""
         if not self.config.iou_loss:
             return self.objectness_logits.new_zeros(())
         boxes = _decode(self.chosen_logits, self.assignment.chosen, self._sides(self.assignment.chosen), self.stride)
@@ -102,8 +108,9 @@ class _LevelLoss:
         return (self.box_weights * (entropy + distance).sum(dim=1)).sum()
 
     def objectness(self) -> Tensor:
-        """BCE over every anchor; background that overlaps a label well or lies in an ignore area is left out, chosen ones
-        carry the mixing weight.
+        """BCE over every anchor; chosen ones have the mixing weight.
+
+        Background that overlaps a label well or lies in an ignore area is left out.
         """
         logits = self.objectness_logits
         target, weight = torch.zeros_like(logits), torch.ones_like(logits)
@@ -132,19 +139,19 @@ class _LevelLoss:
 
 
 def _decode(logits: Tensor, elements: Tensor, sides: Tensor, stride: int) -> Tensor:
-    """Logits `[K, 4+]` at elements `[K, 4]` with (guided) anchors `[K, 2]` to cxcywh boxes `[K, 4]` in input pixels."""
+    """Decodes logits `[K, 4+]` at elements `[K, 4]` with (guided) anchors `[K, 2]` to cxcywh `[K, 4]` in input pixels."""
     centers = (torch.sigmoid(logits[:, :2]) + elements[:, [3, 2]]) * stride
     return torch.cat([centers, sides * torch.exp(logits[:, 2:4])], dim=1)
 
 
 @torch.no_grad()
 def well_overlapping(output: HeadOutput, labels: Labels, anchors: Tensor, stride: int, threshold: float) -> Tensor:
-    """Elements int64 `[K, 4]` whose decoded box has an IoU above `threshold` with some label of their image.
+    """Finds the elements int64 `[K, 4]` whose decoded box has an IoU above `threshold` with a label of their image.
 
     A box can only overlap a label so well if its center is near the label's. Along an axis, let I be the overlap of the two
     intervals and H their hull. IoU > t gives I > t * H, and the centers are at most (H - I) / 2 apart when they merely
     overlap or one holds the other; with I <= side that is below (1 / t - 1) / 2 * side. A box's center lies in its
-    own cell, so only the cells in that window are decoded at all: exact, and far fewer than every anchor against every label.
+    own cell, so only the cells in that window are decoded: the result is exact, at a small share of the cost.
     """
     count, (height, width) = len(anchors), output.raw.shape[2:]
     reach = (1 / threshold - 1) / 2 * labels.boxes[:, 2:]

@@ -1,4 +1,4 @@
-"""Which anchor of which cell answers for a label (paper section 2 and its guided anchoring)."""
+"""Assigns labels to anchors and cells (paper section 2 and its guided anchoring)."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class AnchorSet:
     Attributes:
         base: (width, height) in pixels of the base anchors, small to large; the coarsest level takes the last ones.
         strides: of the levels, coarsest first.
-        guided: whether each level has an anchor-free anchor behind its base ones.
+        guided: True if each level has an anchor-free anchor behind its base ones.
     """
 
     base: tuple[tuple[float, float], ...]
@@ -32,7 +32,6 @@ class AnchorSet:
 
     @classmethod
     def from_base(cls, base: Sequence[Sequence[float]], strides: Sequence[int], guided: bool) -> AnchorSet:
-        """Check and freeze."""
         if len(base) % len(strides):
             raise ValueError(f"anchors: expected a multiple of {len(strides)}, got {len(base)}")
         return cls(tuple((float(w), float(h)) for w, h in base), tuple(strides), guided)
@@ -82,7 +81,7 @@ class Labels:
 
 
 def match(labels: Tensor, anchors: AnchorSet) -> Labels:
-    """Padded labels `[N, M, 5 or 6]` (class, cx, cy, w, h[, mixing weight]) to `Labels`, each with its best base anchor.
+    """Finds the best base anchor of each label of padded labels `[N, M, 5 or 6]` (class, cx, cy, w, h[, mixing weight]).
 
     The shape IoU is that of boxes at the origin; the first anchor wins a tie.
     """
@@ -94,7 +93,7 @@ def match(labels: Tensor, anchors: AnchorSet) -> Labels:
 
 
 def unpad(labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Padded labels `[N, M, 5 or 6]` to their image int64 `[P]`, ascending, and the real rows float32 `[P, 6]`.
+    """Removes the padding of labels `[N, M, 5 or 6]`; returns their image int64 `[P]`, ascending, and rows float32 `[P, 6]`.
 
     A row is (class, cx, cy, w, h, mixing weight), the weight 1 where none was given; all-zero rows are padding.
     """
@@ -105,7 +104,7 @@ def unpad(labels: Tensor) -> tuple[Tensor, Tensor]:
 
 @dataclass(frozen=True)
 class Assignment:
-    """What the labels of a batch ask of one level. An element is one anchor of one cell of one image.
+    """Targets of one level. An element is one anchor of one cell of one image.
 
     Labels are written in their order and later ones win; so an element has one *writer* for its box and, where some label
     chose it, one writer for everything else.
@@ -115,7 +114,7 @@ class Assignment:
         written_by: int64 `[B]`, index into `Labels` of the last label that wrote there.
         chosen: int64 `[K, 4]`, elements that some label chose; each is among `written`.
         chosen_by: int64 `[K]`, index into `Labels` of the last label that chose it.
-        chosen_box: int64 `[K]`, index into `Labels` of the label whose box stands there.
+        chosen_box: int64 `[K]`, index into `Labels` of the label whose box is written there.
         pairs: int64 `[P', 2]`, every (row of `chosen`, index into `Labels`) that chose it, overwritten ones too.
     """
 
@@ -128,12 +127,15 @@ class Assignment:
 
 
 def assign(labels: Labels, anchors: AnchorSet, level: int, size: tuple[int, int], guide: Optional[Tensor]) -> Assignment:
-    """Choose cells and anchors at one level.
+    """Chooses cells and anchors at one level.
 
-    The label's cell holds its center. Its best base anchor decides the level; there, the guided anchor-free anchor takes its
-    place where it fits the label's shape better than that *base* anchor does.
+    The label's cell holds its center. Its best base anchor decides the level; there, the guided anchor-free anchor replaces
+    it where it fits the label's shape better than that *base* anchor does.
 
     Args:
+        labels: of the batch.
+        anchors: of all levels.
+        level: index of the level, coarsest first.
         size: (rows, columns) of the level's map.
         guide: `[N, A * 2, rows, columns]` log sides over the base anchors, or None without guiding.
     """
@@ -170,18 +172,24 @@ def assign(labels: Labels, anchors: AnchorSet, level: int, size: tuple[int, int]
 
 
 def _center_cells(boxes: Tensor, stride: int, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
-    """Row and column int64 `[P]` of the cells that hold the centers of cxcywh boxes `[P, 4]`, kept inside the map."""
+    """Returns row and column int64 `[P]` of the cells that hold the centers of cxcywh boxes `[P, 4]`, kept inside the map."""
     column = (boxes[:, 0] / stride).floor().long().clamp(0, size[1] - 1)
     row = (boxes[:, 1] / stride).floor().long().clamp(0, size[0] - 1)
     return row, column
 
 
 def neighboring_cells(labels: Labels, anchors: AnchorSet, level: int, size: tuple[int, int], share: float) -> Tensor:
-    """Cells int64 `[K, 3]` (image, row, column) of this level in the ignore area of labels of the levels next to it (Table 2).
+    """Returns the cells of the ignore area: those of labels of the neighboring levels (Table 2).
 
     Args:
+        labels: of the batch.
+        anchors: of all levels.
+        level: index of the level, coarsest first.
         size: (rows, columns) of the level's map.
         share: cells whose center lies in the label's box shrunk to this share of its sides; 0: the cell with its center.
+
+    Returns:
+        int64 `[K, 3]` (image, row, column).
     """
     near = torch.nonzero((anchors.level_of(labels.anchor) - level).abs() == 1)[:, 0]
     boxes, image, stride = labels.boxes[near], labels.image[near], anchors.strides[level]
@@ -197,7 +205,7 @@ def neighboring_cells(labels: Labels, anchors: AnchorSet, level: int, size: tupl
 
 
 def _last(keys: Tensor, writers: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Distinct keys in ascending order, the largest (last) writer of each, and each given key's place among them."""
+    """Returns the distinct keys, ascending, the largest (last) writer of each, and the index of each given key among them."""
     distinct, inverse = torch.unique(keys, return_inverse=True)
     last = torch.zeros_like(distinct).scatter_reduce(0, inverse, writers, "amax", include_self=False)
     return distinct, last, inverse

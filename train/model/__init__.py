@@ -1,4 +1,4 @@
-"""The detector's parts and `build_model`, which puts them together."""
+"""Builds detectors from their parts: `build_model`."""
 
 from train.model.build import build_model
 from train.model.detector import DetectorModel

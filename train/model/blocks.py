@@ -12,7 +12,7 @@ LEAKY, RELU6, RELU = "leaky", "relu6", "relu"
 
 
 def scaled(channels: int, width: float) -> int:
-    """A channel count times a width multiplier, as a multiple of 8 (at least 8), so that groups of 4 always divide it."""
+    """Scales a channel count by a width multiplier, to a multiple of 8 (at least 8), so that groups of 4 always divide it."""
     return max(8, round(channels * width / 8) * 8)
 
 
@@ -83,7 +83,7 @@ def _plain(channels: int, kernel: int, dilation: int = 1) -> nn.Conv2d:
 class DropBlock(nn.Module):
     """Drops whole blocks of a feature map in training (arXiv 1810.12890); passes it on unchanged otherwise.
 
-    Each channel draws seeds on its own; a seed takes the block around it with it, and what is kept is scaled to keep the sum.
+    Each channel draws seeds on its own; a seed drops the block around it, and kept values are scaled to keep the sum.
 
     Attributes:
         size: side of a block in cells, odd; 0 (as built) drops nothing. Training sets it epoch by epoch.
@@ -109,8 +109,8 @@ class DropBlock(nn.Module):
 class DeformConv(nn.Module):
     """3x3 deformable convolution (DCNv1: no modulation), padding 1, expressed through GridSample so that it exports anywhere.
 
-    Each group of channels is sampled bilinearly (zero outside the map) at its nine taps' displaced positions; the samples
-    then meet the weights in a 1x1 convolution.
+    Each group of channels is sampled bilinearly (zero outside the map) at the displaced positions of its nine taps; a 1x1
+    convolution then applies the weights to the samples.
     """
 
     taps = 9
@@ -123,9 +123,10 @@ class DeformConv(nn.Module):
         nn.init.kaiming_normal_(self.weight, nonlinearity="relu")
 
     def forward(self, x: Tensor, offsets: Tensor) -> Tensor:
-        """Convolve `x` `[N, C, H, W]` at displaced taps, same shape out.
+        """Convolves at displaced taps; same shape out.
 
         Args:
+            x: `[N, C, H, W]`.
             offsets: `[N, groups * 9 * 2, H, W]`, displacement of each tap in cells, channels ordered (group, tap row-major,
                 [dy, dx]).
         """

@@ -1,4 +1,4 @@
-"""The one builder: every constant that makes a variant what it is stands here."""
+"""Builds every detector; all constants that make a variant stand here."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _FPN_CHANNELS = 256
 
 
 def level_anchors(config: ModelConfig) -> tuple[tuple[int, ...], Anchors]:
-    """Strides of the output levels, coarsest first, and (width, height) in pixels of each one's anchors."""
+    """Returns the strides of the output levels, coarsest first, and (width, height) in pixels of each one's anchors."""
     if config.detector == "retinanet":
         finest = RETINANET_STRIDES[-1]
         return RETINANET_STRIDES, tuple(
@@ -36,11 +36,12 @@ def level_anchors(config: ModelConfig) -> tuple[tuple[int, ...], Anchors]:
 
 
 def build_model(config: ModelConfig, num_classes: int, loss: LossConfig | None = None) -> DetectorModel:
-    """A freshly initialized detector (MSRA for convolutions).
+    """Builds a freshly initialized detector (MSRA for convolutions).
 
     Args:
+        config: of the model.
         num_classes: C, at least 1.
-        loss: of YOLOv3; RetinaNet's has no choices.
+        loss: of YOLOv3; RetinaNet's has no options.
     """
     if config.detector == "retinanet":
         return _retinanet(config, num_classes)

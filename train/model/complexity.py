@@ -1,4 +1,4 @@
-"""How large a detector is and how much it computes, counted without weights or arithmetic."""
+"""Counts a detector's parameters and operations without running it."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ class Complexity:
 
 @functools.cache  # several recipes train the same network
 def complexity(config: ModelConfig, num_classes: int, sides: tuple[int, ...]) -> Complexity:
-    """Count one detector on square inputs.
+    """Counts one detector on square inputs.
 
     A multiply-add counts as two operations. Convolutions alone are counted, a deformable one like a plain one of its size
-    (its sampling is left out); counted like this, the authors' networks have the figures that they publish.
+    (without its sampling); counted like this, the authors' networks have their published figures.
     """
     with torch.device("meta"), torch.no_grad():
         model = build_model(config, num_classes).eval()

@@ -1,4 +1,4 @@
-"""What training, validation and export need of a detector, whichever it is."""
+"""Defines the interface that training, validation and export use of any detector."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class DetectorModel(nn.Module, ABC):
         components: names of the parts that `loss` returns, without `total`.
         strides: of the output levels, coarsest first.
         level_anchors: (width, height) in pixels of the anchors of each of them.
-        fusion: what feeds each of the fused levels, coarsest first (strides 32, 16, 8).
+        fusion: fusion module of each fused level, coarsest first (strides 32, 16, 8).
         num_classes: C.
     """
 
@@ -33,35 +33,39 @@ class DetectorModel(nn.Module, ABC):
 
     @abstractmethod
     def pyramid(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Normalized images float `[N, 3, H, W]`, sides multiples of 32, to P5, P4, P3 as they enter the fusion."""
+        """Computes P5, P4, P3 before fusion from normalized images float `[N, 3, H, W]`, sides multiples of 32."""
 
     @abstractmethod
     def maps(self, images: Tensor) -> list[Tensor]:
-        """The exported contract: per level the raw float32 map."""
+        """Computes the exported contract: the raw float32 map of each level."""
 
     @abstractmethod
     def decode(self, maps: Sequence[Tensor]) -> Tensor:
-        """Raw maps to `[N, total anchors, 5 + C]`: cx, cy, w, h in input pixels, objectness and class probabilities in [0, 1].
+        """Decodes raw maps to `[N, total anchors, 5 + C]`: cx, cy, w, h in input pixels, objectness and class probabilities.
 
         Levels in order; within a level anchor-major, then row, then column.
         """
 
     @abstractmethod
     def loss(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        """Scalars by the names of `components`, and their `total`.
+        """Computes the loss.
 
         Args:
+            images: normalized, float `[N, 3, H, W]`.
             labels: `[N, M, 5 or 6]` (class, cx, cy, w, h in input pixels[, mixing weight]); all-zero rows are padding.
+
+        Returns:
+            Scalars by the names of `components`, and their `total`.
         """
 
     def forward(self, images: Tensor, labels: Optional[Tensor] = None) -> Tensor | dict[str, Tensor]:
-        """Decoded predictions (see `decode`); with labels, the losses instead (see `loss`)."""
+        """Returns decoded predictions (see `decode`); with labels, the losses (see `loss`)."""
         if labels is not None:
             return self.loss(images, labels)
         return self.decode(self.maps(images))
 
     def inspect(self, images: Tensor) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-        """The maps, and how the levels were fused for them, coarsest fused level first (strides 32, 16, 8).
+        """Computes the maps and the fusion weights and activations, coarsest fused level first (strides 32, 16, 8).
 
         Returns:
             maps: see `maps`.
@@ -80,7 +84,7 @@ class DetectorModel(nn.Module, ABC):
         return maps, [upcast(weights[level]) for level in levels], activations
 
     def check_inspectable(self) -> None:
-        """Raise InputError unless the levels are fused by ASFF, which alone has weights to look at."""
+        """Raises InputError unless the levels are fused by ASFF, which alone has weights to look at."""
         kinds = {fusion.kind for fusion in self.fusions()} or {"none"}
         if kinds != {"asff"}:
             found = ", ".join(sorted(kinds))

@@ -1,4 +1,4 @@
-"""The feature pyramid network (arXiv 1612.03144) with RetinaNet's two coarse levels (arXiv 1708.02002, section 4)."""
+"""Feature pyramid network (arXiv 1612.03144) with RetinaNet's two coarse levels (arXiv 1708.02002, section 4)."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ from torch.nn import functional
 
 
 class FPN(nn.Module):
-    """Backbone features C3, C4, C5 to pyramid features P5, P4, P3 of equal channels; plain convolutions with bias.
+    """Maps backbone features C3, C4, C5 to P5, P4, P3 of equal channels; plain convolutions with bias.
 
     Args:
-        inputs: channels of C3, C4, C5. channels: of every output.
+        inputs: channels of C3, C4, C5.
+        channels: of every output.
     """
 
     def __init__(self, inputs: tuple[int, int, int], channels: int) -> None:

@@ -16,7 +16,8 @@ class Resize(nn.Module):
     """Brings a feature of one level to the resolution and channels of another.
 
     Args:
-        inputs, outputs: channels of the source and target level.
+        inputs: channels of the source level.
+        outputs: channels of the target level.
         shift: target level minus source level; positive is up-sampling by 2^shift, negative down-sampling (1/2 or 1/4).
     """
 
@@ -40,11 +41,11 @@ class Resize(nn.Module):
 
 
 class AdaptiveWeights(nn.Module):
-    """The fusion weights alpha, beta, gamma of one level: in [0, 1], summing to 1 at each position (paper, Eq. 2).
+    """Fusion weights alpha, beta, gamma of one level: in [0, 1], summing to 1 at each position (paper, Eq. 2).
 
     Args:
         channels: of the three resized features.
-        compress: channels each is brought to before the weights are told (16; 8 where RFB is used).
+        compress: channels of each feature before the weights are computed (16; 8 where RFB is used).
     """
 
     def __init__(self, channels: int, compress: int, act: str) -> None:
@@ -59,10 +60,12 @@ class AdaptiveWeights(nn.Module):
 
 
 class LevelFusion(nn.Module):
-    """Fuses three pyramid features into one level's input for its head.
+    """Fuses three pyramid features into the input of one level's head.
 
     Args:
-        channels: of the three levels, coarsest first. outputs: of the last conv3. level: the one fused into.
+        channels: of the three levels, coarsest first.
+        outputs: of the last conv3.
+        level: the one fused into.
         kind: `none` keeps the level's own feature, `sum`, `concat`, or `asff`.
     """
 
@@ -84,7 +87,7 @@ class LevelFusion(nn.Module):
         return out
 
     def fuse(self, features: Sequence[Tensor]) -> Tensor:
-        """The fused feature before the last convolution."""
+        """Computes the fused feature before the last convolution."""
         if self.kind == "none":
             return features[self.level]
         resized = [resize(x) for resize, x in zip(self.resize, features)]
@@ -99,11 +102,11 @@ class LevelFusion(nn.Module):
 
 @contextlib.contextmanager
 def watched(fusions: Sequence[LevelFusion]) -> Iterator[tuple[dict[int, Tensor], dict[int, Tensor]]]:
-    """While it lasts, note what each ASFF computes as the model runs: nothing is computed a second time to be looked at.
+    """Records what each ASFF computes while the model runs, so that nothing is computed twice.
 
     Yields:
-        What a run of the model fills, by the place in `fusions` of the one that made it: the weights `[N, 3, H/s, W/s]`,
-        and the fused features `[N, C, H/s, W/s]` before the last convolution.
+        A dict that a run of the model fills, by the index in `fusions`: the weights `[N, 3, H/s, W/s]` and the fused
+        features `[N, C, H/s, W/s]` before the last convolution.
     """
     weights: dict[int, Tensor] = {}
     fused: dict[int, Tensor] = {}

@@ -1,4 +1,4 @@
-"""The detection head: anchor guiding, feature adaption, prediction (one per level)."""
+"""Detection head of one level: anchor guiding, feature adaption, prediction."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ _PRIOR = 0.01  # initial objectness: nearly every anchor is background
 
 
 class FeatureAdaption(nn.Module):
-    """A deformable convolution whose offsets come from the guided anchors' shapes (4 groups: one per anchor).
+    """Deformable convolution whose offsets come from the guided anchors' shapes (4 groups: one per anchor).
 
     Args:
-        rfb: let a receptive field block see the feature first (ASFF*).
+        rfb: put a receptive field block before it (ASFF*).
     """
 
     def __init__(self, channels: int, rfb: bool = False) -> None:
@@ -29,17 +29,20 @@ class FeatureAdaption(nn.Module):
         self.conv = DeformConv(channels, GUIDED_ANCHORS)
 
     def forward(self, x: Tensor, guide: Tensor) -> Tensor:
-        """`x` `[N, C, H, W]` and `guide` `[N, 8, H, W]` to `[N, C, H, W]`; the guide gets no gradient from here."""
+        """Adapts `x` `[N, C, H, W]` by `guide` `[N, 8, H, W]`, which gets no gradient from here; same shape out."""
         out: Tensor = self.conv(self.rfb(x), self.offsets(guide.detach()))
         return out
 
 
 class Head(nn.Module):
-    """One level's head.
+    """Head of one level.
 
     Args:
-        channels: of the input. num_classes: C. base_anchors: 3 without guiding.
-        guided: predict guided anchors (3 + 1). adaption: deform the feature by them (DarkNet variants).
+        channels: of the input.
+        num_classes: C.
+        base_anchors: 3 without guiding.
+        guided: predict guided anchors (3 + 1).
+        adaption: deform the feature by them (DarkNet variants).
         rfb: of the feature adaption.
     """
 
@@ -54,7 +57,7 @@ class Head(nn.Module):
         self._initialize(anchors, num_classes)
 
     def _initialize(self, anchors: int, num_classes: int) -> None:
-        """Start from the base anchors, undisplaced taps and a low objectness."""
+        """Starts from the base anchors, undisplaced taps and a low objectness."""
         small = [self.predict, self.guide, self.adapt.offsets if self.adapt else None]
         for conv in filter(None, small):
             nn.init.normal_(conv.weight, std=0.01)

@@ -1,4 +1,4 @@
-"""The top-down neck of YOLOv3, with or without spatial pyramid pooling."""
+"""Top-down neck of YOLOv3, with or without spatial pyramid pooling."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from train.model.blocks import SPP, ConvBlock, DropBlock, scaled, unit
 
 
 class Neck(nn.Module):
-    """Backbone features C3, C4, C5 to pyramid features P5, P4, P3.
+    """Maps backbone features C3, C4, C5 to pyramid features P5, P4, P3.
 
     Args:
         inputs: channels of C3, C4, C5.
         width: multiplies the neck's own channels (512, 256, 128 at full width).
         act: activation of every convolution.
-        spp: whether P5 has spatial pyramid pooling and the convolution behind it.
+        spp: give P5 spatial pyramid pooling and the convolution behind it.
     """
 
     def __init__(self, inputs: tuple[int, int, int], width: float, act: str, spp: bool = True) -> None:

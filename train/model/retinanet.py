@@ -22,10 +22,12 @@ _PRIOR = 0.01  # initial probability of every class: nearly every anchor is back
 
 
 class RetinaHead(nn.Module):
-    """The head that all levels share: a tower of conv3 and ReLU each for classes and boxes.
+    """Head that all levels share: a tower of conv3 and ReLU each for classes and boxes.
 
     Args:
-        channels: of the input and the towers. num_classes: C. anchors: A, of a cell.
+        channels: of the input and the towers.
+        num_classes: C.
+        anchors: A, of a cell.
     """
 
     def __init__(self, channels: int, num_classes: int, anchors: int) -> None:
@@ -59,9 +61,13 @@ class RetinaNet(DetectorModel):
     """RetinaNet, with or without fusion of P5, P4, P3. Build one with `train.model.build_model`.
 
     Args:
-        backbone: images to C3, C4, C5. fpn: those to P5, P4, P3. coarse: C5 to P7, P6.
-        fusion: one each for P5, P4, P3, or none at all. head: of all levels.
-        strides, anchors: of the levels, coarsest (P7) first.
+        backbone: maps images to C3, C4, C5.
+        fpn: maps those to P5, P4, P3.
+        coarse: maps C5 to P7, P6.
+        fusion: one each for P5, P4, P3, or none at all.
+        head: of all levels.
+        strides: of the levels, coarsest (P7) first.
+        anchors: of the levels, coarsest first.
     """
 
     components = COMPONENTS
@@ -96,7 +102,7 @@ class RetinaNet(DetectorModel):
         return [upcast(self.head(level)) for level in (*self.coarse(c5), *fine)]
 
     def decode(self, maps: Sequence[Tensor]) -> Tensor:
-        """See `DetectorModel.decode`; the objectness is 1, the classes say it all."""
+        """See `DetectorModel.decode`; the objectness is 1, since the classes alone decide."""
         decoded = []
         for raw, sides, stride in zip(maps, self.level_anchors, self.strides):
             channels, height, width = (int(side) for side in raw.shape[1:])

@@ -1,4 +1,4 @@
-"""The detector: backbone, neck, fusion, heads."""
+"""YOLOv3: backbone, neck, fusion, heads."""
 
 from __future__ import annotations
 
@@ -22,9 +22,13 @@ class YOLOv3(DetectorModel):
     """YOLOv3 with any fusion, guided or not. Build one with `train.model.build_model`.
 
     Args:
-        backbone: images to C3, C4, C5. neck: those to P5, P4, P3.
-        widen: applied to P3 before fusion. fusion: one per level. heads: one per level.
-        anchors: of all levels. loss: how to measure a prediction against labels.
+        backbone: maps images to C3, C4, C5.
+        neck: maps those to P5, P4, P3.
+        widen: applied to P3 before fusion.
+        fusion: one per level.
+        heads: one per level.
+        anchors: of all levels.
+        loss: options of the loss.
     """
 
     components = COMPONENTS
@@ -71,7 +75,7 @@ class YOLOv3(DetectorModel):
 
 
 def decode_maps(maps: Sequence[Tensor], anchors: Anchors, strides: Sequence[int]) -> Tensor:
-    """Raw maps to `[N, total anchors, 5 + C]`: cx, cy, w, h in input pixels, objectness and class probabilities in [0, 1].
+    """Decodes raw maps to `[N, total anchors, 5 + C]`: cx, cy, w, h in input pixels, objectness and class probabilities.
 
     Levels in order; within a level anchor-major, then row, then column.
     """

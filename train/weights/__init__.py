@@ -1,4 +1,4 @@
-"""Every file that weights can come from, behind one entry: what a file is, is told by its content, never by its name."""
+"""Opens every kind of weights file; the kind is recognized by content, never by name."""
 
 from __future__ import annotations
 
@@ -36,11 +36,12 @@ WEIGHTS_HELP = "checkpoint written by python -m train, or published weights (.pt
 
 
 def open_weights(path: PathLike, model: str | None = None, classes: tuple[str, ...] | None = None) -> Checkpoint:
-    """The detector in a file of any kind: ours, the authors', or Darknet's.
+    """Opens the detector in a file of any kind: ours, the authors', or Darknet's.
 
-    Its weights are checked for names and shapes here and for finite values by `train.checkpoint.restore`.
+    Names and shapes of its weights are checked here, finite values by `train.checkpoint.restore`.
 
     Args:
+        path: the file.
         model: the recipe (or published variant, such as `asff_star`) that it must be of; None for any.
         classes: names of its classes in the order of their ids; None for those in the file, for COCO's where a published
             file has 80, else for `class 0`, `class 1`, ...
@@ -59,7 +60,7 @@ def open_weights(path: PathLike, model: str | None = None, classes: tuple[str, .
 
 
 def read_weights(path: PathLike, model: str | None = None, classes: tuple[str, ...] | None = None) -> Checkpoint | Backbone:
-    """Like `open_weights`, but also a backbone alone (`model` may be a backbone's name)."""
+    """Reads what `open_weights` does, and backbones alone (`model` may be a backbone's name)."""
     found = recognize(path)
     if isinstance(found, Published):
         found = _as_checkpoint(found)
@@ -80,7 +81,7 @@ def read_weights(path: PathLike, model: str | None = None, classes: tuple[str, .
 
 
 def load_model(path: PathLike) -> DetectorModel:
-    """The detector in a file of any kind, in evaluation mode on the CPU; see `open_weights` for errors."""
+    """Loads the detector of a file of any kind, in evaluation mode on the CPU; see `open_weights` for errors."""
     return checkpoint.restore(path, open_weights(path))
 
 
@@ -90,7 +91,7 @@ def _as_checkpoint(found: Published) -> Checkpoint:
 
 
 def recognize(path: PathLike) -> Checkpoint | Backbone | Published:
-    """What a file holds, told by its first bytes and then by the names of its tensors; see `open_weights` for errors."""
+    """Recognizes a file by its first bytes and then by the names of its tensors; see `open_weights` for errors."""
     file = Path(path)
     if file.is_dir():
         raise InputError(f"{path}: a folder; {ACCEPTED}")
@@ -116,7 +117,7 @@ def recognize(path: PathLike) -> Checkpoint | Backbone | Published:
 
 
 def _read(file: Path) -> Any:
-    """A PyTorch file's content, or ModelError that says what was found instead."""
+    """Reads a PyTorch file, or raises ModelError that says what was found instead."""
     with file.open("rb") as stream:
         start = stream.read(2)
     if not start:
@@ -130,9 +131,9 @@ def _read(file: Path) -> Any:
 
 
 def state_dict(content: Mapping[Any, Any]) -> dict[str, Tensor]:
-    """The tensors by name in a foreign file's content: plain or under `state_dict` or `model`, with or without `module.`.
+    """Returns the tensors by name of a foreign file: plain or under `state_dict` or `model`, with or without `module.`.
 
-    What is no tensor under a name is left out; a file that is not a state dict gives nothing that is recognized.
+    Entries that are no named tensor are left out; a file that is not a state dict gives nothing that is recognized.
     """
     for key in ("state_dict", "model"):
         if isinstance(content.get(key), Mapping):

@@ -1,4 +1,4 @@
-"""`python -m train.weights`: published weights as a checkpoint, or a backbone file, of this project."""
+"""Command line `python -m train.weights`: converts published weights to a checkpoint or backbone file of this project."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ from train.weights.names import read_names
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
-    """The command's arguments."""
     parser = cli.parser(
         "train.weights",
         "Convert published weights (the authors' checkpoints, Darknet's yolov3 and yolov3-spp, or the backbones"
@@ -30,7 +29,6 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command; returns its exit code."""
     options = parse(arguments)
     check_writable(options.output)
     classes = read_names(options.classes) if options.classes else None

@@ -1,4 +1,4 @@
-"""A backbone alone, trained on classification: what a detector's training can start from."""
+"""Reads and writes backbones trained on classification, from which a training can start."""
 
 from __future__ import annotations
 
@@ -32,7 +32,8 @@ class Backbone:
 
     Attributes:
         name: as in `ModelConfig.backbone`.
-        mean, std: per RGB channel; it was trained on `(pixel / 255 - mean) / std`.
+        mean: per RGB channel; it was trained on `(pixel / 255 - mean) / std`.
+        std: per RGB channel.
         weights: the backbone's state dict, float32.
     """
 
@@ -43,24 +44,24 @@ class Backbone:
 
 
 def empty_backbone(name: str) -> nn.Module:
-    """The backbone of that name at full width, on the meta device: names and shapes alone."""
+    """Builds the backbone of that name at full width on the meta device: names and shapes alone."""
     with torch.device("meta"):
         return _BUILDERS[name]()
 
 
 def check_backbone(path: PathLike, backbone: Backbone) -> Backbone:
-    """The same backbone, proven to be whole and finite, or ModelError."""
+    """Returns the backbone if it is whole and finite, else raises ModelError."""
     checkpoint.load_weights(path, _BUILDERS[backbone.name](), backbone.weights)
     return backbone
 
 
 def save_backbone(path: PathLike, backbone: Backbone) -> None:
-    """Write a backbone, whole or not at all."""
+    """Writes a backbone, whole or not at all."""
     checkpoint.write(path, {"kind": KIND, "version": _VERSION, **vars(backbone)})
 
 
 def parse_backbone(path: PathLike, content: Mapping[str, Any]) -> Backbone:
-    """The backbone in a file's content.
+    """Parses the backbone in a file's content.
 
     Raises:
         ModelError: another version, an unknown backbone, something missing, or weights that do not fit or are not finite.

@@ -1,8 +1,8 @@
-"""Darknet's `.weights` files: yolov3, yolov3-spp, and the backbone darknet53.conv.74.
+"""Reads Darknet's `.weights` files: yolov3, yolov3-spp, and the backbone darknet53.conv.74.
 
 A file is a header (int32 major, minor, revision, then the number of images seen), then float32 values, all little endian,
 one convolution after the other in the order of the cfg: with batch norm its beta, gamma, mean, variance and weights, without
-its bias and weights. Which network it is, and for how many classes, follows from its length alone.
+its bias and weights. The network and the number of classes follow from its length alone.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _LARGEST_VERSION = 1000  # Darknet's own sanity check of a header
 
 
 def is_darknet(path: PathLike) -> bool:
-    """Whether a file begins as Darknet's do: with a small major and minor version, which no text, zip or pickle does."""
+    """True if a file begins as Darknet's do: with a small major and minor version, as no text, zip or pickle does."""
     with open(path, "rb") as file:
         header = file.read(_header_bytes(0, 0))
     if len(header) < _header_bytes(0, 0):
@@ -44,7 +44,7 @@ def is_darknet(path: PathLike) -> bool:
 
 
 def read_darknet(path: PathLike) -> Published | Backbone:
-    """The detector or backbone in a file for which `is_darknet` holds.
+    """Reads the detector or backbone in a file for which `is_darknet` holds.
 
     Raises:
         ModelError: its length is that of no network known here.
@@ -67,7 +67,7 @@ def read_darknet(path: PathLike) -> Published | Backbone:
 
 
 def expected_sizes() -> str:
-    """The files that are accepted, with their lengths."""
+    """Lists the files that are accepted, with their lengths."""
     header = _header_bytes(0, 2)
     sizes = {name: header + 4 * _count(_empty(name, 80), _ORDER) for name in _NETWORKS}
     sizes["darknet53.conv.74"] = header + 4 * _count(empty_backbone("darknet53"), [""])
@@ -85,7 +85,7 @@ def _empty(name: str, classes: int) -> nn.Module:
 
 
 def _convolutions(model: nn.Module, order: list[str]) -> Iterator[tuple[str, ConvBlock | nn.Conv2d, bool]]:
-    """(name, convolution, whether it follows the pooling) in the order of the cfg."""
+    """Lists (name, convolution, whether it follows the pooling) in the order of the cfg."""
     after_pooling = False
     for part in order:
         for name, module in model.get_submodule(part).named_modules(prefix=part):
@@ -97,7 +97,7 @@ def _convolutions(model: nn.Module, order: list[str]) -> Iterator[tuple[str, Con
 
 
 def _count(model: nn.Module, order: list[str]) -> int:
-    """Number of float32 values in a file for this model."""
+    """Counts the float32 values in a file for this model."""
     total = 0
     for _, module, _ in _convolutions(model, order):
         conv = module.conv if isinstance(module, ConvBlock) else module
@@ -106,7 +106,7 @@ def _count(model: nn.Module, order: list[str]) -> int:
 
 
 def _fill(model: nn.Module, order: list[str], values: NDArray[np.float32]) -> dict[str, Tensor]:
-    """The state dict of `model` with a file's values."""
+    """Fills a state dict of `model` with a file's values."""
     weights = {name: torch.tensor(0) for name in model.state_dict() if name.endswith(".num_batches_tracked")}
     position = 0
 
@@ -131,7 +131,7 @@ def _fill(model: nn.Module, order: list[str], values: NDArray[np.float32]) -> di
 
 
 def _rescale(gamma: Tensor, variance: Tensor, eps: float) -> Tensor:
-    """The factor that makes our batch norm compute Darknet's.
+    """Computes the factor that makes our batch norm equal Darknet's.
 
     Darknet divides by sqrt(variance) + 1e-6, ours by sqrt(variance + eps): for the small variances that trained networks
     have, the difference would be far more than rounding.
@@ -141,6 +141,6 @@ def _rescale(gamma: Tensor, variance: Tensor, eps: float) -> Tensor:
 
 
 def _reorder_pools(weight: Tensor) -> Tensor:
-    """Input channels of the convolution after the pooling: the cfg concatenates [13, 9, 5, input], ours [input, 5, 9, 13]."""
+    """Reorders the input channels after the pooling: the cfg concatenates [13, 9, 5, input], ours [input, 5, 9, 13]."""
     outputs, inputs, height, width = weight.shape
     return weight.reshape(outputs, 4, inputs // 4, height, width).flip(1).reshape(weight.shape)

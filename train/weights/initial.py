@@ -1,4 +1,4 @@
-"""Starting a training from weights that exist: whatever fits is taken over, the rest stays fresh."""
+"""Starts a training from existing weights: tensors that fit are taken over, the rest stays fresh."""
 
 from __future__ import annotations
 
@@ -29,12 +29,14 @@ Triple = tuple[float, float, float]
 
 
 def start_from(path: PathLike, model: DetectorModel, spec: ModelSpec) -> None:
-    """Load the tensors of a file that fit `model` by name and shape; how many were taken is logged.
+    """Loads the tensors of a file that fit `model` by name and shape, and logs how many.
 
     Where the file's network was trained on differently normalized images, its first convolution is changed to see the same.
 
     Args:
-        path: a checkpoint, published weights, or a backbone. spec: the description of `model`, for its normalization.
+        path: a checkpoint, published weights, or a backbone.
+        model: changed in place.
+        spec: of `model`, for its normalization.
 
     Raises:
         InputError: nothing fits, or a backbone does not fit as a whole.
@@ -70,7 +72,7 @@ def _num_classes(found: Checkpoint | Published) -> int:
 
 
 def _fits(name: str, weights: Mapping[str, Tensor], fresh: Mapping[str, Tensor]) -> bool:
-    """Whether the model has a tensor of that name and shape; a batch norm's counter has no shape and goes with its mean."""
+    """True if the model has a tensor of that name and shape; a batch norm's counter has no shape and goes with its mean."""
     if name.endswith(_COUNTER):
         mean = name.removesuffix(_COUNTER) + ".running_mean"
         return mean in weights and name in fresh and _fits(mean, weights, fresh)
@@ -80,14 +82,17 @@ def _fits(name: str, weights: Mapping[str, Tensor], fresh: Mapping[str, Tensor])
 def _renormalize(
     first: str, weights: Mapping[str, Tensor], old: tuple[Triple, Triple], new: tuple[Triple, Triple]
 ) -> dict[str, Tensor]:
-    """The first convolution and its batch norm, changed to compute on newly normalized images what they did on old ones.
+    """Changes the first convolution and its batch norm to compute on newly normalized images what they did on old ones.
 
     With `pixel / 255 = new * std' + mean'`, an old input is `new * std' / std + (mean' - mean) / std`: a factor that each
     input channel's weights take, and a constant that passes the convolution as one number per output channel and leaves with
     the running mean. Exact but at the image's border, where the padding's zero stands for another color.
 
     Args:
-        first: name of the `ConvBlock`. old, new: (mean, std) per channel.
+        first: name of the `ConvBlock`.
+        weights: state dict of the file.
+        old: (mean, std) per channel that the file was trained with.
+        new: (mean, std) per channel of the model.
     """
     if old == new:
         return {}

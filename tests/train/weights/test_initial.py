@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from runtime.errors import InputError, ModelError
 from tests.support.small_models import CLASSES, settled, tiny
-from train import checkpoint, load_model
+from train import checkpoint
 from train.__main__ import main as train_command
 from train.checkpoint import Checkpoint
 from train.config import TrainConfig
@@ -22,7 +22,7 @@ from train.model.backbones.mobilenet import MobileNetV2
 from train.model.backbones.resnet import ResNet
 from train.recipes import recipe
 from train.spec import model_spec
-from train.weights import read_weights
+from train.weights import load_model, read_weights
 from train.weights.__main__ import main as weights_command
 from train.weights.backbone import Backbone, empty_backbone, save_backbone
 from train.weights.initial import start_from

@@ -23,8 +23,7 @@ from runtime.files import sha256
 from runtime.ops.decode import decode
 from tests.support.official_reference import Network
 from tests.support.small_models import Trap
-from train import load_model
-from train.weights import open_weights, read_weights
+from train.weights import load_model, open_weights, read_weights
 from train.weights.__main__ import main
 from train.weights.names import COCO_CLASSES, read_names
 

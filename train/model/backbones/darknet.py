@@ -26,10 +26,11 @@ class Residual(nn.Module):
 
 
 class DarkNet53(nn.Module):
-    """Features at strides 8, 16 and 32.
+    """DarkNet-53; gives features at strides 8, 16 and 32.
 
     Args:
-        width: multiplies channels. depth: multiplies the residual units of a stage, rounded up.
+        width: multiplies channels.
+        depth: multiplies the residual units of a stage, rounded up.
     """
 
     act = LEAKY

@@ -38,10 +38,12 @@ class Bottleneck(nn.Module):
 
 
 class ResNet(nn.Module):
-    """Features at strides 8, 16 and 32.
+    """ResNet; gives features at strides 8, 16 and 32.
 
     Args:
-        blocks: bottlenecks of each stage. width: multiplies channels. depth: multiplies the bottlenecks, rounded up.
+        blocks: bottlenecks of each stage.
+        width: multiplies channels.
+        depth: multiplies the bottlenecks, rounded up.
     """
 
     act = RELU
