@@ -70,7 +70,7 @@ class OrtBackend(OnnxBackend):
             inputs, outputs = ([_port(item) for item in items] for items in (session.get_inputs(), session.get_outputs()))
         except UnicodeDecodeError as error:
             raise ModelError(f"{path}: not a usable ONNX model (a text in it is not UTF-8)") from error
-        compute = run if provider == "cpu" else BoundRuns(onnxruntime, session, outputs, "cuda").run
+        compute = run if provider == "cpu" else BoundRuns(onnxruntime, session, outputs).run
         super().__init__(path, f"ONNX Runtime {onnxruntime.__version__}, {first}", metadata, inputs, outputs, compute)
 
 
@@ -83,11 +83,15 @@ class BoundRuns:
         onnxruntime: the module.
         session: an `InferenceSession`.
         outputs: of the session.
-        device: `cuda`, or `cpu` for tests, where it gains nothing.
+
+    Attributes:
+        device: where the session computes, by ONNX Runtime's name.
     """
 
-    def __init__(self, onnxruntime: Any, session: Any, outputs: Sequence[Port], device: str) -> None:
-        self._onnxruntime, self._session, self._device = onnxruntime, session, device
+    device = "cuda"
+
+    def __init__(self, onnxruntime: Any, session: Any, outputs: Sequence[Port]) -> None:
+        self._onnxruntime, self._session = onnxruntime, session
         self._shapes: dict[str, Any] = {item.name: item.shape[1:] for item in outputs}  # checked by then: all sides are known
         self._idle: dict[tuple[int, ...], deque[Any]] = defaultdict(deque)  # by shape
 
@@ -111,8 +115,7 @@ class BoundRuns:
         try:
             bound = idle.pop()
         except IndexError:
-            own = images.copy() if self._device == "cpu" else images  # on the CPU the value would share the caller's memory
-            return self._onnxruntime.OrtValue.ortvalue_from_numpy(own, self._device, 0)
+            return self._onnxruntime.OrtValue.ortvalue_from_numpy(images, self.device, 0)
         bound.update_inplace(images)
         return bound
 

@@ -12,7 +12,9 @@ import numpy as np
 import pytest
 
 from runtime.backends.inspection import inspection_shapes
+from runtime.media.image import write_image
 from runtime.spec import ModelSpec
+from tests.support.detect_command import white
 from tests.support.onnx_writer import FLOAT, node, port, tensor, write_model
 
 ANCHORS = (
@@ -158,3 +160,21 @@ def make_coco(tmp_path: Path) -> Callable[..., Path]:
         return root
 
     return build
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Path:
+    """Two good images, one of them black, and three bad files."""
+    folder = tmp_path / "in"
+    write_image(folder / "a.png", white())
+    write_image(folder / "b.jpg", np.zeros((50, 40, 3), np.uint8))
+    (folder / "empty.png").write_bytes(b"")
+    (folder / "notes.txt").write_text("no image")
+    (folder / "cut.jpg").write_bytes((folder / "b.jpg").read_bytes()[:-40])
+    return folder
+
+
+@pytest.fixture
+def good(tmp_path: Path) -> Path:
+    write_image(tmp_path / "in" / "a.png", white())
+    return tmp_path / "in" / "a.png"
