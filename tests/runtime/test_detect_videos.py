@@ -86,7 +86,7 @@ def test_a_cut_video_gives_what_it_has(command: Command, tiny_onnx: Path, tmp_pa
         f"{source}: the video is cut short or damaged; {len(found)} of 20 frames could be decoded, the last one perhaps in part"
     )
     assert end.startswith("annotated images are in")
-    assert len(list(read_video(tmp_path / "out" / "film.avi.mp4"))) == len(found)
+    assert len(list(read_video(tmp_path / "out" / "film.avi.mp4", strict=True))) == len(found)
 
 
 def test_a_cut_video_is_an_error_where_asked_for(command: Command, tiny_onnx: Path, tmp_path: Path) -> None:
@@ -172,7 +172,7 @@ def test_a_video_whose_frames_change_their_size(command: Command, tiny_onnx: Pat
     records = lines(out)
     assert code == 0 and len(records) > 8 and {len(record["detections"]) for record in records} == {1}
     (made,) = (tmp_path / "out").iterdir()
-    assert [frame.shape for frame in read_video(made)] == [(64, 128, 3)] * len(records)
+    assert [frame.shape for frame in read_video(made, strict=True)] == [(64, 128, 3)] * len(records)
 
 
 def test_ctrl_c_in_mid_video(tiny_onnx: Path, tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from runtime.detections import Detections
 from runtime.detector import Detector
 from runtime.errors import InputError, ModelError
 from runtime.spec import ModelSpec
+from tests.support.pairs import zip_equal
 
 MakeSpec = Callable[..., ModelSpec]
 
@@ -106,7 +107,7 @@ def test_a_list_equals_its_images(batch_size: int | None, backend: Callable[...,
     model = backend(batch_size=batch_size)
     together = Detector(model)(images)
     assert [len(found) for found in together] == [1, 0, 1, 1, 1]
-    for single, found in zip(one_by_one, together):
+    for single, found in zip_equal(one_by_one, together):
         np.testing.assert_array_equal(found.boxes, single.boxes)
         np.testing.assert_array_equal(found.scores, single.scores)
     expected = {None: [5], 1: [1] * 5, 2: [2] * 3, 3: [3] * 2, 5: [5]}[batch_size]
@@ -234,7 +235,7 @@ def test_several_threads_get_what_one_gets(tiny_onnx: Path) -> None:
             order = orders[number]
             chosen = [images[index] for index in order]
             together = detector(chosen) if number % 2 else [found for _, found in detector.stream(chosen)]
-            return all(same(found, expected[index]) for found, index in zip(together, order))
+            return all(same(found, expected[index]) for found, index in zip_equal(together, order))
 
         assert all(pool.map(work, range(30)))
 
@@ -270,7 +271,7 @@ def test_a_stream_gives_each_image_and_its_detections(
     detector = Detector(model)
     streamed = list(detector.stream(iter(images), batch=batch))
     assert len(model.batches) == runs
-    for (image, found), given_, expected in zip(streamed, images, detector(images)):
+    for (image, found), given_, expected in zip_equal(streamed, images, detector(images)):
         assert image is given_ and same(found, expected)
 
 

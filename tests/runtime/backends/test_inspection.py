@@ -16,6 +16,7 @@ from runtime.errors import ModelError
 from runtime.ops.preprocess import fit
 from runtime.spec import ModelSpec
 from runtime.viz.fusion_view import look, over_image
+from tests.support.pairs import zip_equal
 
 # image width and height, input height and width, resize mode
 PLACES = [
@@ -77,10 +78,10 @@ def test_a_file_is_inspected(
         assert isinstance(backend, InspectableBackend)
         images = np.random.default_rng(0).random((batch or 3, 3, 64, 96)).astype(np.float32)
         found = backend.inspect(images)
-        for a, b in zip(found.outputs, backend.infer(images)):
+        for a, b in zip_equal(found.outputs, backend.infer(images)):
             np.testing.assert_array_equal(a, b)
         wanted = list(known_fusion(spec).values())
-        for a, b in zip([*found.weights, *found.activations], wanted):
+        for a, b in zip_equal([*found.weights, *found.activations], wanted):
             np.testing.assert_allclose(a, np.repeat(b[None], len(images), axis=0), atol=1e-6)
         view = look(Detector(backend), backend, white(96, 64))
         assert view.levels.tolist() == [1]

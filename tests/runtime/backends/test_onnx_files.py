@@ -21,6 +21,7 @@ from runtime.spec import ModelSpec
 from tests.support.backend_cases import Subject, distance, expected
 from tests.support.onnx_writer import FLOAT16
 from tests.support.packages import need
+from tests.support.pairs import zip_equal
 from tests.support.small_models import noise
 
 
@@ -179,5 +180,5 @@ def test_bound_runs_give_what_plain_runs_do(subject: Subject, monkeypatch: pytes
         earlier.append((runs.run(names, images.copy()), session.run(names, {"images": images})))
         assert np.array_equal(images, before)
     for found, wanted in earlier:  # and later runs leave earlier results alone
-        assert all(np.array_equal(a, b) for a, b in zip(found, wanted))
+        assert all(np.array_equal(a, b) for a, b in zip_equal(found, wanted))
     assert [level.shape[0] for level in runs.run(names[:1], noise(0, 4))] == [4]

@@ -185,7 +185,7 @@ def test_unreadable_images_are_left_out(make_coco: MakeCoco, caplog: pytest.LogC
         assert [record["image_id"] for record in result.results] == [1, 3]
     assert "1 of 3 images could not be read" in caplog.text
     with pytest.raises(InputError, match=r"2\.png"):
-        run(root, [[]] * 3)
+        run(root, [[]] * 3, strict=True)
 
 
 def test_no_readable_image(make_coco: MakeCoco) -> None:

@@ -84,14 +84,14 @@ def test_the_next_source_is_read_while_one_is_worked_on() -> None:
             raise InputError("b: bad")
         return f"content of {source.path}"
 
-    with SkippedSources(4) as skipped:
+    with SkippedSources(4, strict=False) as skipped:
         for source, content in read_each(sources, take, skipped, label="test"):
             limit = time.monotonic() + 5
             while len(read) < min("abcd".index(str(source.path)) + 2, 4) and time.monotonic() < limit:
                 time.sleep(0.001)
             worked.append((str(source.path), content, len(read)))
     assert worked == [("a", "content of a", 2), ("c", "content of c", 4), ("d", "content of d", 4)]
-    with pytest.raises(InputError, match="b: bad"), SkippedSources(4) as skipped:
+    with pytest.raises(InputError, match="b: bad"), SkippedSources(4, strict=True) as skipped:
         list(read_each(sources, take, skipped, label="test"))
 
 
@@ -133,5 +133,5 @@ def test_unusable_sources_are_skipped(count: int, strict: bool, bad: str, ends_w
 
 
 def test_a_result_that_cannot_be_written_ends_the_run() -> None:
-    with pytest.raises(OutputError), SkippedSources(3) as skipped, skipped.skip_unusable():
+    with pytest.raises(OutputError), SkippedSources(3, strict=False) as skipped, skipped.skip_unusable():
         raise OutputError("disk full")

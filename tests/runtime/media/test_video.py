@@ -48,7 +48,7 @@ def cut(path: Path, length: float, folder: Path) -> Path:
 
 @pytest.mark.parametrize("name", KINDS)
 def test_frames_come_back_in_order(folder: Path, name: str, caplog: pytest.LogCaptureFixture) -> None:
-    frames = list(read_video(folder / name))
+    frames = list(read_video(folder / name, strict=True))
     assert [(frame.shape, frame.dtype) for frame in frames] == [((48, 64, 3), np.uint8)] * FRAMES
     assert all(abs(float(frame.mean()) - 4 * n - 19.5) < 4 for n, frame in enumerate(frames))  # lossy
     assert frame_count(folder / name) == FRAMES and frame_rate(folder / name) == 25
@@ -97,7 +97,7 @@ def test_of_a_cut_video_comes_what_there_is(
         f"{name}: the video is cut short or damaged; {count}{of} frames could be decoded, the last one perhaps in part"
     )
     caplog.clear()
-    frames = read_video(path)
+    frames = read_video(path, strict=True)
     assert [next(frames).shape for _ in range(count)] == [(48, 64, 3)] * count
     with pytest.raises(InputError, match=f"{name}: the video is cut short"):
         next(frames)

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from runtime.ops.nms import nms
+from tests.support.pairs import zip_equal
 
 UNLIMITED = 10**9
 SIDE = st.integers(0, 6)
@@ -67,7 +68,7 @@ def test_more_than_a_block(count: int, limit: int) -> None:
     rng = np.random.default_rng(count)
     corners, sides = rng.integers(0, 150, (count, 2)), rng.integers(0, 40, (count, 2))
     boxes = np.concatenate([corners, sides], 1).tolist()
-    items = list(zip(map(tuple, boxes), rng.integers(0, 40, count).tolist(), rng.integers(0, 3, count).tolist()))
+    items = list(zip_equal(map(tuple, boxes), rng.integers(0, 40, count).tolist(), rng.integers(0, 3, count).tolist()))
     kept = nms(*arrays(items), 0.3, limit).tolist()
     assert kept == slow_nms(items, "0.3", limit)
     if count == 900 and limit == UNLIMITED:
