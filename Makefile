@@ -80,7 +80,7 @@ visualize: setup ## draw how WEIGHTS (or MODEL=, exported with --inspect) fuses 
 bench: setup ## time MODEL= stage by stage; without MODEL= run benchmarks/ (DATA= adds those that need images)
 	$(call SHOW,$(RUN) $(if $(filter command environment,$(origin MODEL)),runtime.benchmark --engine "$(MODEL)" $(if $(SOURCE),--source "$(SOURCE)"),benchmarks $(if $(DATA),--data "$(DATA)")) $(ARGS))
 
-test: setup ## all tests but the slow ones
+test: setup ## all tests but the slow and the timed ones
 	$(call SHOW,$(RUN) pytest $(ARGS))
 
 test-runtime: ## the tests of runtime/ in an environment without torch and onnx
