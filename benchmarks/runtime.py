@@ -22,9 +22,9 @@ from runtime.benchmark.images import made_up_image
 from runtime.benchmark.timing import ends, interleave, milliseconds, spread
 from runtime.detections import Detections
 from runtime.detector import Detector
-from runtime.media.image import Image
 from runtime.ops.boxes import area, xyxy_to_cxcywh, xyxy_to_xywh
 from runtime.ops.decode import decode
+from runtime.ops.image import Image
 from runtime.ops.preprocess import fit, preprocess
 from runtime.spec import ModelSpec
 from train.config import DARKNET_ANCHORS

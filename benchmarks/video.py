@@ -26,8 +26,8 @@ from runtime.backends.open import open_backend
 from runtime.datasets.open import open_dataset
 from runtime.detections import Detections
 from runtime.detector import Detector
-from runtime.media.image import Image
 from runtime.media.video import read_video, write_video
+from runtime.ops.image import Image
 from runtime.viz.annotate import draw
 
 _RATE = 25

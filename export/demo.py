@@ -22,7 +22,8 @@ from runtime.datasets.open import open_dataset
 from runtime.detector import Detector
 from runtime.errors import CheckFailed, MissingComponentError
 from runtime.files import output_folder
-from runtime.media.image import Image, write_image
+from runtime.media.image import write_image
+from runtime.ops.image import Image
 from runtime.viz.annotate import draw
 from train.data.synthetic import make_synthetic
 from train.loop import RunOptions, train

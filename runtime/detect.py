@@ -16,9 +16,10 @@ from runtime import cli
 from runtime.detections import Detections
 from runtime.detector import Detector
 from runtime.files import output_folder
-from runtime.media.image import Image, write_image
+from runtime.media.image import write_image
 from runtime.media.sources import SkippedSources, Source, find_sources, read_each, read_source, result_path
 from runtime.media.video import frame_count, frame_rate, read_video, write_video
+from runtime.ops.image import Image
 from runtime.streaming.prefetch import close_generator
 from runtime.viz.annotate import draw
 

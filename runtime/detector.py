@@ -14,9 +14,9 @@ from runtime.backends.open import open_backend
 from runtime.detections import Detections
 from runtime.errors import InputError
 from runtime.files import PathLike
-from runtime.media.image import Image, check_image
 from runtime.ops import boxes as box_ops
 from runtime.ops.decode import Candidates, decode
+from runtime.ops.image import Image, check_image
 from runtime.ops.nms import nms
 from runtime.ops.preprocess import Geometry, preprocess
 from runtime.spec import ModelSpec

@@ -11,8 +11,9 @@ from runtime.backends.open import open_backend
 from runtime.detector import Detector
 from runtime.errors import InputError
 from runtime.files import output_folder
-from runtime.media.image import Image, write_image
+from runtime.media.image import write_image
 from runtime.media.sources import SkippedSources, Source, find_sources, read_each, read_source, result_path
+from runtime.ops.image import Image
 from runtime.streaming.prefetch import close_generator
 from runtime.viz.fusion_figure import figure
 from runtime.viz.fusion_view import look

@@ -21,7 +21,7 @@ from runtime.detector import Detector
 from runtime.errors import CheckFailed, InputError, MissingComponentError, ModelError
 from runtime.evaluation.coco import Evaluation, evaluate
 from runtime.files import output_folder
-from runtime.media.image import Image
+from runtime.ops.image import Image
 from runtime.spec import ModelSpec
 from runtime.viz.annotate import draw
 from train import checkpoint

@@ -15,8 +15,9 @@ import numpy as np
 
 from runtime.detections import Detections
 from runtime.files import write_text
-from runtime.media.image import Image, write_image
+from runtime.media.image import write_image
 from runtime.ops import boxes as box_ops
+from runtime.ops.image import Image
 from runtime.spec import ModelSpec
 from runtime.viz.annotate import draw
 from train.data.loader import Batch

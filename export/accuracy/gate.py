@@ -98,7 +98,7 @@ def parse_budgets(text: str) -> dict[str, float]:
     """Parses budgets in points of AP: `0.5` for all, or `fp32=0.05,int8=1`, where the others keep their default.
 
     Raises:
-        InputError: an unknown precision, or not a number of at least 0.
+        InputError: an unknown precision, or anything but a number from 0 on.
     """
     try:
         if "=" not in text:

@@ -12,7 +12,7 @@ from calibration.activations import ActivationRunner
 from export.onnx_export import parity
 from runtime.backends.open import open_backend
 from runtime.errors import InputError
-from runtime.media.image import Image
+from runtime.ops.image import Image
 from runtime.ops.preprocess import preprocess
 
 THRESHOLD = 0.05

@@ -17,7 +17,7 @@ from runtime.detections import Detections
 from runtime.detector import Detector
 from runtime.errors import InputError
 from runtime.evaluation.coco import Evaluation, evaluate
-from runtime.media.image import Image
+from runtime.ops.image import Image
 from runtime.ops.preprocess import preprocess
 
 _COMPARED = 4

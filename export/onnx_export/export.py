@@ -24,8 +24,8 @@ from runtime.backends.ort import OrtBackend
 from runtime.errors import CheckFailed, InputError
 from runtime.files import atomic_write, sha256
 from runtime.manifest import Origin, manifest_path, write_manifest
-from runtime.media.image import Image
 from runtime.media.sources import find_sources, read_source
+from runtime.ops.image import Image
 from runtime.ops.preprocess import preprocess
 from runtime.spec import ModelSpec
 from train import checkpoint

@@ -13,7 +13,7 @@ from export.accuracy.gate import Verification
 from export.report.report_data import detections_by_image
 from runtime.datasets.dataset import LabeledImage
 from runtime.errors import InputError
-from runtime.media.image import Image
+from runtime.ops.image import Image
 
 _COUNT = 6
 _LONGEST_SIDE = 560

@@ -11,8 +11,9 @@ from typing import Optional
 import cv2
 import numpy as np
 
-from runtime.media.image import Image, write_image
+from runtime.media.image import write_image
 from runtime.media.sources import SkippedSources, find_sources, read_each, read_source
+from runtime.ops.image import Image
 
 _MADE_UP, _WIDTH, _HEIGHT = 8, 640, 480
 _MOST_IMAGES = 64  # of --source; as much as the largest batch anyone asks for, and quickly read

@@ -12,7 +12,7 @@ import numpy as np
 from runtime.benchmark.report import TOTAL, Report, Row
 from runtime.benchmark.stages import STAGES
 from runtime.benchmark.timing import ends
-from runtime.media.image import Image
+from runtime.ops.image import Image
 from runtime.viz.canvas import FAINT, GAP, INK, Color, beside, pad, paper, stack, text_size, write
 
 STAGE_COLORS: dict[str, Color] = {

@@ -11,8 +11,9 @@ from typing import Any, Optional
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime.media.image import Image, read_image
+from runtime.media.image import read_image
 from runtime.ops import boxes as box_ops
+from runtime.ops.image import Image
 
 log = logging.getLogger(__name__)
 

@@ -15,8 +15,8 @@ from tqdm import tqdm
 from runtime.datasets.dataset import Dataset, LabeledImage
 from runtime.detections import Detections
 from runtime.errors import InputError, MissingComponentError, ModelError
-from runtime.media.image import Image
 from runtime.ops import boxes as box_ops
+from runtime.ops.image import Image
 
 log = logging.getLogger(__name__)
 

@@ -8,27 +8,17 @@ from typing import Optional
 
 import cv2
 import numpy as np
-from numpy.typing import NDArray
 
 from runtime.errors import InputError, OutputError
 from runtime.files import PathLike, atomic_write
 from runtime.media.image_header import claimed_size
-
-Image = NDArray[np.uint8]
+from runtime.ops.image import Image
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".jpe", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm"})
 MAX_PIXELS = 1 << 28
 """Most pixels of an image that is read: 16384 x 16384, 0.8 GB, twice that while it is decoded. (Kinds of files that are not
 in `IMAGE_SUFFIXES` have OpenCV's own bound, four times that.)"""
 _LARGEST_FILE = 8 * MAX_PIXELS  # four channels of 16 bits, not compressed
-
-
-def check_image(image: Image) -> Image:
-    """Returns the image; raises InputError unless it is uint8 `[H, W, 3]` and not empty."""
-    if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
-        found = f"{image.dtype} {list(image.shape)}" if isinstance(image, np.ndarray) else type(image).__name__
-        raise InputError(f"image: expected uint8 BGR [H, W, 3], got {found}")
-    return image
 
 
 def read_image(path: PathLike, size: Optional[tuple[int, int]] = None) -> Image:

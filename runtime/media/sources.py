@@ -15,8 +15,9 @@ from typing import Optional, TypeVar, Union
 from tqdm import tqdm
 
 from runtime.errors import InputError, OutputError
-from runtime.media.image import IMAGE_SUFFIXES, Image, read_image
+from runtime.media.image import IMAGE_SUFFIXES, read_image
 from runtime.media.video import VIDEO_SUFFIXES
+from runtime.ops.image import Image
 from runtime.streaming.prefetch import close_generator, prefetch
 
 log = logging.getLogger(__name__)

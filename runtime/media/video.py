@@ -13,7 +13,7 @@ import numpy as np
 
 from runtime.errors import InputError, OutputError
 from runtime.files import PathLike, atomic_write
-from runtime.media.image import Image
+from runtime.ops.image import Image
 from runtime.ops.preprocess import fit, resize
 
 log = logging.getLogger(__name__)

@@ -10,8 +10,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime.media.image import Image
 from runtime.ops import boxes as box_ops
+from runtime.ops.image import Image
 from runtime.spec import ModelSpec
 
 

@@ -9,7 +9,7 @@ from typing import Callable, Optional
 
 from runtime.detections import Detections
 from runtime.errors import InputError
-from runtime.media.image import Image, check_image
+from runtime.ops.image import Image, check_image
 
 Detect = Callable[[Sequence[Image]], list[Detections]]
 

@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 
 from runtime.detections import Detections
-from runtime.media.image import Image
+from runtime.ops.image import Image
 from runtime.viz.canvas import Color, text_size, write
 from runtime.viz.label_layout import Rectangle, free_spot
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import cv2
 import numpy as np
 
-from runtime.media.image import Image
+from runtime.ops.image import Image
 
 Color = tuple[int, int, int]
 """BGR, 0-255."""

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from runtime.backends.inspection import FUSED_STRIDES
 from runtime.detections import Detections
-from runtime.media.image import Image
+from runtime.ops.image import Image
 from runtime.spec import ModelSpec, level_name
 from runtime.viz.annotate import draw
 from runtime.viz.canvas import FAINT, GAP, INK, Color, beside, pad, paper, stack, text_size, write

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from runtime.backends.inspection import InspectableBackend
 from runtime.detections import Detections
 from runtime.detector import Detector
-from runtime.media.image import Image
+from runtime.ops.image import Image
 from runtime.ops.preprocess import Geometry, preprocess
 
 

@@ -16,8 +16,8 @@ import torch
 from benchmarks import runtime as benchmark
 from runtime.benchmark.images import made_up_image
 from runtime.benchmark.timing import interleave, milliseconds
-from runtime.media.image import Image
 from runtime.ops.decode import decode
+from runtime.ops.image import Image
 from runtime.ops.preprocess import preprocess
 
 

@@ -15,9 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runtime.errors import InputError
-from runtime.media.image import Image
 from runtime.ops import boxes as box_ops
 from runtime.ops import preprocess
+from runtime.ops.image import Image
 from runtime.spec import ModelSpec
 from train.data.photometric import Tables, draw_tables, jitter
 

@@ -25,8 +25,8 @@ from torch.utils.data import Dataset as TorchDataset
 
 from runtime.datasets.dataset import Dataset
 from runtime.errors import DetectorError, InputError
-from runtime.media.image import Image
 from runtime.ops import boxes as box_ops
+from runtime.ops.image import Image
 from runtime.ops.preprocess import normalize
 from runtime.spec import ModelSpec
 from train.data.augment import AugmentConfig, InputFrame, Sample, augment

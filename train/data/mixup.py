@@ -5,7 +5,7 @@ from __future__ import annotations
 import cv2
 import numpy as np
 
-from runtime.media.image import Image
+from runtime.ops.image import Image
 from train.data.augment import Sample
 
 # The mean color of ImageNet as (blue, green, red); it normalizes to zero.

@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime.media.image import Image
+from runtime.ops.image import Image
 
 _NEUTRAL = (0.0, 1.0, 1.0, 0.0)
 

@@ -17,7 +17,7 @@ from runtime.datasets.open import open_dataset
 from runtime.detections import Detections
 from runtime.errors import InputError, ModelError
 from runtime.evaluation.coco import METRICS, Evaluation, evaluate, match_classes
-from runtime.media.image import Image
+from runtime.ops.image import Image
 
 MakeCoco = Callable[..., Path]
 NAMES = ("dot", "ring")

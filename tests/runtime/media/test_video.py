@@ -14,8 +14,8 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from runtime.errors import InputError, OutputError
-from runtime.media.image import Image
 from runtime.media.video import frame_count, frame_rate, is_cut, read_video, write_video
+from runtime.ops.image import Image
 
 CODECS = {".mp4": "mp4v", ".mov": "mp4v", ".avi": "MJPG", ".mkv": "MJPG", ".webm": "VP80"}
 KINDS = ("a.mp4", "a.mov", "a.avi", "a.mkv", "a.webm")

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from runtime.detections import Detections
 from runtime.detector import Detector
 from runtime.errors import InputError, ModelError
-from runtime.media.image import Image
+from runtime.ops.image import Image
 from runtime.streaming.detection_queue import DetectionQueue
 
 
