@@ -103,7 +103,7 @@ def evaluate(
     if not scored:
         raise InputError(f"{dataset.root}: none of the {len(dataset)} images of {dataset.split} can be read ({skipped[0]})")
     if skipped:
-        log.warning("%d of %d images could not be read and are in no figure", len(skipped), len(dataset))
+        log.warning("%d of %d images could not be read and count in no metric", len(skipped), len(dataset))
     metrics, per_class = score(dataset, results, scored)
     return Evaluation(metrics, per_class, len(scored), tuple(skipped), results)
 
