@@ -39,7 +39,7 @@ def _require(condition: bool, message: str) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """Which detector to build."""
+    """Architecture of a detector."""
 
     detector: str = "yolov3"
     """`yolov3` or `retinanet`."""
@@ -86,12 +86,12 @@ class ModelConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class LossConfig:
-    """How YOLOv3's prediction is measured (paper section 2); RetinaNet's losses have no choices."""
+    """Options of YOLOv3's loss (paper section 2); RetinaNet's has none."""
 
     ignore_iou: float = 0.7
     """Background that overlaps a label by more than this is left out of the objectness loss."""
     iou_loss: bool = True
-    """Whether the box IoU loss is in."""
+    """Use the box IoU loss."""
     label_smoothing: bool = True
     """Smooth the class targets to 1 - 1/C and 1/C."""
     ignore_area: float | None = None
@@ -114,9 +114,9 @@ class TrainConfig:
     loss: LossConfig = field(default_factory=LossConfig)
     """Its loss."""
     augment: AugmentConfig = field(default_factory=AugmentConfig)
-    """What is done to training images."""
+    """Augmentation of training images."""
     resize: str = "letterbox"
-    """How images are brought to the input: `letterbox` or `stretch`."""
+    """Resize mode: `letterbox` or `stretch`."""
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     """Per RGB channel in 0-1, subtracted from `pixel / 255`."""
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)

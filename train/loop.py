@@ -41,7 +41,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class RunOptions:
-    """What a run needs of the machine it runs on, besides its configuration."""
+    """Data, folders and machine of a run, besides its configuration."""
 
     data: Path
     """Dataset folder, COCO or VOC layout."""

@@ -188,7 +188,7 @@ def retinanet_r50_asff_small() -> TrainConfig:
 
 
 def demo() -> TrainConfig:
-    """What `make demo` trains in minutes: a quarter of DarkNet's width and depth, with every part of the full detector."""
+    """The model of `make demo`, trained in minutes: a quarter of DarkNet's width and depth, every part of the full detector."""
     model = ModelConfig(width=0.25, depth=0.25, anchors=_anchors_for(160))
     return _small("demo", model).replace(
         size=160,
@@ -293,7 +293,7 @@ PAPER_AP: dict[str, str] = {
     "retinanet-r101": "39.1 (val, 800)",
     "retinanet-r101-asff": "40.1 (val, 800)",
 }
-"""What the paper or its authors' page reports for the full training on COCO: (split, input side)."""
+"""AP that the paper or its authors' page reports for the full training on COCO: (split, input side)."""
 
 
 def recipe(name: str) -> TrainConfig:

@@ -81,7 +81,7 @@ def test_the_rows_of_table_1_add_one_thing_after_another() -> None:
 
 
 def test_the_rows_of_table_2_differ_in_the_ignored_area_alone() -> None:
-    for name, area in (("center", 0.0), ("0.2", 0.2), ("0.5", 0.5)):
+    for name, area in (("centre", 0.0), ("0.2", 0.2), ("0.5", 0.5)):
         config = recipe(f"yolov3-ignore-{name}")
         assert config.loss.ignore_area == area
         assert config.replace(recipe="yolov3-baseline", loss=recipe("yolov3-baseline").loss) == recipe("yolov3-baseline")

@@ -32,7 +32,7 @@ _CROP_ASPECT = 2.0
 
 @dataclass(frozen=True, kw_only=True)
 class AugmentConfig:
-    """What is done to a training image, and how often (training recipe). Probabilities are in [0, 1].
+    """Augmentations of a training image and their probabilities, in [0, 1] (training recipe).
 
     Attributes:
         photometric: probability of each of the four jitters below, drawn independently.

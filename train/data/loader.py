@@ -110,33 +110,33 @@ class TrainingSet:
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def sample(self, draw: SampleIndex, unreadable: dict[int, str]) -> tuple[Sample, str]:
+    def sample(self, position: SampleIndex, unreadable: dict[int, str]) -> tuple[Sample, str]:
         """Returns the augmented sample in input pixels and its source; adds unreadable images to `unreadable`.
 
         Raises:
             InputError: no image of the set can be read, or under `strict` this one cannot.
         """
-        rng = self._rng(draw, Purpose.SAMPLE)
-        frame = InputFrame.of(self.spec, draw.size)
-        sample, source = self._read_or_replace(draw, draw.image, Purpose.SUBSTITUTE, unreadable)
-        if draw.mixup:
+        rng = self._rng(position, Purpose.SAMPLE)
+        frame = InputFrame.of(self.spec, position.size)
+        sample, source = self._read_or_replace(position, position.image, Purpose.SUBSTITUTE, unreadable)
+        if position.mixup:
             partner = int(rng.integers(len(self)))
-            other, other_source = self._read_or_replace(draw, partner, Purpose.PARTNER_SUBSTITUTE, unreadable)
+            other, other_source = self._read_or_replace(position, partner, Purpose.PARTNER_SUBSTITUTE, unreadable)
             sample = mixup(sample, other, rng, fill=frame.fill)
             source = f"{source} + {other_source}"
         return augment(sample, frame, rng, self.augment), source
 
-    def batch(self, draws: Sequence[SampleIndex]) -> Batch:
-        """The samples of `draws`, which share one size, as tensors.
+    def batch(self, positions: Sequence[SampleIndex]) -> Batch:
+        """Makes the samples of `positions`, which share one size, into tensors.
 
         Raises:
             InputError: as `sample`.
         """
-        images = torch.empty((len(draws), 3, *draws[0].size), dtype=torch.float32)
+        images = torch.empty((len(positions), 3, *positions[0].size), dtype=torch.float32)
         pixels = images.numpy()
         samples, sources, unreadable = [], [], dict[int, str]()
-        for target, draw in zip(pixels, draws):
-            sample, source = self.sample(draw, unreadable)
+        for target, position in zip(pixels, positions):
+            sample, source = self.sample(position, unreadable)
             target[:] = normalize(sample.image, self.spec)
             samples.append(sample)
             sources.append(source)
@@ -149,22 +149,22 @@ class TrainingSet:
                 self.unreadable[index] = reason
                 log.warning("left out of training: %s", reason)
 
-    def _rng(self, draw: SampleIndex, purpose: Purpose) -> np.random.Generator:
-        return generator(self.seed, draw.epoch, draw.position, purpose)
+    def _rng(self, position: SampleIndex, purpose: Purpose) -> np.random.Generator:
+        return generator(self.seed, position.epoch, position.position, purpose)
 
     def _read_or_replace(
-        self, draw: SampleIndex, index: int, purpose: Purpose, unreadable: dict[int, str]
+        self, position: SampleIndex, index: int, purpose: Purpose, unreadable: dict[int, str]
     ) -> tuple[Sample, str]:
         """Reads image `index`, or the first readable one of an order that depends on the position and `purpose` alone."""
         image = self._read(index, unreadable)
         if image is None:
             # The whole order is gone through, known unreadable ones included: what was found before must not change it.
-            for candidate in self._rng(draw, purpose).permutation(len(self)).tolist():
+            for candidate in self._rng(position, purpose).permutation(len(self)).tolist():
                 index, image = candidate, self._read(candidate, unreadable)
                 if image is not None:
                     break
         if image is None:
-            reason = {**self.unreadable, **unreadable}[draw.image]
+            reason = {**self.unreadable, **unreadable}[position.image]
             raise InputError(f"{self.dataset.root}: none of the {len(self)} images of the training split can be read; {reason}")
         record = self.dataset.images[index]
         objects = ~record.crowd

@@ -8,16 +8,13 @@ import numpy as np
 from runtime.ops.image import Image
 from train.data.augment import Sample
 
-# The mean color of ImageNet as (blue, green, red); it normalizes to zero.
-_MEAN_COLOR = (104, 116, 124)
-
 
 def mixup(
     first: Sample,
     second: Sample,
     rng: np.random.Generator,
+    fill: tuple[int, int, int],
     alpha: float = 1.5,
-    fill: tuple[int, int, int] = _MEAN_COLOR,
 ) -> Sample:
     """Blends two samples by a share drawn from Beta(alpha, alpha) (training recipe: 1.5).
 

@@ -11,7 +11,7 @@ from train.losses.yolo_targets import box_iou
 
 POSITIVE_IOU, NEGATIVE_IOU = 0.5, 0.4
 BACKGROUND, IGNORED = -1, -2
-"""What an anchor without a label is told to be: background, or nothing at all."""
+"""Marks of anchors without a label: trained as background, or left out."""
 
 
 def anchor_boxes(sides: Sequence[tuple[float, float]], stride: int, size: tuple[int, int], device: torch.device) -> Tensor:

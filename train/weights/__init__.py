@@ -32,7 +32,7 @@ ACCEPTED = (
 )
 
 WEIGHTS_HELP = "checkpoint written by python -m train, or published weights (.pth, .weights)"
-"""What commands say of their --weights."""
+"""Help text of --weights in every command."""
 
 
 def open_weights(path: PathLike, model: str | None = None, classes: tuple[str, ...] | None = None) -> Checkpoint:

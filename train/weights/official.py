@@ -38,7 +38,7 @@ ALIASES = {
     "mobile": "yolov3-mobilenetv2",
     "mobile_asff": "yolov3-mobilenetv2-asff",
 }
-"""What the published variants are called for short."""
+"""Short names of the published variants."""
 
 
 def is_official(tensors: Mapping[str, Tensor]) -> bool:

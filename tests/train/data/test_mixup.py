@@ -8,6 +8,8 @@ import pytest
 from train.data.augment import Sample
 from train.data.mixup import mixup
 
+FILL = (104, 116, 124)
+
 
 def sample(height: int, width: int, value: int, boxes: int, weight: float = 1.0) -> Sample:
     corners = np.tile(np.array([1, 2, 10, 12], np.float32), (boxes, 1))
@@ -17,7 +19,7 @@ def sample(height: int, width: int, value: int, boxes: int, weight: float = 1.0)
 
 @pytest.mark.parametrize(("boxes", "others"), [(0, 0), (0, 2), (3, 0), (2, 3)])
 def test_boxes_of_both_are_kept_with_weights_that_sum_to_one(boxes: int, others: int) -> None:
-    mixed = mixup(sample(20, 30, 10, boxes), sample(40, 25, 200, others), np.random.default_rng(0))
+    mixed = mixup(sample(20, 30, 10, boxes), sample(40, 25, 200, others), np.random.default_rng(0), FILL)
     assert mixed.image.shape == (40, 30, 3)
     assert mixed.class_ids.tolist() == [10] * boxes + [200] * others
     assert mixed.boxes.shape == (boxes + others, 4)
@@ -29,7 +31,7 @@ def test_boxes_of_both_are_kept_with_weights_that_sum_to_one(boxes: int, others:
 
 
 def test_pixels_are_the_weighted_mean() -> None:
-    mixed = mixup(sample(20, 30, 10, 1), sample(20, 30, 200, 1), np.random.default_rng(5))
+    mixed = mixup(sample(20, 30, 10, 1), sample(20, 30, 200, 1), np.random.default_rng(5), FILL)
     share = float(mixed.weights[0])
     np.testing.assert_allclose(mixed.image, round(share * 10 + (1 - share) * 200), atol=1)
 
@@ -41,12 +43,12 @@ def test_the_fill_shows_where_an_image_does_not_reach() -> None:
 
 
 def test_weights_multiply() -> None:
-    mixed = mixup(sample(20, 30, 1, 1, weight=0.5), sample(20, 30, 2, 1, weight=0.5), np.random.default_rng(1))
+    mixed = mixup(sample(20, 30, 1, 1, weight=0.5), sample(20, 30, 2, 1, weight=0.5), np.random.default_rng(1), FILL)
     assert mixed.weights.sum() == pytest.approx(0.5)
 
 
 def test_shares_follow_the_beta_distribution() -> None:
     rng = np.random.default_rng(2)
-    shares = [float(mixup(sample(4, 4, 1, 1), sample(4, 4, 2, 1), rng).weights[0]) for _ in range(2000)]
+    shares = [float(mixup(sample(4, 4, 1, 1), sample(4, 4, 2, 1), rng, FILL).weights[0]) for _ in range(2000)]
     assert np.mean(shares) == pytest.approx(0.5, abs=0.02)
     assert np.std(shares) == pytest.approx(0.25, abs=0.02)  # Beta(1.5, 1.5) has variance 1/16
