@@ -217,10 +217,14 @@ def test_memory_is_flat(case: Case, subject: Subject, tmp_path: Path) -> None:
         for _ in range(case.calls // 10):
             for images in inputs:
                 backend.infer(images)
-        before = resident()
-        for _ in range(case.calls // 3):
-            for images in inputs:
-                backend.infer(images)
-        grown = resident() - before
-    # To keep every output would take 14 kB or more a call, every input 230 kB.
-    assert grown < 3_000_000
+
+        def growth() -> int:
+            before = resident()
+            for _ in range(case.calls // 3):
+                for images in inputs:
+                    backend.infer(images)
+            return resident() - before
+
+        # To keep every output would take 14 kB or more a call, every input 230 kB, in each of the rounds; what the rest of
+        # the process does to its memory meanwhile is not seen in all of them.
+        assert any(growth() < 3_000_000 for _ in range(3))
