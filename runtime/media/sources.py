@@ -14,7 +14,7 @@ from typing import Optional, TypeVar, Union
 
 from tqdm import tqdm
 
-from runtime.errors import InputError, OutputError
+from runtime.errors import InputError
 from runtime.media.image import IMAGE_SUFFIXES, read_image
 from runtime.media.video import VIDEO_SUFFIXES
 from runtime.ops.image import Image
@@ -114,8 +114,6 @@ class SkippedSources:
         """Skips the source that the block works on where it raises InputError; any other error ends the run."""
         try:
             yield
-        except OutputError:  # the next result could not be written either
-            raise
         except InputError as error:
             self.add(error)
 
