@@ -15,6 +15,8 @@ import pytest
 
 from runtime import cli
 
+pytest_plugins = ["tests.support.known_model"]
+
 os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # as command lines do; FFmpeg reads it with the first video
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a background shell ignores it, and children would inherit that
 

@@ -50,7 +50,7 @@ def by_image(results: Iterable[Record]) -> dict[int, list[Record]]:
     return {image_id: sorted(records, key=lambda record: -record["score"]) for image_id, records in found.items()}
 
 
-def find_changes(reference: Sequence[Record], other: Sequence[Record]) -> list[Box]:
+def match_detections(reference: Sequence[Record], other: Sequence[Record]) -> list[Box]:
     """Matches one image's detections, best reference first, each with the free one of its class that overlaps it most.
 
     Args:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import cv2
 
-from export.accuracy.box_changes import KEPT, Box, find_changes
+from export.accuracy.box_changes import KEPT, Box, match_detections
 from export.accuracy.gate import Verification
 from export.report.report_data import detections_by_image
 from runtime.datasets.dataset import LabeledImage
@@ -50,7 +50,7 @@ def choose_images(found: Verification) -> list[ShownImage]:
 
     def boxes(image_id: int) -> dict[str, list[Box]]:
         before = reference.get(image_id, [])
-        return {name: find_changes(before, of.get(image_id, [])) for name, of in detections.items()}
+        return {name: match_detections(before, of.get(image_id, [])) for name, of in detections.items()}
 
     def interest(entry: LabeledImage) -> tuple[int, int]:
         every = [box for items in boxes(entry.image_id).values() for box in items]

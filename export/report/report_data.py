@@ -10,7 +10,7 @@ from importlib import metadata
 from typing import Any
 
 from calibration.images import dataset_sha256
-from export.accuracy.box_changes import KINDS, Record, by_image, find_changes
+from export.accuracy.box_changes import KINDS, Record, by_image, match_detections
 from export.accuracy.gate import Outcome, Verification
 from export.accuracy.measure import Measurement, worst_class
 from runtime.errors import InputError
@@ -112,7 +112,7 @@ def _count_changes(before: Detections, after: Detections) -> dict[str, int]:
     counts = Counter(
         box.kind
         for image_id in before.keys() | after.keys()
-        for box in find_changes(before.get(image_id, []), after.get(image_id, []))
+        for box in match_detections(before.get(image_id, []), after.get(image_id, []))
     )
     return {kind: counts[kind] for kind in KINDS}
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from export.accuracy.box_changes import by_image, find_changes
+from export.accuracy.box_changes import by_image, match_detections
 
 
 def record(left: float, score: float, category: int = 1, width: float = 10, image: int = 0) -> dict[str, Any]:
@@ -35,11 +35,11 @@ def record(left: float, score: float, category: int = 1, width: float = 10, imag
     ],
 )
 def test_known_cases(reference: list[dict[str, Any]], other: list[dict[str, Any]], kinds: list[str]) -> None:
-    assert [box.kind for box in find_changes(reference, other)] == kinds
+    assert [box.kind for box in match_detections(reference, other)] == kinds
 
 
 def test_boxes_and_scores_are_those_after_the_change_and_before_it() -> None:
-    rescored, vanished, appeared = find_changes(
+    rescored, vanished, appeared = match_detections(
         [record(0, 0.9), record(50, 0.5)],
         [record(1, 0.7), record(90, 0.4)],
     )
@@ -62,7 +62,7 @@ records = st.lists(
 def test_every_box_is_counted_once_and_nothing_changes_against_itself(
     reference: list[dict[str, Any]], other: list[dict[str, Any]]
 ) -> None:
-    counts = Counter(box.kind for box in find_changes(reference, other))
+    counts = Counter(box.kind for box in match_detections(reference, other))
     assert counts["kept"] + counts["rescored"] + counts["vanished"] == len(reference)
     assert counts["kept"] + counts["rescored"] + counts["appeared"] == len(other)
-    assert all(box.kind == "kept" for box in find_changes(reference, reference))
+    assert all(box.kind == "kept" for box in match_detections(reference, reference))

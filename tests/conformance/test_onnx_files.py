@@ -18,7 +18,7 @@ from runtime.backends.ort import BoundRuns, OrtBackend
 from runtime.backends.signature import Port
 from runtime.errors import InputError, MissingComponentError, ModelError
 from runtime.spec import ModelSpec
-from tests.support.backend_cases import Subject, distance, expected
+from tests.conformance.cases import Subject, distance, expected
 from tests.support.onnx_writer import FLOAT16
 from tests.support.packages import need
 from tests.support.pairs import zip_equal
