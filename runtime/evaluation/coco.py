@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -14,7 +12,8 @@ from tqdm import tqdm
 
 from runtime.datasets.dataset import Dataset, LabeledImage
 from runtime.detections import Detections
-from runtime.errors import InputError, MissingComponentError, ModelError
+from runtime.errors import InputError, ModelError
+from runtime.evaluation.matching import Matches, read_matches, run_cocoeval
 from runtime.ops import boxes as box_ops
 from runtime.ops.image import Image
 
@@ -36,6 +35,7 @@ class Evaluation:
         images: number of images that were scored.
         skipped: one line for each image that could not be read; no metric counts it.
         results: COCO result records with original image and category ids.
+        matches: of the results with the objects, see `runtime.evaluation.bootstrap`.
     """
 
     metrics: dict[str, float]
@@ -43,6 +43,7 @@ class Evaluation:
     images: int
     skipped: tuple[str, ...]
     results: list[dict[str, Any]]
+    matches: Matches = field(compare=False, repr=False)
 
     @property
     def ap(self) -> float:
@@ -104,8 +105,8 @@ def evaluate(
         raise InputError(f"{dataset.root}: none of the {len(dataset)} images of {dataset.split} can be read ({skipped[0]})")
     if skipped:
         log.warning("%d of %d images could not be read and count in no metric", len(skipped), len(dataset))
-    metrics, per_class = score(dataset, results, scored)
-    return Evaluation(metrics, per_class, len(scored), tuple(skipped), results)
+    metrics, per_class, matches = score(dataset, results, scored)
+    return Evaluation(metrics, per_class, len(scored), tuple(skipped), results, matches)
 
 
 def match_classes(class_names: Sequence[str], dataset: Dataset) -> list[int]:
@@ -137,47 +138,22 @@ def to_coco_results(image_id: int, found: Detections, category_ids: Sequence[int
 
 def score(
     dataset: Dataset, results: Sequence[dict[str, Any]], image_ids: Sequence[int]
-) -> tuple[dict[str, float], dict[str, float]]:
-    """Computes the 12 metrics and AP per class of COCO result records; crowds are ignored as COCO does.
+) -> tuple[dict[str, float], dict[str, float], Matches]:
+    """Computes the 12 metrics and AP per class of COCO result records, and the matches that they come from.
 
     Args:
         dataset: the ground truth.
         results: COCO result records.
         image_ids: images that count.
     """
-    try:
-        from pycocotools.coco import COCO
-        from pycocotools.cocoeval import COCOeval
-    except ImportError as error:
-        raise MissingComponentError("pycocotools is not installed; run `pip install pycocotools`") from error
-    with contextlib.redirect_stdout(io.StringIO()):  # pycocotools talks on stdout
-        truth = COCO()
-        truth.dataset = {
-            "info": {},
-            "images": [{"id": e.image_id, "width": e.width, "height": e.height} for e in dataset.images],
-            "annotations": [dict(annotation) for annotation in dataset.annotations],
-            "categories": [{"id": k, "name": n} for k, n in zip(dataset.category_ids, dataset.class_names)],
-        }
-        truth.createIndex()
-        found = COCO()
-        found.dataset = {
-            **truth.dataset,
-            "annotations": [
-                {**r, "id": i, "area": r["bbox"][2] * r["bbox"][3], "iscrowd": 0} for i, r in enumerate(results, 1)
-            ],
-        }
-        found.createIndex()
-        judge = COCOeval(truth, found, "bbox")
-        judge.params.imgIds = sorted(image_ids)
-        judge.evaluate()
-        judge.accumulate()
-        judge.summarize()
+    judge = run_cocoeval(dataset, results, image_ids)
     precision = judge.eval["precision"][:, :, :, 0, 2]  # [IoU, recall, class], all areas, 100 detections
     per_class = {
         dataset.class_names[dataset.category_ids.index(category_id)]: _mean(precision[:, :, k])
         for k, category_id in enumerate(judge.params.catIds)
     }
-    return {name: float(value) for name, value in zip(METRICS, judge.stats)}, per_class
+    metrics = {name: float(value) for name, value in zip(METRICS, judge.stats)}
+    return metrics, per_class, read_matches(judge, dataset)
 
 
 def _mean(precision: Any) -> float:

@@ -7,11 +7,12 @@ import pytest
 from export.accuracy.gate import judge
 from export.accuracy.measure import Measurement, table, worst_class
 from runtime.evaluation.coco import METRICS, Evaluation
+from tests.support.matches import no_matches
 
 
 def measurement(ap: float, per_class: dict[str, float] | None = None, name: str = "model") -> Measurement:
     metrics = dict.fromkeys(METRICS, 0.0) | {"AP": ap}
-    return Measurement(name, Evaluation(metrics, per_class or {}, 1, (), []), 2_000_000, 3.0)
+    return Measurement(name, Evaluation(metrics, per_class or {}, 1, (), [], no_matches()), 2_000_000, 3.0)
 
 
 def test_exactly_the_budget_is_allowed_and_no_more() -> None:

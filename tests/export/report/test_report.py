@@ -28,6 +28,7 @@ from runtime.files import sha256
 from runtime.manifest import Origin, write_manifest
 from runtime.media.image import read_image, write_image
 from runtime.spec import ModelSpec
+from tests.support.matches import no_matches
 
 NASTY = "<script>alert('1')</script>&\""
 CALIBRATION = {
@@ -54,7 +55,7 @@ CALIBRATION = {
 def measured(name: str, ap: float, results: list[dict[str, Any]], difference: float | None = None) -> Measurement:
     metrics = dict.fromkeys(METRICS, ap) | {"APs": -1.0}
     per_class = {"cat": ap, NASTY: ap / 2, "unseen": -1.0}
-    evaluation = Evaluation(metrics, per_class, 2, ("3.png: the file is empty",), results)
+    evaluation = Evaluation(metrics, per_class, 2, ("3.png: the file is empty",), results, no_matches())
     return Measurement(name, evaluation, 2_000_000, 3.0, difference)
 
 
