@@ -27,7 +27,8 @@ from runtime.viz.annotate import draw
 from train import checkpoint
 from train.checkpoint import Checkpoint
 from train.config import TrainConfig
-from train.data.loader import Batch, TrainingSet, training_batches
+from train.data.loader import training_batches
+from train.data.training_set import Batch, TrainingSet
 from train.model import DetectorModel, build_model
 from train.model.blocks import DropBlock
 from train.optim import build_optimizer, learning_rate
