@@ -174,7 +174,7 @@ def _train_epoch(state: _State, training_set: TrainingSet, run_logger: RunLogger
     sums = dict.fromkeys((*model.components, "total"), 0.0)
     _set_dropblock(model, config, epoch)
     model.train()
-    half = config.bfloat16 and prefers_bfloat16(device)
+    use_bfloat16 = config.bfloat16 and prefers_bfloat16(device)
     start, images, rate = time.perf_counter(), 0, 0.0
     for step, batch in enumerate(_progress(batches, steps, f"epoch {epoch + 1}/{config.epochs}", options)):
         if step == 0 and epoch % 10 == 0:
@@ -182,7 +182,7 @@ def _train_epoch(state: _State, training_set: TrainingSet, run_logger: RunLogger
         rate = learning_rate(epoch + (step + 1) / steps, config)
         for group in optimizer.param_groups:
             group["lr"] = rate
-        with torch.autocast(device.type, torch.bfloat16, enabled=half):
+        with torch.autocast(device.type, torch.bfloat16, enabled=use_bfloat16):
             losses = model.loss(batch.images.to(device), batch.labels.to(device))
         values = dict(zip(losses, torch.stack(list(losses.values())).tolist()))
         optimizer.zero_grad()
@@ -200,8 +200,8 @@ def _train_epoch(state: _State, training_set: TrainingSet, run_logger: RunLogger
 def _set_dropblock(model: DetectorModel, config: TrainConfig, epoch: int) -> None:
     """Sets the block sizes that the schedule has reached at this epoch, counted from 0."""
     sizes = next((sizes for start, sizes in reversed(config.dropblock) if epoch >= start), (0, 0, 0))
-    for place, size in zip((m for m in model.modules() if isinstance(m, DropBlock)), sizes):
-        place.size = size
+    for block, size in zip((m for m in model.modules() if isinstance(m, DropBlock)), sizes):
+        block.size = size
 
 
 def _progress(batches: Iterator[Batch], steps: int, title: str, options: RunOptions) -> Iterator[Batch]:

@@ -13,7 +13,7 @@ from train.weights import WEIGHTS_HELP
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = cli.parser(
         "train.validate",
-        "Measure the COCO accuracy of a checkpoint: the 12 COCO figures and AP per class.",
+        "Measure the COCO accuracy of a checkpoint: the 12 COCO metrics and AP per class.",
         "python -m train.validate --weights runs/train/best.pt --data datasets/coco",
     )
     parser.add_argument("--weights", required=True, help=WEIGHTS_HELP)
