@@ -111,10 +111,14 @@ def _remove_earlier_run(folder: Path) -> None:
 
 
 def _without_pointless_smoothing(config: TrainConfig, num_classes: int) -> TrainConfig:
-    """Label smoothing to 1 - 1/C and 1/C (section 2 of the paper) teaches one class nothing and two classes the same."""
+    """Turns label smoothing off where it hides the class.
+
+    Its targets are 1 - 1/C for the true class and 1/C for the others (section 2 of the paper): 0 for an only class, and 1/2
+    for both of two.
+    """
     if not config.loss.label_smoothing or num_classes > 2:
         return config
-    log.warning("label smoothing is off: it says nothing with %d classes", num_classes)
+    log.warning("label smoothing is off: it needs at least 3 classes, the data has %d", num_classes)
     return config.replace(loss=dataclasses.replace(config.loss, label_smoothing=False))
 
 
@@ -242,10 +246,10 @@ def _show_detections(state: _State, val_data: Dataset, most: int = 8) -> Image:
 
 
 def _check_splits(spec: ModelSpec, train_data: Dataset, val_data: Dataset) -> None:
-    """Checks that both splits have the model's classes; warns of images in both, which flatter AP."""
+    """Checks that both splits have the model's classes; warns of images in both, which make AP too high."""
     shared = {image.path for image in train_data.images} & {image.path for image in val_data.images}
     if shared:
-        log.warning("%d images are in both %s and %s: AP will flatter", len(shared), train_data.split, val_data.split)
+        log.warning("%d images are in both %s and %s: AP will be too high", len(shared), train_data.split, val_data.split)
     for dataset in (train_data, val_data):
         if dataset.class_names != spec.class_names:
             raise InputError(
