@@ -1,1 +1,1 @@
-"""Speed, measured as ratios against named references in one run, since absolute figures differ between machines and hours."""
+"""Measures speed as ratios against named references in the same run, since absolute times differ between machines and hours."""

@@ -1,4 +1,7 @@
-"""`python -m benchmarks`: every benchmark, one after the other; those that need images only with --data."""
+"""Runs the benchmarks of the runtime and of the loss, and with --data those of the detector and of the training data.
+
+Example: `python -m benchmarks --data datasets/coco`
+"""
 
 from __future__ import annotations
 
@@ -7,8 +10,9 @@ from runtime import cli
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run them all; returns the exit code."""
-    parser = cli.parser("benchmarks", "Run every benchmark.", "python -m benchmarks --data datasets/coco")
+    parser = cli.parser(
+        "benchmarks", "Run the benchmarks of runtime, loss, detector and data.", "python -m benchmarks --data datasets/coco"
+    )
     parser.add_argument("--data", help="dataset folder for the benchmarks that need images")
     options = parser.parse_args(arguments)
     runtime.main([])

@@ -1,6 +1,8 @@
-"""`python -m benchmarks.backends`: the backends of one ONNX file, and ONNX Runtime's session options, against its defaults.
+"""Times the backends of one ONNX file, and ONNX Runtime's session options, against ONNX Runtime's defaults.
 
-yolov3-asff-small at 416 pixels with random weights unless --engine names a model.
+The model is yolov3-asff-small at 416 pixels with random weights unless --engine names another.
+
+Example: `python -m benchmarks.backends --batch 4`
 """
 
 from __future__ import annotations
@@ -43,7 +45,7 @@ _BACKENDS = ("onnxruntime", "openvino", "openvino-bf16")
 
 
 def make_model(folder: Path, size: int) -> Path:
-    """An exported small model with random weights whose activations are of a real model's size."""
+    """Exports a small model with random weights, whose activations have the range of a trained model's."""
     config = recipe("yolov3-asff-small").replace(size=size)
     torch.manual_seed(0)
     model = settle(build_model(config.model, len(_CLASSES), config.loss))
@@ -52,7 +54,7 @@ def make_model(folder: Path, size: int) -> Path:
 
 
 def measure(engine: Path, batch: int, repeats: int) -> dict[str, float]:
-    """Median milliseconds a batch of each way, which take turns."""
+    """Times each way in turn; returns median milliseconds a batch."""
     ways: dict[str, Callable[[], Any]] = {}
     with open_backend(engine, "onnxruntime") as backend:
         images = prepare(parity_images(backend.spec, None, batch), backend.spec)
@@ -82,7 +84,6 @@ def _session(engine: Path, settings: dict[str, Any], images: NDArray[np.float32]
 
 
 def report(options: argparse.Namespace) -> None:
-    """Measure and print."""
     with tempfile.TemporaryDirectory() as folder:
         times = measure(options.engine or make_model(Path(folder), options.size), options.batch, options.repeats)
     if options.json:
@@ -93,13 +94,12 @@ def report(options: argparse.Namespace) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the benchmark; returns the exit code."""
-    parser = cli.parser("benchmarks.backends", "The backends of one ONNX file.", "python -m benchmarks.backends --batch 4")
+    parser = cli.parser("benchmarks.backends", "Time the backends of one ONNX file.", "python -m benchmarks.backends --batch 4")
     parser.add_argument("--engine", type=Path, help="a model (default: yolov3-asff-small, random weights)")
     parser.add_argument("--size", type=cli.image_side, default=416, help="of the random model (default: 416)")
     parser.add_argument("--batch", type=cli.positive, default=1, help="default: 1")
     parser.add_argument("--repeats", type=cli.positive, default=25, help="default: 25")
-    parser.add_argument("--json", action="store_true", help="figures as JSON on stdout")
+    parser.add_argument("--json", action="store_true", help="metrics as JSON on stdout")
     report(parser.parse_args(arguments))
     return 0
 

@@ -1,7 +1,7 @@
 """Times training batches of one process against two references, in the same run on the same files.
 
 - `decode`: `cv2.imread` alone, the floor under any pipeline that starts from JPEG files;
-- `naive`: the same augmentations as a chain of steps, each over the full image in float32, as they are usually written.
+- `naive`: the same augmentations as a chain of steps over the full image in float32, as they are usually written.
 
 Example: `python -m benchmarks.data --data data/coco`
 """
@@ -32,7 +32,7 @@ _BATCH = 8
 
 
 def measure(dataset: Dataset, side: int, rounds: int) -> dict[str, float]:
-    """Images per second of each way, the best of `rounds` alternating rounds; one thread throughout."""
+    """Times each way in one thread; returns images per second, the best of `rounds` alternating rounds."""
     cv2.setNumThreads(1)
     torch.set_num_threads(1)
     dataset = dataclasses.replace(dataset, images=dataset.images[: max(len(dataset) // _BATCH, 1) * _BATCH])  # whole batches
@@ -61,13 +61,13 @@ def measure(dataset: Dataset, side: int, rounds: int) -> dict[str, float]:
 
 
 def decode_all(dataset: Dataset) -> None:
-    """The `decode` reference."""
+    """Decodes every image: the `decode` reference."""
     for image in dataset.images:
         cv2.imread(str(image.path))
 
 
 def naive_epoch(dataset: Dataset, spec: ModelSpec, epoch: int, mixup: bool) -> None:
-    """The `naive` reference: samples one by one, then stacked to batches."""
+    """Makes one epoch, sample by sample, stacked to batches: the `naive` reference."""
     rng = np.random.default_rng(epoch)
     order = rng.permutation(len(dataset))
     for start in range(0, len(order), _BATCH):
@@ -76,7 +76,7 @@ def naive_epoch(dataset: Dataset, spec: ModelSpec, epoch: int, mixup: bool) -> N
 
 
 def naive_sample(dataset: Dataset, index: int, spec: ModelSpec, rng: np.random.Generator, mixup: bool) -> tuple[Floats, Floats]:
-    """One augmented, normalized image `[3, H, W]` and its boxes, every step on the whole image in float32."""
+    """Makes an augmented, normalized image `[3, H, W]` and its boxes, every step on the whole image in float32."""
     image, boxes = _naive_read(dataset.images[index])
     if mixup:
         image, boxes = _naive_mixup(image, boxes, *_naive_read(dataset.images[int(rng.integers(len(dataset)))]), rng)
@@ -133,7 +133,7 @@ def _naive_zoom(image: Floats, boxes: Floats, rng: np.random.Generator) -> tuple
 
 
 def _naive_crop(image: Floats, boxes: Floats, rng: np.random.Generator) -> tuple[Floats, Floats]:
-    """SSD's crop, one try after the other and one box after the other."""
+    """Crops as SSD does, in a loop over tries and boxes."""
     height, width = image.shape[:2]
     least = (None, 0.0, 0.1, 0.3, 0.5, 0.7, 0.9)[rng.integers(7)]
     for _ in range(0 if least is None else 50):
@@ -166,7 +166,7 @@ def _naive_affine(image: Floats, boxes: Floats, rng: np.random.Generator) -> tup
 
 
 def _naive_input(image: Floats, boxes: Floats, spec: ModelSpec) -> tuple[Floats, Floats]:
-    """Letterbox, then the normalization as its formula reads."""
+    """Letterboxes, then normalizes by the formula."""
     side = spec.input_size[0]
     height, width = image.shape[:2]
     scale = min(side / width, side / height)
@@ -181,16 +181,15 @@ def _naive_input(image: Floats, boxes: Floats, spec: ModelSpec) -> tuple[Floats,
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The command line; returns the exit code."""
     parser = cli.parser(
         "benchmarks.data",
-        "Training data: images per second of one process, against bare decoding and a naive chain of steps.",
+        "Time training batches of one process against bare decoding and a naive chain of steps.",
         "python -m benchmarks.data --data data/coco --json",
     )
     parser.add_argument("--data", type=Path, required=True, help="folder in the COCO or VOC layout; its train split is read")
     parser.add_argument("--size", type=int, default=608, help="input side in pixels (default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=3, help="the best of so many rounds counts (default: %(default)s)")
-    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    parser.add_argument("--json", action="store_true", help="metrics as JSON on stdout")
     options = parser.parse_args(arguments)
     speed = measure(open_dataset(options.data, "train"), options.size, max(options.rounds, 1))
     rows = [

@@ -1,6 +1,8 @@
-"""`python -m benchmarks.detector`: the whole `Detector` on real images against the bare session on a ready tensor.
+"""Times the whole `Detector` on real images against the bare session on a ready tensor.
 
-The full YOLOv3+ASFF at 416 pixels in FP32 on the CPU, with random weights unless --engine names a model.
+The model is the full YOLOv3+ASFF at 416 pixels with random weights unless --engine names another; FP32 on the CPU.
+
+Example: `python -m benchmarks.detector --data datasets/coco`
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ from train.spec import model_spec
 
 
 def make_model(folder: Path, size: int) -> Path:
-    """An exported full model with random weights."""
+    """Exports the full model with random weights."""
     config = recipe("yolov3-asff").replace(size=size)
     torch.manual_seed(0)
     model = build_model(config.model, 80, config.loss)
@@ -33,7 +35,7 @@ def make_model(folder: Path, size: int) -> Path:
 
 
 def measure(engine: Path, data: str, split: str, images: int) -> dict[str, float]:
-    """Median milliseconds an image of the detector and of the session alone, over real images in turn."""
+    """Times the detector and the session alone on each image in turn; returns median milliseconds an image."""
     photos = [entry.read() for entry in open_dataset(data, split).images[:images]]
     with OrtBackend(engine) as backend:
         detector = Detector(backend)
@@ -52,10 +54,9 @@ def measure(engine: Path, data: str, split: str, images: int) -> dict[str, float
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the benchmark; returns the exit code."""
     parser = cli.parser(
         "benchmarks.detector",
-        "End-to-end time of an image against the bare session.",
+        "Time the whole detector on images against the bare session.",
         "python -m benchmarks.detector --data datasets/coco",
     )
     parser.add_argument("--data", required=True, help="dataset folder, COCO or VOC layout")
@@ -63,7 +64,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--engine", type=Path, help="an exported model (default: full yolov3-asff, random weights)")
     parser.add_argument("--size", type=cli.image_side, default=416, help="of the random model (default: 416)")
     parser.add_argument("--images", type=cli.positive, default=30, help="default: 30")
-    parser.add_argument("--json", action="store_true", help="figures as JSON on stdout")
+    parser.add_argument("--json", action="store_true", help="metrics as JSON on stdout")
     options = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory() as folder:
         engine = options.engine or make_model(Path(folder), options.size)

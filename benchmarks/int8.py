@@ -1,6 +1,9 @@
-"""`python -m benchmarks.int8`: an INT8 file for CPUs against the float32 file it was made from, both in ONNX Runtime.
+"""Times an INT8 file against the FP32 file it was made from, both in ONNX Runtime on this CPU.
 
-The full YOLOv3+ASFF at 416 pixels with random weights unless --engine names a model; OpenVINO joins in where it is installed.
+The model is the full YOLOv3+ASFF at 416 pixels with random weights unless --engine names another. OpenVINO is timed too if it
+is installed.
+
+Example: `python -m benchmarks.int8 --repeats 5`
 """
 
 from __future__ import annotations
@@ -31,7 +34,7 @@ from runtime.backends.ort import OrtBackend
 
 
 def make_int8(source: Path, output: Path, target: str, images: NDArray[np.float32]) -> None:
-    """Quantize by the ranges that one batch has: enough to measure speed."""
+    """Quantizes with the ranges of one batch, which is enough to measure speed."""
     model = onnx.load(str(source))
     with ActivationRunner(source, list(place(Graph(model), target).tensors)) as runner:
         values = runner.run(images)
@@ -40,7 +43,7 @@ def make_int8(source: Path, output: Path, target: str, images: NDArray[np.float3
 
 
 def measure(source: Path, target: str, repeats: int) -> dict[str, float]:
-    """Median milliseconds an image of each way, which take turns."""
+    """Times each way in turn; returns median milliseconds an image."""
     with tempfile.TemporaryDirectory() as folder, OrtBackend(source) as before:
         images = prepare(parity_images(before.spec, None, 1), before.spec)
         small = Path(folder) / "int8.onnx"
@@ -62,19 +65,17 @@ def _openvino(path: Path, images: NDArray[np.float32]) -> Callable[[], Any]:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the benchmark; returns the exit code."""
-    parser = cli.parser("benchmarks.int8", "INT8 against float32 on this CPU.", "python -m benchmarks.int8 --repeats 5")
-    parser.add_argument("--engine", type=Path, help="a float32 model (default: full yolov3-asff, random weights)")
+    parser = cli.parser("benchmarks.int8", "Time INT8 against FP32 on this CPU.", "python -m benchmarks.int8 --repeats 5")
+    parser.add_argument("--engine", type=Path, help="an FP32 model (default: full yolov3-asff, random weights)")
     parser.add_argument("--size", type=cli.image_side, default=416, help="of the random model (default: 416)")
     parser.add_argument("--target", choices=TARGETS, default="cpu", help="whose placement to take (default: cpu)")
     parser.add_argument("--repeats", type=cli.positive, default=5, help="default: 5")
-    parser.add_argument("--json", action="store_true", help="figures as JSON on stdout")
+    parser.add_argument("--json", action="store_true", help="metrics as JSON on stdout")
     report(parser.parse_args(arguments))
     return 0
 
 
 def report(options: argparse.Namespace) -> None:
-    """Measure and print."""
     with tempfile.TemporaryDirectory() as folder:
         times = measure(options.engine or make_model(Path(folder), options.size), options.target, options.repeats)
     if options.json:

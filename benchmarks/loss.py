@@ -1,6 +1,9 @@
-"""`python -m benchmarks.loss`: the loss at 608 pixels, batch 8, 20 labels an image, without the network.
+"""Times the loss without the network, at 608 pixels, batch 8 and 20 labels an image.
 
-The reference is the leave-out rule alone as it is usually written: every decoded box against every label.
+The reference is the rule that leaves overlapping background out, alone and as it is usually written: the IoU of every decoded
+box with every label.
+
+Example: `python -m benchmarks.loss`
 """
 
 from __future__ import annotations
@@ -22,7 +25,7 @@ SIDE, BATCH, LABELS, CLASSES, STRIDES = 608, 8, 20, 80, (32, 16, 8)
 
 
 def make_outputs() -> list[HeadOutput]:
-    """Random head outputs that ask for gradients."""
+    """Makes random head outputs that require gradients."""
     outputs = []
     for stride in STRIDES:
         side = SIDE // stride
@@ -32,7 +35,7 @@ def make_outputs() -> list[HeadOutput]:
 
 
 def make_labels() -> Tensor:
-    """Random labels of COCO-like sizes, `[N, M, 6]`."""
+    """Makes random labels `[N, M, 6]` of COCO-like sizes."""
     labels = torch.ones(BATCH, LABELS, 6)
     labels[..., 0] = torch.randint(0, CLASSES, (BATCH, LABELS))
     labels[..., 1:3] = torch.rand(BATCH, LABELS, 2) * SIDE
@@ -41,9 +44,10 @@ def make_labels() -> Tensor:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the benchmark; returns the exit code."""
-    parser = cli.parser("benchmarks.loss", "The loss at 608 pixels, batch 8, 20 labels an image.", "python -m benchmarks.loss")
-    parser.add_argument("--json", action="store_true", help="figures as JSON on stdout")
+    parser = cli.parser(
+        "benchmarks.loss", "Time the loss at 608 pixels, batch 8, 20 labels an image.", "python -m benchmarks.loss"
+    )
+    parser.add_argument("--json", action="store_true", help="metrics as JSON on stdout")
     options = parser.parse_args(arguments)
     torch.manual_seed(0)
     outputs, labels, anchors = make_outputs(), make_labels(), AnchorSet.from_base(DARKNET_ANCHORS, STRIDES, guided=True)
@@ -53,7 +57,7 @@ def main(arguments: list[str] | None = None) -> int:
 
     @torch.no_grad()
     def dense() -> None:
-        """IoU of every decoded box with every label of its image."""
+        """Computes the IoU of every decoded box with every label of its image."""
         maps = [output.fold(CLASSES) for output in outputs]
         boxes = decode_maps(maps, anchors.per_level, STRIDES)[..., :4]
         real = match(labels, anchors)

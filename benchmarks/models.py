@@ -1,4 +1,4 @@
-"""Random models that behave like trained ones, for measuring and testing without weights."""
+"""Makes random models behave like trained ones, for measuring and testing without weights."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from train.model import DetectorModel, RetinaNet, YOLOv3
 
 @torch.no_grad()
 def settle(model: DetectorModel, side: int = 128) -> DetectorModel:
-    """Give a fresh model batch norms that have seen data and heads that say something, in place; in evaluation mode.
+    """Gives a fresh model batch-norm statistics and logits as after training, in place; returns it in evaluation mode.
 
-    Untrained, a deep network's activations explode and its heads are silent: rounding would be magnified, or nothing measured.
+    In a fresh deep network activations explode, which magnifies rounding, and heads give logits near zero, which hides it.
     """
     norms = [module for module in model.modules() if isinstance(module, torch.nn.BatchNorm2d)]
     for norm in norms:
         norm.momentum = None  # average over all batches seen
         norm.weight.uniform_(0.5, 1.5)
         norm.bias.normal_(0, 0.2)
-    _speak_up(model)
+    _scale_heads(model)
     model.train()
     for _ in range(3):
         model.maps(torch.randn(4, 3, side, side))
@@ -28,8 +28,8 @@ def settle(model: DetectorModel, side: int = 128) -> DetectorModel:
     return model.eval()
 
 
-def _speak_up(model: DetectorModel) -> None:
-    """Fresh last convolutions are so small that they say next to nothing, and ASFF chooses one level nearly everywhere."""
+def _scale_heads(model: DetectorModel) -> None:
+    """Scales up the heads' last convolutions, which start near zero, and evens out ASFF's weights, which prefer one level."""
     for fusion in model.fusions():
         if fusion.kind == "asff":
             fusion.weights.weigh.weight.mul_(0.25)

@@ -1,7 +1,9 @@
-"""`python -m benchmarks.recipes`: every recipe's size, cost, speed, and how far its ONNX file is from PyTorch.
+"""Measures every recipe's size, cost, speed, and the difference between its ONNX file and PyTorch.
 
-Random weights at full width, 80 classes. Parity is the largest difference of any output relative to the output's scale, at two
-sizes and batches of 1 and 3; where it is above 1e-4, how far PyTorch itself is from float64 stands behind it in brackets.
+Models have random weights, full width and 80 classes. Parity is the largest difference of any output relative to the output's
+scale, at two sizes and batches of 1 and 3. Where it is above 1e-4, PyTorch's own difference from float64 follows in brackets.
+
+Example: `python -m benchmarks.recipes yolov3-asff yolov3-asff-star`
 """
 
 from __future__ import annotations
@@ -33,7 +35,7 @@ _CLASSES = 80
 
 
 def distinct(names: list[str]) -> list[str]:
-    """The first of those recipes that train the same network."""
+    """Keeps the first of the recipes that train the same network."""
     seen: dict[Any, str] = {}
     for name in names:
         seen.setdefault(recipe(name).model, name)
@@ -41,7 +43,7 @@ def distinct(names: list[str]) -> list[str]:
 
 
 def measure(name: str, sizes: tuple[int, ...], repeats: int) -> dict[str, Any]:
-    """One recipe: parity at every size, and milliseconds an image at the first, PyTorch and ONNX Runtime taking turns."""
+    """Measures a recipe: parity at every size, and PyTorch's and ONNX Runtime's milliseconds an image at the first, in turn."""
     config = recipe(name)
     torch.manual_seed(0)
     model = settle(build_model(config.model, _CLASSES, config.loss), side=256)
@@ -63,9 +65,7 @@ def measure(name: str, sizes: tuple[int, ...], repeats: int) -> dict[str, Any]:
             ours = TorchBackend(model, spec)
             with OrtBackend(path) as exported:
                 row["parity"][size] = check_parity(ours, exported, images).relative
-                if (
-                    row["parity"][size] > parity.LIMITS["fp32"]
-                ):  # these weights magnify rounding: how much of it is PyTorch's own?
+                if row["parity"][size] > parity.LIMITS["fp32"]:  # these weights magnify rounding, PyTorch's own too
                     exact = exact_outputs(model, inputs, inspect=False)
                     own = parity.worst(parity.compare(spec.map_names, exact, ours.infer(inputs))).relative
                     row["own_rounding"][size] = own
@@ -78,7 +78,7 @@ def measure(name: str, sizes: tuple[int, ...], repeats: int) -> dict[str, Any]:
 
 
 def table(rows: Iterator[dict[str, Any]], sizes: tuple[int, ...]) -> Iterator[str]:
-    """The rows for reading, one at a time."""
+    """Formats the rows as a Markdown table, line by line."""
     yield "| recipe | parameters | " + " | ".join(f"GFLOPs at {size}, parity" for size in sizes) + " | PyTorch | ONNX Runtime |"
     yield "|" + "---|" * (len(sizes) + 4)
     for row in rows:
@@ -91,21 +91,19 @@ def table(rows: Iterator[dict[str, Any]], sizes: tuple[int, ...]) -> Iterator[st
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
-    """The command's arguments."""
     parser = cli.parser(
         "benchmarks.recipes",
-        "Size, cost, ONNX parity and speed of every recipe with random weights (about a minute each).",
+        "Measure size, cost, ONNX parity and speed of every recipe with random weights (about a minute each).",
         "python -m benchmarks.recipes yolov3-asff yolov3-asff-star",
     )
     parser.add_argument("recipes", nargs="*", help="default: all, each network once")
     parser.add_argument("--sizes", type=cli.image_side, nargs="+", default=[416, 608], help="input sides (default: 416 608)")
     parser.add_argument("--repeats", type=cli.positive, default=5, help="of the timing (default: 5)")
-    parser.add_argument("--json", action="store_true", help="figures as JSON on stdout")
+    parser.add_argument("--json", action="store_true", help="metrics as JSON on stdout")
     return parser.parse_args(arguments)
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the benchmark; returns the exit code."""
     options = parse(arguments)
     sizes = tuple(options.sizes)
     rows = (measure(name, sizes, options.repeats) for name in options.recipes or distinct(list(RECIPES)))

@@ -1,8 +1,10 @@
-"""`python -m benchmarks.video`: a video decoded, detected in, drawn and encoded, one after the other and overlapped.
+"""Times decoding, detection, drawing and encoding of a video, one after the other and overlapped.
 
-The video is made of a dataset's images, each zoomed into for a second; yolov3-asff-small at 416 pixels with random weights
-unless --engine names a model. The same is measured with a stand-in for an accelerator, which takes --wait milliseconds a
-frame and leaves the CPU alone meanwhile.
+The video is made of a dataset's images, each zoomed into for a second. The model is yolov3-asff-small at 416 pixels with random
+weights unless --engine names another. The same is measured with a stand-in for an accelerator, which waits --wait milliseconds
+a frame and leaves the CPU free.
+
+Example: `python -m benchmarks.video --data datasets/coco`
 """
 
 from __future__ import annotations
@@ -36,7 +38,7 @@ _ALONE, _SERIAL, _OVERLAPPED = "decode, draw, encode alone", "one after the othe
 
 
 class _Accelerator:
-    """Answers every batch with what the model says of a gray image, after a wait."""
+    """Backend that waits and then returns the model's maps of a gray image, whatever the batch."""
 
     def __init__(self, backend: Backend, seconds: float) -> None:
         self.spec, self.batch_size = backend.spec, backend.batch_size
@@ -52,7 +54,7 @@ class _Accelerator:
 
 
 def make_video(path: Path, data: str, seconds: int) -> Path:
-    """Write the video, 1280 x 720."""
+    """Writes the video, 1280 x 720."""
     with write_video(path, _RATE) as write:
         for entry in open_dataset(data, "val").images[:seconds]:
             image = cv2.resize(entry.read(), _SIZE)
@@ -62,7 +64,7 @@ def make_video(path: Path, data: str, seconds: int) -> Path:
 
 
 def measure(detector: Detector, video: Path, repeats: int) -> dict[str, float]:
-    """Median milliseconds for the whole video of each way, which take turns."""
+    """Times each way in turn; returns median milliseconds for the whole video."""
 
     def consume(results: Iterable[tuple[Image, Detections]]) -> None:
         with write_video(video.with_name("annotated.mp4"), _RATE) as write:
@@ -78,7 +80,6 @@ def measure(detector: Detector, video: Path, repeats: int) -> dict[str, float]:
 
 
 def report(options: argparse.Namespace) -> None:
-    """Measure and print."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         video = make_video(folder / "film.mp4", options.data, options.seconds)
@@ -94,9 +95,10 @@ def report(options: argparse.Namespace) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the benchmark; returns the exit code."""
     parser = cli.parser(
-        "benchmarks.video", "What overlapping the stages of a video gains.", "python -m benchmarks.video --data datasets/coco"
+        "benchmarks.video",
+        "Time what overlapping the stages of a video gains.",
+        "python -m benchmarks.video --data datasets/coco",
     )
     parser.add_argument("--data", required=True, help="dataset folder, COCO or VOC layout")
     parser.add_argument("--engine", type=Path, help="a model (default: yolov3-asff-small, random weights)")
@@ -105,7 +107,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--wait", type=cli.positive, default=10, help="milliseconds of the stand-in (default: 10)")
     parser.add_argument("--seconds", type=cli.positive, default=4, help="of video (default: 4)")
     parser.add_argument("--repeats", type=cli.positive, default=5, help="default: 5")
-    parser.add_argument("--json", action="store_true", help="figures as JSON on stdout")
+    parser.add_argument("--json", action="store_true", help="metrics as JSON on stdout")
     report(parser.parse_args(arguments))
     return 0
 

@@ -27,7 +27,8 @@ from runtime.viz.annotate import draw
 from train import checkpoint
 from train.checkpoint import Checkpoint
 from train.config import TrainConfig
-from train.data.loader import Batch, TrainingSet, training_batches
+from train.data.loader import training_batches
+from train.data.training_set import Batch, TrainingSet
 from train.model import DetectorModel, build_model
 from train.model.blocks import DropBlock
 from train.optim import build_optimizer, learning_rate
@@ -110,10 +111,14 @@ def _remove_earlier_run(folder: Path) -> None:
 
 
 def _without_pointless_smoothing(config: TrainConfig, num_classes: int) -> TrainConfig:
-    """Label smoothing to 1 - 1/C and 1/C (section 2 of the paper) teaches one class nothing and two classes the same."""
+    """Turns label smoothing off where it hides the class.
+
+    Its targets are 1 - 1/C for the true class and 1/C for the others (section 2 of the paper): 0 for an only class, and 1/2
+    for both of two.
+    """
     if not config.loss.label_smoothing or num_classes > 2:
         return config
-    log.warning("label smoothing is off: it says nothing with %d classes", num_classes)
+    log.warning("label smoothing is off: it needs at least 3 classes, the data has %d", num_classes)
     return config.replace(loss=dataclasses.replace(config.loss, label_smoothing=False))
 
 
@@ -173,7 +178,7 @@ def _train_epoch(state: _State, training_set: TrainingSet, run_logger: RunLogger
     sums = dict.fromkeys((*model.components, "total"), 0.0)
     _set_dropblock(model, config, epoch)
     model.train()
-    half = config.bfloat16 and prefers_bfloat16(device)
+    use_bfloat16 = config.bfloat16 and prefers_bfloat16(device)
     start, images, rate = time.perf_counter(), 0, 0.0
     for step, batch in enumerate(_progress(batches, steps, f"epoch {epoch + 1}/{config.epochs}", options)):
         if step == 0 and epoch % 10 == 0:
@@ -181,7 +186,7 @@ def _train_epoch(state: _State, training_set: TrainingSet, run_logger: RunLogger
         rate = learning_rate(epoch + (step + 1) / steps, config)
         for group in optimizer.param_groups:
             group["lr"] = rate
-        with torch.autocast(device.type, torch.bfloat16, enabled=half):
+        with torch.autocast(device.type, torch.bfloat16, enabled=use_bfloat16):
             losses = model.loss(batch.images.to(device), batch.labels.to(device))
         values = dict(zip(losses, torch.stack(list(losses.values())).tolist()))
         optimizer.zero_grad()
@@ -199,8 +204,8 @@ def _train_epoch(state: _State, training_set: TrainingSet, run_logger: RunLogger
 def _set_dropblock(model: DetectorModel, config: TrainConfig, epoch: int) -> None:
     """Sets the block sizes that the schedule has reached at this epoch, counted from 0."""
     sizes = next((sizes for start, sizes in reversed(config.dropblock) if epoch >= start), (0, 0, 0))
-    for place, size in zip((m for m in model.modules() if isinstance(m, DropBlock)), sizes):
-        place.size = size
+    for block, size in zip((m for m in model.modules() if isinstance(m, DropBlock)), sizes):
+        block.size = size
 
 
 def _progress(batches: Iterator[Batch], steps: int, title: str, options: RunOptions) -> Iterator[Batch]:
@@ -241,10 +246,10 @@ def _show_detections(state: _State, val_data: Dataset, most: int = 8) -> Image:
 
 
 def _check_splits(spec: ModelSpec, train_data: Dataset, val_data: Dataset) -> None:
-    """Checks that both splits have the model's classes; warns of images in both, which flatter AP."""
+    """Checks that both splits have the model's classes; warns of images in both, which make AP too high."""
     shared = {image.path for image in train_data.images} & {image.path for image in val_data.images}
     if shared:
-        log.warning("%d images are in both %s and %s: AP will flatter", len(shared), train_data.split, val_data.split)
+        log.warning("%d images are in both %s and %s: AP will be too high", len(shared), train_data.split, val_data.split)
     for dataset in (train_data, val_data):
         if dataset.class_names != spec.class_names:
             raise InputError(

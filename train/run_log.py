@@ -20,7 +20,7 @@ from runtime.ops import boxes as box_ops
 from runtime.ops.image import Image
 from runtime.spec import ModelSpec
 from runtime.viz.annotate import draw
-from train.data.loader import Batch
+from train.data.training_set import Batch
 
 
 class RunLogger:

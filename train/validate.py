@@ -6,18 +6,17 @@ import argparse
 
 from runtime import cli
 from runtime.evaluate import add_arguments, measure, report
+from train.cli import add_model
 from train.torch_backend import open_torch_backend
-from train.weights import WEIGHTS_HELP
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = cli.parser(
         "train.validate",
-        "Measure the COCO accuracy of a checkpoint: the 12 COCO figures and AP per class.",
+        "Measure the COCO accuracy of a checkpoint: the 12 COCO metrics and AP per class.",
         "python -m train.validate --weights runs/train/best.pt --data datasets/coco",
     )
-    parser.add_argument("--weights", required=True, help=WEIGHTS_HELP)
-    parser.add_argument("--size", type=cli.image_size, help="side or HEIGHTxWIDTH, multiples of 32 (default: the checkpoint's)")
+    add_model(parser)
     add_arguments(parser)
     return parser.parse_args(arguments)
 

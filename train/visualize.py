@@ -6,8 +6,8 @@ import argparse
 
 from runtime import cli
 from runtime.visualize import add_arguments, show
+from train.cli import add_model
 from train.torch_backend import open_torch_backend
-from train.weights import WEIGHTS_HELP
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -16,8 +16,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         "Draw how a model with ASFF fuses its levels: weight maps, activations, and which level detected what.",
         "python -m train.visualize --weights runs/train/best.pt --source photos/ --output seen/",
     )
-    parser.add_argument("--weights", required=True, help=WEIGHTS_HELP)
-    parser.add_argument("--size", type=cli.image_size, help="side or HEIGHTxWIDTH, multiples of 32 (default: the checkpoint's)")
+    add_model(parser)
     add_arguments(parser)
     return parser.parse_args(arguments)
 

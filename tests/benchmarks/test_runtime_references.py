@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from benchmarks import runtime as benchmark
+from benchmarks import runtime_references as references
 from runtime.benchmark.images import made_up_image
 from runtime.benchmark.timing import interleave, milliseconds
 from runtime.ops.decode import decode
@@ -31,23 +32,23 @@ def test_references_of_preprocessing_give_the_same_input(shape: tuple[int, int],
     spec = benchmark.make_spec()
     resized = cv2.resize(image, shape[::-1])
     ours = preprocess(resized, spec)[0][None]
-    np.testing.assert_allclose(benchmark.opencv_preprocess(resized, spec), ours, atol=1e-5)
+    np.testing.assert_allclose(references.opencv_preprocess(resized, spec), ours, atol=1e-5)
     one_level = 1 / 255 / min(spec.std)  # naive interpolation does not round to whole pixel values
-    np.testing.assert_allclose(benchmark.naive_preprocess(resized, spec), ours, atol=1.01 * one_level)
+    np.testing.assert_allclose(references.naive_preprocess(resized, spec), ours, atol=1.01 * one_level)
 
 
 def test_naive_decode_gives_the_same_boxes() -> None:
     spec = benchmark.make_spec()
     maps = benchmark.make_maps(spec, 50, np.random.default_rng(1))
-    boxes, scores = benchmark.naive_decode(maps, spec)
-    found = decode(maps, spec, benchmark.THRESHOLD)
-    keep = scores.max(axis=1) >= benchmark.THRESHOLD
+    boxes, scores = references.naive_decode(maps, spec)
+    found = decode(maps, spec, references.THRESHOLD)
+    keep = scores.max(axis=1) >= references.THRESHOLD
     assert len(found.scores) == keep.sum() == 50
     np.testing.assert_allclose(boxes[keep], found.boxes, rtol=1e-4, atol=1e-3)
 
 
 class LetterBox:
-    """Ultralytics' letterbox as far as it is called."""
+    """Stands in for Ultralytics' letterbox, as far as the benchmark calls it."""
 
     def __init__(self, new_shape: tuple[int, int], auto: bool) -> None:
         assert new_shape == (608, 608) and auto is False
@@ -57,7 +58,7 @@ class LetterBox:
 
 
 class Augment(ModuleType):
-    """The module with the letterbox; importing Ultralytics changes the whole process."""
+    """The module with the letterbox; importing it changes OpenCV's threads, as Ultralytics does."""
 
     @property
     def LetterBox(self) -> type[LetterBox]:  # noqa: N802
@@ -66,12 +67,12 @@ class Augment(ModuleType):
 
 
 def non_max_suppression(prediction: torch.Tensor, conf_thres: float, iou_thres: float, *, max_det: int) -> list[torch.Tensor]:
-    """Ultralytics' NMS as far as it is called."""
+    """Stands in for Ultralytics' NMS, as far as the benchmark calls it."""
     assert prediction.shape == (1, 84, 30324) and (conf_thres, iou_thres) == (0.01, 0.6)
     x, y, w, h, *scores = prediction[0]
     best, classes = torch.stack(scores).max(dim=0)
     rows = torch.stack([x - w / 2, y - h / 2, x + w / 2, y + h / 2, best, classes.float()], dim=1)[best > conf_thres]
-    kept = benchmark.naive_nms(rows[:, :4].numpy(), rows[:, 4].numpy(), rows[:, 5].numpy().astype(np.int64))
+    kept = references.naive_nms(rows[:, :4].numpy(), rows[:, 4].numpy(), rows[:, 5].numpy().astype(np.int64))
     return [rows[kept[:max_det]]]
 
 
@@ -83,7 +84,7 @@ def scale_boxes(shape: tuple[int, int], boxes: torch.Tensor, original: tuple[int
 
 @pytest.fixture
 def install(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """Make `ultralytics` importable; a newer one has its NMS in a module of its own."""
+    """Makes `ultralytics` importable; a newer one has its NMS in a module of its own."""
 
     def make(newer: bool, nms: Any = non_max_suppression) -> None:
         modules: dict[str, Any] = {name: ModuleType(name) for name in ("ultralytics", "ultralytics.data", "ultralytics.utils")}
@@ -103,7 +104,7 @@ def install(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
 def test_ultralytics_takes_part_where_it_is_installed(newer: bool, install: Callable[..., None], image: Image) -> None:
     install(newer)
     threads = cv2.getNumThreads()
-    theirs = benchmark.find_ultralytics()
+    theirs = references.find_ultralytics()
     assert cv2.getNumThreads() == threads
     assert theirs and theirs.title == "Ultralytics 1.2.3 (its own NMS)"
     plain = benchmark.make_spec().replace(mean=(0, 0, 0), std=(1, 1, 1))
@@ -121,14 +122,14 @@ def test_a_reference_that_finds_something_else_is_none(install: Callable[..., No
 
     install(True, shifted)
     with pytest.raises(AssertionError, match=r"Ultralytics 1\.2\.3.*: 0% of its boxes are ours"):
-        benchmark.cases(image, benchmark.find_ultralytics())
+        benchmark.cases(image, references.find_ultralytics())
 
 
 def test_without_ultralytics_the_rest_is_measured(
     monkeypatch: pytest.MonkeyPatch, image: Image, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setitem(sys.modules, "ultralytics", None)
-    found = benchmark.find_ultralytics()
+    found = references.find_ultralytics()
     assert found is None
     assert "without Ultralytics: " in capsys.readouterr().err
     ways = {"ours": lambda: None, "naive numpy": lambda: None}
@@ -149,7 +150,7 @@ def test_a_share_is_ours_divided_by_the_other_of_the_same_round() -> None:
 
 @pytest.mark.perf
 def test_the_runtime_is_quicker_than_its_references(image: Image) -> None:
-    """By the least of some rounds in turns, which other programs on this machine lengthen least."""
+    """Compares the shortest of several rounds in turn, since other programs on the machine lengthen it least."""
     least = {}
     for case, ways in benchmark.cases(image, None).items():
         if "5,000" not in case:

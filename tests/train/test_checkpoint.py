@@ -1,3 +1,5 @@
+"""Checkpoints: saved and loaded unchanged, and refused where they are damaged, foreign or unsafe."""
+
 from __future__ import annotations
 
 import pickle

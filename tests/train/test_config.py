@@ -1,4 +1,4 @@
-"""Configurations: JSON there and back, one exception for every nonsense."""
+"""Configurations: JSON round trip, and one exception for every invalid value."""
 
 from __future__ import annotations
 
@@ -129,15 +129,15 @@ JSON = st.recursive(
     max_leaves=6,
 )
 PARTS = {"model": ModelConfig, "loss": LossConfig, "augment": AugmentConfig}
-PLACES = [(None, f.name) for f in dataclasses.fields(TrainConfig)]
-PLACES += [(part, f.name) for part, kind in PARTS.items() for f in dataclasses.fields(kind)]
+FIELDS = [(None, f.name) for f in dataclasses.fields(TrainConfig)]
+FIELDS += [(part, f.name) for part, kind in PARTS.items() for f in dataclasses.fields(kind)]
 
 
 @settings(max_examples=300)
-@given(st.sampled_from(PLACES), JSON)
-def test_no_value_of_any_field_raises_anything_else(place: tuple[str | None, str], value: Any) -> None:
+@given(st.sampled_from(FIELDS), JSON)
+def test_no_value_of_any_field_raises_anything_else(field: tuple[str | None, str], value: Any) -> None:
     values = json.loads(CONFIG.to_json())
-    part, name = place
+    part, name = field
     (values[part] if part else values)[name] = value
     with contextlib.suppress(InputError):
         TrainConfig.from_json(json.dumps(values))

@@ -264,8 +264,8 @@ def test_dropblock_follows_its_schedule(epoch: int, sizes: tuple[int, int, int])
     training._set_dropblock(model, star, 200)
     training._set_dropblock(model, star, epoch)
     neck = model.neck
-    places = [next(m for m in part.modules() if isinstance(m, DropBlock)) for part in (neck.p5, neck.p4, neck.p3)]
-    assert tuple(place.size for place in places) == sizes
+    blocks = [next(m for m in part.modules() if isinstance(m, DropBlock)) for part in (neck.p5, neck.p4, neck.p3)]
+    assert tuple(block.size for block in blocks) == sizes
 
 
 def test_a_shorter_training_has_a_shorter_dropblock_schedule() -> None:

@@ -11,6 +11,7 @@ import numpy as np
 from runtime.errors import InputError
 
 RESIZE_EVERY = 10
+"""Batches of one input size."""
 
 
 class Purpose(IntEnum):
@@ -56,9 +57,8 @@ def epoch_batches(
     batch_size: int,
     sizes: Sequence[int | tuple[int, int]],
     mixup: bool,
-    resize_every: int = RESIZE_EVERY,
 ) -> list[list[SampleIndex]]:
-    """Plans the shuffled batches of one epoch; the input size changes every `resize_every` batches (training recipe).
+    """Plans the shuffled batches of one epoch; the input size changes every `RESIZE_EVERY` batches (training recipe).
 
     Args:
         count: images in the set; each occurs once, less those of a last partial batch,
@@ -68,23 +68,22 @@ def epoch_batches(
         sizes: sides in pixels, or (height, width) pairs, to draw from.
         mixup: mix a second image into each sample.
         seed: of the order and the sizes.
-        resize_every: batches of one size.
 
     Raises:
         InputError: nothing to draw from, or a count or size that is not positive.
     """
-    if min(count, batch_size, resize_every) < 1 or not sizes:
+    if min(count, batch_size) < 1 or not sizes:
         raise InputError("a training epoch needs at least one image, a batch size of at least 1 and one input size")
     frames = [(size, size) if isinstance(size, int) else (int(size[0]), int(size[1])) for size in sizes]
     if min(min(frame) for frame in frames) < 1:
         raise InputError(f"the input sizes are {list(sizes)}, expected positive numbers of pixels")
     order = generator(seed, epoch, 0, Purpose.ORDER).permutation(count).tolist()
     batches = max(count // batch_size, 1)
-    changes = -(-batches // resize_every)
+    changes = -(-batches // RESIZE_EVERY)
     drawn = generator(seed, epoch, 0, Purpose.SIZES).integers(len(frames), size=changes).tolist()
     return [
         [
-            SampleIndex(epoch, position, order[position], frames[drawn[number // resize_every]], mixup)
+            SampleIndex(epoch, position, order[position], frames[drawn[number // RESIZE_EVERY]], mixup)
             for position in range(number * batch_size, min((number + 1) * batch_size, count))
         ]
         for number in range(batches)

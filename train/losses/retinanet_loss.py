@@ -60,9 +60,9 @@ def _level_loss(raw: Tensor, grid: Tensor, matched_labels: Tensor, rows: Tensor)
     count = len(grid) // cells
     logits = raw.reshape(len(raw), count, -1, cells)  # [N, A, 4 + C, H * W]
     matched_labels = matched_labels.reshape(len(raw), count, cells)
-    place = torch.nonzero(matched_labels >= 0, as_tuple=True)
-    mine, (image, anchor, cell) = rows[matched_labels[place]], place
-    weights = (matched_labels != IGNORED).float().index_put(place, mine[:, 5])
+    positive = torch.nonzero(matched_labels >= 0, as_tuple=True)
+    mine, (image, anchor, cell) = rows[matched_labels[positive]], positive
+    weights = (matched_labels != IGNORED).float().index_put(positive, mine[:, 5])
     chosen = logits[image, anchor, :, cell]  # [K, 4 + C]
     true = chosen[:, 4:].gather(1, mine[:, :1].long())[:, 0]
     # Everything is background first, which is right for all but the one class of a positive anchor.

@@ -133,8 +133,8 @@ class _LevelLoss:
             true = self.labels.class_ids[self.assignment.chosen_by]
             target[torch.arange(len(target), device=target.device), true] = 1 - 1 / self.num_classes
         else:  # a later label adds its bit
-            place, label = self.assignment.pairs.unbind(dim=1)
-            target[place, self.labels.class_ids[label]] = 1
+            element, label = self.assignment.pairs.unbind(dim=1)
+            target[element, self.labels.class_ids[label]] = 1
         return functional.binary_cross_entropy_with_logits(self.chosen_logits[:, 5:], target, reduction="sum")
 
 

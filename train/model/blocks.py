@@ -99,8 +99,8 @@ class DropBlock(nn.Module):
         size = min(self.size, *(side - 1 + side % 2 for side in (height, width)))  # no block is larger than the map
         if not self.training or size < 1:
             return x
-        places = (height - size + 1) * (width - size + 1)
-        seeds = torch.rand(x.shape, device=x.device) < self.drop * height * width / (size**2 * places)
+        positions = (height - size + 1) * (width - size + 1)
+        seeds = torch.rand(x.shape, device=x.device) < self.drop * height * width / (size**2 * positions)
         dropped = functional.max_pool2d(seeds.to(x.dtype), size, stride=1, padding=size // 2)
         kept = 1 - dropped
         return x * kept * (kept.numel() / kept.sum(dtype=torch.float32).clamp(min=1)).to(x.dtype)
@@ -131,7 +131,7 @@ class DeformConv(nn.Module):
                 [dy, dx]).
         """
         channels, height, width = (int(side) for side in x.shape[1:])
-        # The grid is float32 at least, whatever the activations are: half steps by up to 0.06 px on wide maps.
+        # The grid is float32 at least, whatever the activations are: in FP16 it would step by up to 0.06 px on wide maps.
         grid = self._grid(upcast(offsets), height, width)
         maps = x.reshape(-1, channels // self.groups, height, width)
         sampled = functional.grid_sample(upcast(maps), grid, mode="bilinear", padding_mode="zeros", align_corners=False)

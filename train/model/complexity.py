@@ -26,7 +26,7 @@ def complexity(config: ModelConfig, num_classes: int, sides: tuple[int, ...]) ->
     """Counts one detector on square inputs.
 
     A multiply-add counts as two operations. Convolutions alone are counted, a deformable one like a plain one of its size
-    (without its sampling); counted like this, the authors' networks have their published figures.
+    (without its sampling); counted like this, the authors' networks have the published numbers.
     """
     with torch.device("meta"), torch.no_grad():
         model = build_model(config, num_classes).eval()

@@ -111,13 +111,13 @@ def watched(fusions: Sequence[LevelFusion]) -> Iterator[tuple[dict[int, Tensor],
     weights: dict[int, Tensor] = {}
     fused: dict[int, Tensor] = {}
     with contextlib.ExitStack() as stack:
-        for place, fusion in enumerate(fusions):
+        for index, fusion in enumerate(fusions):
 
-            def note_weights(module: nn.Module, inputs: tuple[Tensor], output: Tensor, place: int = place) -> None:
-                weights[place] = output
+            def note_weights(module: nn.Module, inputs: tuple[Tensor], output: Tensor, index: int = index) -> None:
+                weights[index] = output
 
-            def note_fused(module: nn.Module, inputs: tuple[Tensor], place: int = place) -> None:
-                fused[place] = inputs[0]
+            def note_fused(module: nn.Module, inputs: tuple[Tensor], index: int = index) -> None:
+                fused[index] = inputs[0]
 
             stack.callback(fusion.weights.register_forward_hook(note_weights).remove)
             stack.callback(fusion.expand.register_forward_pre_hook(note_fused).remove)

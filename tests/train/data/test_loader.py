@@ -23,8 +23,9 @@ from runtime.ops import preprocess
 from runtime.spec import ModelSpec
 from train.data.augment import AugmentConfig, Sample
 from train.data.epoch import SampleIndex, epoch_batches
-from train.data.loader import Batch, TrainingSet, pack_labels, training_batches
+from train.data.loader import training_batches
 from train.data.synthetic import make_synthetic
+from train.data.training_set import Batch, TrainingSet, pack_labels
 
 OFF = AugmentConfig.none()
 SIZES = (96, 128)

@@ -54,7 +54,7 @@ def test_it_has_what_it_promises(dataset: Dataset) -> None:
 
 
 def test_boxes_are_tight_around_lone_shapes(dataset: Dataset) -> None:
-    """Where nothing else is near, the pixels that look like the middle of the box span it."""
+    """The pixels with the color of a box's center span the box, if no other object is near."""
     checked = 0
     for entry in dataset.images:
         around = entry.boxes + np.array([-8, -8, 8, 8], np.float32)

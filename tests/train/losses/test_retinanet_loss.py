@@ -63,12 +63,11 @@ def slow_loss(maps: Sequence[Tensor], labels: Tensor) -> tuple[float, float]:
             for column in range(raw.shape[3])
         ]
         anchors = [((c + 0.5) * STRIDES[v], (r + 0.5) * STRIDES[v], *SIDES[v][a]) for v, a, r, c in cells]
-        for place, anchor, answer in zip(cells, anchors, slow_assign(anchors, [row[1:5] for row in real])):
-            level, a, row, column = place
+        for (level, a, row, column), anchor, match in zip(cells, anchors, slow_assign(anchors, [row[1:5] for row in real])):
             said = maps[level][image, a * (4 + CLASSES) : (a + 1) * (4 + CLASSES), row, column].tolist()
-            if answer == IGNORED:
+            if match == IGNORED:
                 continue
-            label = real[answer] if answer >= 0 else None
+            label = real[match] if match >= 0 else None
             weight = label[5] if label else 1.0
             for index, logit in enumerate(said[4:]):
                 p = 1 / (1 + math.exp(-logit))
@@ -114,15 +113,15 @@ def test_equals_the_loops(seed: int) -> None:
 
 
 def test_the_cases_hold_every_kind_of_anchor() -> None:
-    """What the loops are compared on has positives above and below 0.5, background and anchors in between."""
+    """The compared cases hold positives with an IoU above and below 0.5, background, and ignored anchors."""
     anchors = all_anchors()
     seen = set()
     for seed in range(12):
         for rows in random_labels(seed):
             boxes = rows[rows.any(dim=1)][:, 1:5]
             matched_labels = assign_anchors(anchors, boxes)
-            for anchor, answer in zip(anchors.tolist(), matched_labels.tolist()):
-                seen.add(answer if answer < 0 else "well" if slow_iou(anchor, boxes[answer].tolist()) >= 0.5 else "best")
+            for anchor, match in zip(anchors.tolist(), matched_labels.tolist()):
+                seen.add(match if match < 0 else "well" if slow_iou(anchor, boxes[match].tolist()) >= 0.5 else "best")
     assert seen == {BACKGROUND, IGNORED, "well", "best"}
 
 

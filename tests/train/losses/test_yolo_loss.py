@@ -117,7 +117,7 @@ def check(case: Case, config: LossConfig) -> None:
 
 
 def test_an_ignore_area_silences_the_neighboring_levels() -> None:
-    """One label of the middle level, 62 x 50 at (100, 60): what is left out of the objectness loss of each level."""
+    """One label of the middle level, 62 x 50 at (100, 60), leaves cells of the other levels out of the objectness loss."""
     anchors = AnchorSet.from_base(DARKNET_ANCHORS, STRIDES, False)
     labels = torch.tensor([[[0, 100.0, 60.0, 62.0, 50.0]]])
     silent = {}
@@ -276,9 +276,9 @@ def test_the_mixing_weight_enters_the_objectness_alone() -> None:
     light = case.labels.clone()
     light[..., 5] *= 0.5
     full = detection_loss(case.outputs, case.labels, case.anchors, case.classes, config)
-    half = detection_loss(case.outputs, light, case.anchors, case.classes, config)
-    assert float(half["objectness"]) < float(full["objectness"])
-    assert all(float(half[name]) == float(full[name]) for name in ("anchor", "iou", "offset", "classes"))
+    halved = detection_loss(case.outputs, light, case.anchors, case.classes, config)
+    assert float(halved["objectness"]) < float(full["objectness"])
+    assert all(float(halved[name]) == float(full[name]) for name in ("anchor", "iou", "offset", "classes"))
 
 
 @pytest.mark.parametrize("part", ["anchor", "iou", "offset"])
@@ -328,9 +328,9 @@ def test_overlapping_background_equals_all_pairs(
     rows, columns = output.raw.shape[2:]
     sure, possible = set(), set()
     for image in range(2):
-        for place, box in enumerate(boxes[image]):
+        for anchor_index, box in enumerate(boxes[image]):
             best = max((dense_iou(box, label[1:].double()) for label in labels[image]), default=0.0)
-            element = (image, place // (rows * columns), place // columns % rows, place % columns)
+            element = (image, anchor_index // (rows * columns), anchor_index // columns % rows, anchor_index % columns)
             if best > threshold + 1e-5:
                 sure.add(element)
             if best > threshold - 1e-5:

@@ -48,10 +48,10 @@ def test_anchors_must_divide_among_the_levels() -> None:
 @given(st.lists(st.tuples(SIDES, SIDES), min_size=1, max_size=6))
 def test_the_best_base_anchor_is_that_of_the_loops(sizes: list[tuple[float, float]]) -> None:
     labels = match(one_image(*((0.0, 5, 5, w, h, 1) for w, h in sizes)), GUIDED)
-    for place, (w, h) in enumerate(sizes):
+    for index, (w, h) in enumerate(sizes):
         ious = [slow_shape_iou(*anchor, w, h) for anchor in DARKNET_ANCHORS]
-        assert ious[int(labels.anchor[place])] == pytest.approx(max(ious), rel=1e-5)
-        assert float(labels.anchor_iou[place]) == pytest.approx(max(ious), rel=1e-5)
+        assert ious[int(labels.anchor[index])] == pytest.approx(max(ious), rel=1e-5)
+        assert float(labels.anchor_iou[index]) == pytest.approx(max(ious), rel=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -203,9 +203,9 @@ BOX = st.tuples(st.floats(-50, 700, width=32), st.floats(-50, 700, width=32), SI
 def test_ious_equal_scalar_ones(pairs: list[tuple[tuple[float, ...], tuple[float, ...]]]) -> None:
     first, second = torch.tensor([a for a, _ in pairs]), torch.tensor([b for _, b in pairs])
     ious, shapes = box_iou(first.double(), second.double()), shape_iou(first[:, 2:].double(), second[:, 2:].double())
-    for place, (a, b) in enumerate(pairs):
-        assert float(ious[place]) == pytest.approx(float_iou(a, b), abs=1e-9)
-        assert float(shapes[place]) == pytest.approx(slow_shape_iou(*a[2:], *b[2:]), abs=1e-9)
+    for index, (a, b) in enumerate(pairs):
+        assert float(ious[index]) == pytest.approx(float_iou(a, b), abs=1e-9)
+        assert float(shapes[index]) == pytest.approx(slow_shape_iou(*a[2:], *b[2:]), abs=1e-9)
     assert torch.allclose(box_iou(first, first), torch.ones(len(pairs)), atol=1e-3)
 
 

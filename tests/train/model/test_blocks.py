@@ -104,23 +104,23 @@ def test_its_gradients_equal_finite_differences_of_the_loops() -> None:
     rng = np.random.default_rng(0)
     step = 1e-5  # small enough that hardly any sample crosses a pixel center
     arrays = as_arrays(conv, x, offsets)
-    for place, tensor in enumerate((x, offsets, conv.weight, conv.bias)):
+    for operand, tensor in enumerate((x, offsets, conv.weight, conv.bias)):
         assert tensor.grad is not None
         for index in rng.choice(tensor.numel(), min(4, tensor.numel()), replace=False):
             ends = []
             for sign in (1, -1):
                 moved = [array.copy() for array in arrays]
-                moved[place].flat[index] += sign * step
+                moved[operand].flat[index] += sign * step
                 ends.append(float((deform_reference(*moved) * cotangent.numpy()).sum()))
             assert float(tensor.grad.flatten()[index]) == pytest.approx((ends[0] - ends[1]) / (2 * step), rel=1e-3, abs=1e-3)
 
 
-def test_half_precision_features_keep_a_float32_grid() -> None:
+def test_bfloat16_features_keep_a_float32_grid() -> None:
     conv, x, offsets = deform_case(5, 8, 3, 40, 1.0)
-    half = conv.to(torch.bfloat16)(x.bfloat16(), offsets)
-    assert half.dtype == torch.bfloat16
+    features = conv.to(torch.bfloat16)(x.bfloat16(), offsets)
+    assert features.dtype == torch.bfloat16
     want = deform_reference(*as_arrays(conv, x.bfloat16(), offsets))
-    np.testing.assert_allclose(half.detach().float().numpy(), want, rtol=0.05, atol=0.15)
+    np.testing.assert_allclose(features.detach().float().numpy(), want, rtol=0.05, atol=0.15)
 
 
 def test_pyramid_pooling_concatenates_input_then_5_9_13() -> None:

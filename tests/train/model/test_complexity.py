@@ -1,4 +1,4 @@
-"""Parameters and operations, against the figures that the authors of ASFF publish and against counting by hand."""
+"""Parameters and operations, against the numbers that the authors of ASFF publish and against counting by hand."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from train.recipes import recipe
         ("yolov3-mobilenetv2-asff", 27.1, 20.4),
     ],
 )
-def test_the_published_figures_at_416(name: str, millions: float, giga: float) -> None:
+def test_the_published_numbers_at_416(name: str, millions: float, giga: float) -> None:
     cost = complexity(recipe(name).model, 80, (416,))
     assert cost.parameters / 1e6 == pytest.approx(millions, abs=0.051)
     assert cost.operations[416] / 1e9 == pytest.approx(giga, abs=0.051)

@@ -109,7 +109,7 @@ def test_the_plain_fusions(level: int) -> None:
 
 @pytest.mark.parametrize("level", range(3))
 def test_a_weight_of_zero_keeps_the_gradient_from_the_other_level(level: int) -> None:
-    """Paper, Eq. 3-6: what a level ignores does not hear from it; a sum lets everything through."""
+    """Paper, Eq. 3-6: a feature of weight 0 gets no gradient; a sum sends one to every feature."""
     module = fusion(level, "asff")
     with torch.no_grad():
         module.weights.weigh.bias.fill_(-1e4)
@@ -147,7 +147,7 @@ def gradients_of_negatives(kind: str, level: int) -> list[float]:
 
 @pytest.mark.parametrize("level", range(3))
 def test_negatives_of_one_level_leave_the_features_of_the_others_alone(level: int) -> None:
-    """Section 3.3: where the fusion ignores a level, what is background elsewhere does not disturb it; a sum always does."""
+    """Section 3.3: background sends no gradient into a feature of fusion weight 0; with a sum it always does."""
     adaptive = gradients_of_negatives("asff", level)
     assert [value > 0 for value in adaptive] == [source == level for source in range(3)]
     for kind in ("sum", "concat"):
@@ -156,7 +156,7 @@ def test_negatives_of_one_level_leave_the_features_of_the_others_alone(level: in
 
 @pytest.mark.parametrize("level", range(3))
 def test_the_gradient_to_a_feature_is_scaled_by_its_weight(level: int) -> None:
-    """With weights that do not depend on the features, each gets its share of what a sum would hand it."""
+    """With weights that do not depend on the features, each feature gets its share of a sum's gradient."""
     logits = torch.tensor([0.3, -1.0, 1.2])
     asff, plain = fusion(level, "asff"), fusion(level, "sum")
     plain.resize.load_state_dict(asff.resize.state_dict())

@@ -31,7 +31,7 @@ def test_folding_the_guide_equals_decoding_with_guided_anchors(seed: int, height
     output = random_output(seed, height, width)
     assert output.guide is not None
     decoded = decode_maps([output.fold(CLASSES)], (ANCHORS,), (STRIDE,))
-    place = 0
+    anchor_index = 0
     for anchor in range(4):  # the order of the decoded rows: anchor, row, column
         for row in range(height):
             for column in range(width):
@@ -46,9 +46,9 @@ def test_folding_the_guide_equals_decoding_with_guided_anchors(seed: int, height
                         guided[1] * math.exp(t[3]),
                         *(1 / (1 + math.exp(-value)) for value in t[4:]),
                     ]
-                    assert decoded[image, place].tolist() == pytest.approx(want, rel=1e-5)
-                place += 1
-    assert decoded.shape == (2, place, DEPTH)
+                    assert decoded[image, anchor_index].tolist() == pytest.approx(want, rel=1e-5)
+                anchor_index += 1
+    assert decoded.shape == (2, anchor_index, DEPTH)
 
 
 def test_the_receptive_field_block_sees_the_feature_first_and_the_guide_does_not_see_it() -> None:

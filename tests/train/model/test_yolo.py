@@ -73,7 +73,7 @@ def test_decoding_equals_scalar_loops(anchors: int) -> None:
     depth = 5 + CLASSES
     maps = [torch.randn(2, anchors * depth, *size, generator=generator) for size in sizes]
     decoded = decode_maps(maps, sides, strides)
-    place = 0
+    anchor_index = 0
     for level, (height, width) in enumerate(sizes):
         for a in range(anchors):
             for row in range(height):
@@ -84,9 +84,9 @@ def test_decoding_equals_scalar_loops(anchors: int) -> None:
                         y = (logistic(t[1]) + row) * strides[level]
                         w, h = (sides[level][a][axis] * math.exp(t[2 + axis]) for axis in range(2))
                         want = [x, y, w, h, *(logistic(value) for value in t[4:])]
-                        assert decoded[image, place].tolist() == pytest.approx(want, rel=1e-5)
-                    place += 1
-    assert decoded.shape == (2, place, depth)
+                        assert decoded[image, anchor_index].tolist() == pytest.approx(want, rel=1e-5)
+                    anchor_index += 1
+    assert decoded.shape == (2, anchor_index, depth)
 
 
 @pytest.mark.parametrize(("backbone", "guided"), [("darknet53", True), ("darknet53", False), ("mobilenetv2", True)])
@@ -142,7 +142,7 @@ VARIANTS = [(b, f, g) for b in ("darknet53", "mobilenetv2") for f in FUSIONS for
 
 @pytest.mark.parametrize(("backbone", "fusion", "guided"), VARIANTS)
 def test_every_parameter_of_every_variant_learns(backbone: str, fusion: str, guided: bool) -> None:
-    """No exception: DropBlock's places hold nothing, and a part that a variant lacks is not built."""
+    """Every parameter gets a gradient: DropBlock has no parameters, and a part that a variant lacks is not built."""
     model = tiny(backbone, fusion, guided)
     losses = model(images(2, 96, 64), LABELS)
     assert set(losses) == {*COMPONENTS, "total"}

@@ -45,7 +45,7 @@ def in_torchvisions_words(name: str) -> str:
 
 
 def torchvision_file(path: Path) -> dict[str, Tensor]:
-    """Writes a random mobilenet_v2 as torchvision would; the same tensors by our names."""
+    """Writes a random mobilenet_v2 as torchvision would; returns the same tensors by our names."""
     ours = MobileNetV2().state_dict()
     ours = {name: torch.rand_like(value) if value.is_floating_point() else value for name, value in ours.items()}
     theirs = {in_torchvisions_words(name): value for name, value in ours.items()}
@@ -73,7 +73,7 @@ def test_torchvisions_backbone_is_read_and_kept(tmp_path: Path, capsys: pytest.C
 
 @pytest.mark.parametrize(("name", "blocks"), [("resnet50", (3, 4, 6, 3)), ("resnet101", (3, 4, 23, 3))])
 def test_torchvisions_resnets_are_read(name: str, blocks: tuple[int, ...], tmp_path: Path) -> None:
-    """Written as torchvision lays them out; then our network computes what those tensors do, step by step."""
+    """A file in torchvision's layout gives a network that computes the same features as its tensors do, step by step."""
     state = resnet_of_torchvision(blocks)
     torch.save({**state, "fc.weight": torch.zeros(1000, 2048), "fc.bias": torch.zeros(1000)}, tmp_path / "r.pth")
     backbone = read_weights(tmp_path / "r.pth")

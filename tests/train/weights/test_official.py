@@ -191,7 +191,7 @@ def test_a_layout_that_does_not_fit_is_listed(
 
 
 def refuse(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
-    """The one line with which the command refuses; its exit code is 2."""
+    """Runs the command on a file that it must refuse; returns its error line."""
     with pytest.raises(SystemExit) as stopped:
         cli.run(lambda: main([str(argument) for argument in arguments]))
     assert stopped.value.code == 2
