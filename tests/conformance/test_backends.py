@@ -15,7 +15,7 @@ import cv2
 import numpy as np
 import pytest
 
-from benchmarks.runtime import opencv_preprocess
+from benchmarks.runtime_references import opencv_preprocess
 from export.onnx_export.tracer import write_onnx
 from runtime.backends.base import Backend
 from runtime.benchmark.images import made_up_image
