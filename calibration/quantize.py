@@ -46,7 +46,7 @@ def quantize(
     without = set(fp16) if only is None else set(everything.layers) - set(only)
     placement = place(graph, target, without=without)
     writer = _Writer(model, graph)
-    scales = _shared_ranges(placement, ranges)
+    scales = shared_ranges(placement, ranges)
     for tensor in placement.tensors:
         writer.quantize_activation(tensor, scales[tensor], placement.takers[tensor], signed=target == "tensorrt")
     for node in graph.nodes:
@@ -57,7 +57,22 @@ def quantize(
     return writer.finish()
 
 
-def _shared_ranges(placement: Placement, ranges: Mapping[str, Range]) -> dict[str, Range]:
+def quantize_activations(
+    model: onnx.ModelProto, placement: Placement, ranges: Mapping[str, Range], tensors: Collection[str]
+) -> onnx.ModelProto:
+    """Copies an FP32 model and quantizes the activations `tensors` and nothing else; see `quantize`."""
+    writer = _Writer(model, Graph(model))
+    for tensor in tensors:
+        writer.quantize_activation(tensor, ranges[tensor], placement.takers[tensor], signed=placement.target == "tensorrt")
+    return writer.finish()
+
+
+def activation_scale(span: Range, signed: bool) -> tuple[NDArray[np.float32], NDArray[Any]]:
+    """Returns the scale and the zero point of a range, both `[]`: int8 around 0, or uint8."""
+    return _symmetric(span) if signed else _asymmetric(span)
+
+
+def shared_ranges(placement: Placement, ranges: Mapping[str, Range]) -> dict[str, Range]:
     """Returns the range of each quantized activation; activations that share a scale get the union of their ranges."""
     together: dict[str, Range] = {}
     for tensor, group in placement.tensors.items():
@@ -77,7 +92,7 @@ class _Writer:
 
     def quantize_activation(self, tensor: str, span: Range, takers: Collection[str], signed: bool) -> None:
         """Inserts one pair of Q and DQ between a tensor and its `takers`."""
-        scale, zero = _symmetric(span) if signed else _asymmetric(span)
+        scale, zero = activation_scale(span, signed)
         inputs = [self._constant(f"{tensor}/scale", scale), self._constant(f"{tensor}/zero_point", zero)]
         names = f"{tensor}/QuantizeLinear", f"{tensor}/DequantizeLinear"
         self._after[tensor] = [

@@ -36,6 +36,10 @@ class Range:
         """Returns the smallest range that covers both."""
         return Range(min(self.low, other.low), max(self.high, other.high))
 
+    def limited(self, threshold: float) -> Range:
+        """Returns the part of the range whose magnitudes are at most `threshold`."""
+        return Range(max(self.low, -threshold), min(self.high, threshold))
+
 
 class Histogram:
     """Histogram of an activation's values, collected in one pass over any number of batches.
@@ -138,8 +142,7 @@ def _entropy(histogram: Histogram) -> Range:
 
 def _clip(histogram: Histogram, bins: int) -> Range:
     """Limits the values seen to the first `bins` bins of their magnitudes."""
-    threshold = bins * histogram.limit / (BINS // 2)
-    return Range(max(histogram.low, -threshold), min(histogram.high, threshold))
+    return _minmax(histogram).limited(bins * histogram.limit / (BINS // 2))
 
 
 def _divergence(counts: NDArray[np.float64], bins: int) -> float:
