@@ -88,7 +88,7 @@ def calibrate(request: Request) -> Result:
 
 
 def _repair(work: _Work, ranges: dict[str, Range], result: Result, drop: float, budget: float) -> None:
-    """Returns the layers to FP16 that cost most, as few as meet the budget; records them in `result`."""
+    """Returns a small set of sensitive layers to FP16, so that the budget is met; records them in `result`."""
     log.info("INT8 loses %.2f points of AP, the budget is %.2f: measuring the sensitivity of each layer", drop, budget)
     ranking = work.rank(ranges)
     worst = [replace(item, ap_drop=work.drop(ranges, only=[item.layer])) for item in ranking[:_SCORED]]

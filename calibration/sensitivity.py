@@ -1,4 +1,4 @@
-"""Ranks layers by how much INT8 hurts them, and finds the few that must go back to FP16 to meet the AP budget."""
+"""Ranks layers by how much INT8 hurts them, and finds a small set to return to FP16 so that the AP budget is met."""
 
 from __future__ import annotations
 
