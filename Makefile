@@ -29,7 +29,7 @@ ARGS      ?=
 need = $(if $(strip $($(1))),,$(error $(1) is not set; try: make $@ $(1)=$(2)))
 SHOW = @printf '+ %s\n' '$(1)' && $(1)
 
-.PHONY: help setup demo train onnx engine eval detect visualize visualise bench test test-runtime check lint types clean
+.PHONY: help setup demo train onnx engine eval detect visualize visualise bench test test-runtime test-openvino check lint types clean
 
 help: ## show this list
 	@echo 'usage: make TARGET [VARIABLE=value ...]'
@@ -87,6 +87,9 @@ test-runtime: ## the tests of runtime/ in an environment without torch and onnx
 	@test -d $(VENV)-runtime || { $(PYTHON) -m venv $(VENV)-runtime && $(VENV)-runtime/bin/pip install --disable-pip-version-check --quiet \
 		--constraint constraints.txt numpy opencv-python-headless pycocotools tqdm onnxruntime pytest hypothesis; }
 	$(call SHOW,$(VENV)-runtime/bin/python -m pytest tests/runtime $(ARGS))
+
+test-openvino: setup ## the tests of OpenVINO in a process of their own (needs the extra "openvino")
+	$(call SHOW,TEST_OPENVINO=1 $(RUN) pytest -k openvino $(ARGS))
 
 lint: setup ## ruff check and format
 	$(call SHOW,$(BIN)/ruff check .)
