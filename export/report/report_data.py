@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import platform
 from collections import Counter
@@ -20,7 +21,7 @@ from runtime.manifest import manifest_path, read_manifest
 Detections = Mapping[int, list[Record]]
 
 KIND = "yolov3-asff-verification"
-VERSION = 1
+VERSION = 2
 _LIBRARIES = ("torch", "onnx", "onnxruntime", "onnxruntime-gpu", "tensorrt", "numpy", "opencv-python-headless", "pycocotools")
 
 
@@ -44,7 +45,12 @@ def report_data(found: Verification) -> dict[str, Any]:
             "sha256": dataset_sha256(found.dataset),
         },
         "weights": {"file": str(found.weights), "sha256": found.spec.source_sha256},
-        "budgets": dict(found.budgets),
+        "limits": {
+            **dataclasses.asdict(found.limits.budgets),
+            "confidence": found.limits.confidence,
+            "accept_undecided": found.limits.accept_undecided,
+            "allow_foreign": found.limits.allow_foreign,
+        },
         "versions": _versions(),
         "reference": _measured(reference),
         "files": [_file(outcome, found, detections) for outcome in found.outcomes],
@@ -82,10 +88,11 @@ def _file(outcome: Outcome, found: Verification, detections: Mapping[str, Detect
         "sha256": sha256(outcome.file),
         "bytes": outcome.file.stat().st_size,
         "precision": precision,
-        "budget": found.budgets.get(precision or ""),
+        "budget": found.limits.budgets.by_precision.get(precision or ""),
         "status": outcome.status,
         "reasons": list(outcome.reasons),
         "notes": list(outcome.notes),
+        "criteria": [_finite(dataclasses.asdict(item)) for item in outcome.criteria],
         "made_with": list(outcome.spec.made_with) if outcome.spec else [],
         "manifest": manifest,
         "measured": None,

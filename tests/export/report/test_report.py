@@ -15,8 +15,9 @@ import cv2
 import numpy as np
 import pytest
 
-from calibration.budget import BUDGETS
-from export.accuracy.gate import FAILED, NOT_RUN, PASSED, Outcome, Verification
+from calibration.budget import BUDGETS, FAILED, PASSED
+from export.accuracy.gate import NOT_RUN, Outcome, Verification
+from export.accuracy.limits import Limits
 from export.accuracy.measure import Measurement
 from export.report import write_report
 from export.report.images import choose_images, jpeg_uri
@@ -89,7 +90,7 @@ def found(tmp_path: Path) -> Verification:
         if precision == "int8":
             write_manifest(tmp_path / name, file_spec, [Origin("onnx", "good.onnx", "f" * 64)], {"calibration": CALIBRATION})
         outcomes.append(Outcome(name, tmp_path / name, None if status == NOT_RUN else file_spec, measurement, status, reasons))
-    return Verification(tmp_path / "w.pt", spec, dataset, BUDGETS, measured("PyTorch", 0.6, before), tuple(outcomes))
+    return Verification(tmp_path / "w.pt", spec, dataset, Limits(), measured("PyTorch", 0.6, before), tuple(outcomes))
 
 
 @pytest.fixture
@@ -110,7 +111,7 @@ def test_the_json_says_all_that_was_measured(page: Path, found: Verification) ->
     report = json.loads(
         (page.parent / "report.json").read_text(), parse_constant=lambda name: pytest.fail(f"{name} is no JSON")
     )
-    assert (report["passed"], report["budgets"]) == (False, BUDGETS)
+    assert (report["passed"], report["limits"]["by_precision"]) == (False, BUDGETS)
     good, bad, worse, engine = report["files"]
     assert good["measured"]["figures"] == found.outcomes[0].measurement.evaluation.metrics  # type: ignore[union-attr]
     assert (good["measured"]["change"], good["measured"]["worst_class"]) == (0, None)
