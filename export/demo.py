@@ -56,7 +56,7 @@ def run(folder: Path, *, train_images: int, val_images: int, epochs: int | None,
     log.info("2/5 training %s, %d epochs at %d px", config.recipe, config.epochs, config.size)
     train(config, RunOptions(data=data, output=output_folder(folder / "run")))
     log.info("3/5 exporting FP32, FP16, INT8 and a TensorRT engine")
-    files = export(weights, data, folder, calibrated=min(_CALIBRATED, train_images))
+    files = export(weights, data, folder, calibrated=min(_CALIBRATED, max(1, train_images // 3)))
     log.info("4/5 measuring accuracy on the held-out images")
     held_out = open_dataset(data, "val")
     found = verify(weights, files, held_out, Limits())
