@@ -102,6 +102,14 @@ def probability(text: str) -> float:
     return value
 
 
+def positive_number(text: str) -> float:
+    """Parses a finite number above 0."""
+    value = float(text)
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"expected a number above 0, got {text}")
+    return value
+
+
 def positive(text: str) -> int:
     """Parses a whole number of at least 1."""
     value = int(text)

@@ -5,19 +5,21 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from calibration.budget import FAILED, PASSED, UNDECIDED
 from calibration.images import find_shared
 from export.accuracy.limits import Limits, check_classes
-from export.accuracy.measure import Measurement, measure
+from export.accuracy.measure import Measurement, first_images, measure
+from export.accuracy.speed import Speedup, measure_speedup
 from export.accuracy.verdict import Criterion, assess
 from runtime.backends.base import Backend
 from runtime.backends.open import open_backend
 from runtime.datasets.dataset import Dataset
 from runtime.errors import CheckFailed, InputError, MissingComponentError, ModelError
 from runtime.manifest import find_changes, manifest_path, read_manifest
+from runtime.ops.image import Image
 from runtime.spec import ModelSpec
 from train.torch_backend import open_torch_backend
 
@@ -61,6 +63,7 @@ class Outcome:
         reasons: for anything but a pass, one line each.
         notes: oddities that do not fail the file, one line each.
         criteria: the limits that were applied, AP over all classes first; none where it did not run to the end.
+        speedup: against the FP32 file among the files; None where there is none, or where it did not run.
     """
 
     name: str
@@ -71,6 +74,7 @@ class Outcome:
     reasons: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     criteria: tuple[Criterion, ...] = ()
+    speedup: Speedup | None = None
 
 
 @dataclass(frozen=True)
@@ -129,8 +133,9 @@ def verify(weights: Path, files: Sequence[Path], dataset: Dataset, limits: Limit
                 f"{weights} reaches an AP of 0 on {dataset.split} of {dataset.root}, so a loss could not be seen;"
                 " use trained weights, and a split with the objects they were trained on"
             )
-        outcomes = tuple(_examine(exported, pytorch, reference, dataset, limits) for exported in opened)
-    return Verification(weights, spec, dataset, limits, reference, outcomes)
+        outcomes = [_examine(exported, pytorch, reference, dataset, limits) for exported in opened]
+        outcomes = _judge_speed(opened, outcomes, first_images(dataset, 1)[0], limits.require_speedup)
+    return Verification(weights, spec, dataset, limits, reference, tuple(outcomes))
 
 
 @contextlib.contextmanager
@@ -209,6 +214,32 @@ def _examine(exported: ExportedFile, pytorch: Backend, reference: Measurement, d
     return Outcome(
         name, file, spec, measurement, FAILED if failed else UNDECIDED if missed else PASSED, reasons, notes, criteria
     )
+
+
+def _judge_speed(
+    opened: Sequence[ExportedFile], outcomes: Sequence[Outcome], image: Image, required: float | None
+) -> list[Outcome]:
+    """Times the files that ran against the FP32 one; an INT8 file that is not faster is told, or fails if speed is required."""
+    backends = {item.name: item.backend for item, found in zip(opened, outcomes) if item.backend and found.measurement}
+    reference = next((name for name, backend in backends.items() if backend.spec.precision == "fp32"), None)
+    if reference is None:
+        return list(outcomes)
+    others = {name: backend for name, backend in backends.items() if name != reference}
+    speedups = measure_speedup(backends[reference], others, image)
+    return [_with_speed(item, speedups[item.name], required) if item.name in speedups else item for item in outcomes]
+
+
+def _with_speed(outcome: Outcome, speedup: Speedup, required: float | None) -> Outcome:
+    found = replace(outcome, speedup=speedup)
+    if outcome.spec is None or outcome.spec.precision != "int8":
+        return found
+    ratio = f"{speedup.ratio:.2f} ({speedup.low:.2f} to {speedup.high:.2f})"
+    if required is not None and speedup.ratio < required:
+        reason = f"runs at {ratio} of the speed of FP32 here, {required:g} is required"
+        return replace(found, status=FAILED, reasons=(*outcome.reasons, reason))
+    if speedup.ratio <= 1:
+        return replace(found, notes=(*outcome.notes, f"is not faster than FP32 on this machine: {ratio} of its speed"))
+    return found
 
 
 def _spec_faults(spec: ModelSpec, weights: ModelSpec) -> list[str]:

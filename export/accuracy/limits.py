@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from calibration.budget import BUDGETS, CONFIDENCE
+from runtime import cli
 from runtime.errors import InputError
 from runtime.evaluation.matching import AREAS
 from runtime.spec import PRECISIONS
@@ -41,12 +42,14 @@ class Limits:
         confidence: of each bound that a verdict rests on, in (0.5, 1).
         accept_undecided: a file that is neither shown to keep within its budget nor to exceed it does not fail the run.
         allow_foreign: a file that names other weights as its source is judged all the same.
+        require_speedup: the least speed of an INT8 file on this machine, that of FP32 being 1; None for any.
     """
 
     budgets: Budgets = field(default_factory=Budgets)
     confidence: float = CONFIDENCE
     accept_undecided: bool = False
     allow_foreign: bool = False
+    require_speedup: float | None = None
 
 
 def parse_budgets(text: str) -> Budgets:
@@ -112,11 +115,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--accept-undecided", action="store_true", help="exit 0 where the images are too few for a verdict")
     parser.add_argument("--allow-foreign", action="store_true", help="accept files that name other weights as their source")
+    parser.add_argument(
+        "--require-speedup",
+        type=cli.positive_number,
+        metavar="FACTOR",
+        help="fail an INT8 file that runs here and is not this much faster than the FP32 file",
+    )
 
 
 def read_limits(options: argparse.Namespace) -> Limits:
     """Reads what `add_arguments` added."""
-    return Limits(options.max_ap_drop, options.confidence, options.accept_undecided, options.allow_foreign)
+    return Limits(
+        options.max_ap_drop, options.confidence, options.accept_undecided, options.allow_foreign, options.require_speedup
+    )
 
 
 def to_arguments(limits: Limits) -> list[str]:
@@ -128,7 +139,8 @@ def to_arguments(limits: Limits) -> list[str]:
     found = ["--max-ap-drop", ",".join(f"{name}={value!r}" for name, value in points.items())]
     found += ["--confidence", repr(limits.confidence)]
     found += ["--accept-undecided"] if limits.accept_undecided else []
-    return found + (["--allow-foreign"] if limits.allow_foreign else [])
+    found += ["--allow-foreign"] if limits.allow_foreign else []
+    return found + (["--require-speedup", repr(limits.require_speedup)] if limits.require_speedup is not None else [])
 
 
 def _budgets(text: str) -> Budgets:

@@ -85,7 +85,7 @@ def tensor_difference(reference: Backend, other: Backend, dataset: Dataset) -> f
         dataset: the split.
     """
     found = [0.0]
-    for image in _first_images(dataset):
+    for image in first_images(dataset, _COMPARED):
         mine, theirs = (preprocess(image, backend.spec)[0] for backend in (reference, other))
         batch = np.resize(theirs, (other.batch_size or 1, *theirs.shape))
         outputs = [output[:1] for output in other.infer(batch)]
@@ -94,10 +94,11 @@ def tensor_difference(reference: Backend, other: Backend, dataset: Dataset) -> f
     return max(found)
 
 
-def _first_images(dataset: Dataset) -> list[Image]:
+def first_images(dataset: Dataset, count: int) -> list[Image]:
+    """Reads the split's first readable images, at most `count`."""
     images: list[Image] = []
     for entry in dataset.images:
-        if len(images) == _COMPARED:
+        if len(images) == count:
             break
         try:
             images.append(entry.read())
