@@ -1,0 +1,322 @@
+"""Precision, recall, F1, the threshold and the confusion matrix: by hand, and against loops over boxes."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Optional
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from runtime.datasets.dataset import Dataset
+from runtime.datasets.open import open_dataset
+from runtime.evaluation.confusion import confusion_matrix
+from runtime.evaluation.matching import AREAS, IOU_THRESHOLDS, ClassMatches, Matches, read_matches, run_cocoeval
+from runtime.evaluation.operating_point import Curve, Point, choose, measure_curve, measure_curves
+
+MakeCoco = Callable[..., Path]
+Box = Sequence[float]
+Record = dict[str, Any]
+RIGHT, WRONG, IGNORED = "right", "wrong", "ignored"
+IMAGES = 10
+CATEGORIES = ((3, "dot"), (9, "ring"), (4, "none"))
+
+
+def class_matches(found: Sequence[tuple[float, str]], objects: int) -> ClassMatches:
+    """Detections of one class, best first, in one image; every IoU threshold but the first matches none."""
+    matched = np.zeros((IOU_THRESHOLDS, len(found)), bool)
+    ignored = np.zeros_like(matched)
+    matched[0] = [kind != WRONG for _, kind in found]
+    ignored[0] = [kind == IGNORED for _, kind in found]
+    scores = np.array([score for score, _ in found], np.float64)
+    return ClassMatches(np.zeros(len(found), np.int32), scores, matched, ignored, np.array([objects], np.int32))
+
+
+def matches(**classes: ClassMatches) -> Matches:
+    return Matches((1,), tuple(classes), dict.fromkeys(AREAS, tuple(classes.values())))
+
+
+TABLE = [(0.9, RIGHT), (0.8, WRONG), (0.7, IGNORED), (0.7, RIGHT), (0.7, RIGHT), (0.4, WRONG), (0.4, WRONG), (0.3, RIGHT)]
+
+
+def test_a_curve_by_hand() -> None:
+    curve = measure_curve([class_matches(TABLE, objects=5)])
+    assert curve.thresholds.tolist() == [0.9, 0.8, 0.7, 0.4, 0.3]
+    assert curve.right.tolist() == [1, 1, 3, 3, 4]
+    assert curve.wrong.tolist() == [0, 1, 1, 3, 3]
+    assert curve.precision.tolist() == [1, 1 / 2, 3 / 4, 3 / 6, 4 / 7]
+    assert curve.recall.tolist() == [1 / 5, 1 / 5, 3 / 5, 3 / 5, 4 / 5]
+    assert curve.f1.tolist() == [2 / 6, 2 / 7, 6 / 9, 6 / 11, 8 / 12]
+
+
+def test_points_by_hand() -> None:
+    curve = measure_curve([class_matches(TABLE, objects=5)])
+    assert curve.at(0.7) == curve.at(0.7) == Point(0.7, right=3, wrong=1, objects=5)
+    assert curve.at(0.71) == Point(0.71, 1, 1, 5)
+    assert curve.at(0.01) == Point(0.01, 4, 3, 5)
+    point = curve.at(0.7)
+    assert (point.precision, point.recall, point.f1) == (0.75, 0.6, pytest.approx(2 * 0.75 * 0.6 / 1.35))
+    above = curve.at(0.95)
+    assert math.isnan(above.precision) and (above.recall, above.f1) == (0, 0)
+    assert above.to_dict() == {
+        "threshold": 0.95,
+        "precision": None,
+        "recall": 0,
+        "f1": 0,
+        "right": 0,
+        "wrong": 0,
+        "objects": 5,
+    }
+
+
+def test_the_best_f1_is_at_the_highest_threshold_of_equals() -> None:
+    assert measure_curve([class_matches(TABLE, objects=5)]).best_f1() == Point(0.7, 3, 1, 5)  # 6 / 9, as at 0.3: 8 / 12
+    assert measure_curve([class_matches(TABLE, objects=9)]).best_f1() == Point(0.3, 4, 3, 9)  # 8 / 16 beats 6 / 13
+
+
+@pytest.mark.parametrize(
+    ("wanted", "threshold"),
+    [(1.0, 0.9), (0.8, 0.9), (0.75, 0.7), (0.6, 0.7), (4 / 7, 0.3), (0.55, 0.3), (0.01, 0.3)],
+)
+def test_the_lowest_threshold_of_a_precision(wanted: float, threshold: float) -> None:
+    point = measure_curve([class_matches(TABLE, objects=5)]).lowest_for_precision(wanted)
+    assert point is not None and point.threshold == threshold
+
+
+def test_a_wrong_detection_on_top_does_not_hide_what_is_below() -> None:
+    curve = measure_curve([class_matches([(0.9, WRONG), (0.8, RIGHT), (0.7, RIGHT), (0.6, RIGHT), (0.2, WRONG)], objects=4)])
+    point = curve.lowest_for_precision(0.75)
+    assert point is not None and (point.threshold, point.precision) == (0.6, 0.75)
+    assert curve.lowest_for_precision(0.8) is None
+
+
+@pytest.mark.parametrize(
+    ("found", "objects", "precision", "recall", "f1"),
+    [
+        ([], 0, None, None, None),  # nothing found, nothing to find
+        ([], 3, None, 0, 0),
+        ([(0.9, WRONG)], 0, 0, None, None),
+        ([(0.9, WRONG)], 3, 0, 0, 0),
+        ([(0.9, IGNORED)], 3, None, 0, 0),
+        ([(0.0, RIGHT)], 3, None, 0, 0),  # thresholds are above 0
+    ],
+)
+def test_figures_that_do_not_exist(
+    found: list[tuple[float, str]], objects: int, precision: Optional[float], recall: Optional[float], f1: Optional[float]
+) -> None:
+    curve = measure_curve([class_matches(found, objects)])
+    got = curve.at(0.5).to_dict()
+    assert (got["precision"], got["recall"], got["f1"]) == (precision, recall, f1)
+    assert curve.best_f1() is None and curve.lowest_for_precision(0.01) is None
+    chosen = choose(measure_curves(matches(dot=class_matches(found, objects))))
+    assert (chosen.threshold, chosen.per_class, chosen.own) == (None, {}, {"dot": None})
+    assert chosen.to_dict() == {
+        "rule": "best F1",
+        "iou": 0.5,
+        **dict.fromkeys(("threshold", "precision", "recall", "f1")),
+        "per_class": {},
+    }
+
+
+def test_one_threshold_for_all_classes() -> None:
+    dots = class_matches([(0.9, RIGHT), (0.6, RIGHT), (0.5, WRONG)], objects=2)
+    rings = class_matches([(0.8, WRONG), (0.3, RIGHT)], objects=1)
+    found = choose(measure_curves(matches(dot=dots, ring=rings, none=class_matches([], 0))))
+    # all together, 3 objects: 0.9 2/4, 0.8 2/5, 0.6 4/6, 0.5 4/7, 0.3 6/8
+    assert found.overall == Point(0.3, 3, 2, 3)
+    assert found.per_class == {"dot": Point(0.3, 2, 1, 2), "ring": Point(0.3, 1, 1, 1), "none": Point(0.3, 0, 0, 0)}
+    assert found.own == {"dot": Point(0.6, 2, 0, 2), "ring": Point(0.3, 1, 1, 1), "none": None}
+    strict = choose(measure_curves(matches(dot=dots, ring=rings)), precision=0.6)
+    assert (strict.rule, strict.overall) == ("precision >= 0.6", Point(0.3, 3, 2, 3))
+    assert strict.own == {"dot": Point(0.5, 2, 1, 2), "ring": None}
+    as_json = json.loads(json.dumps(found.to_dict(), allow_nan=False))
+    assert as_json["per_class"]["none"] == {
+        "threshold": 0.3,
+        "precision": None,
+        "recall": None,
+        "f1": None,
+        "right": 0,
+        "wrong": 0,
+        "objects": 0,
+        "own": None,
+    }
+
+
+def test_a_set_without_classes() -> None:
+    curves = measure_curves(Matches((), (), dict.fromkeys(AREAS, ())))
+    assert (curves.overall.objects, len(curves.overall.thresholds), curves.per_class) == (0, 0, {})
+    assert choose(curves).overall is None
+
+
+FOUND = st.lists(st.tuples(st.sampled_from([0.1, 0.25, 0.5, 0.75, 1.0]), st.sampled_from([RIGHT, WRONG, IGNORED])), max_size=30)
+
+
+def best_first(found: list[tuple[float, str]]) -> list[tuple[float, str]]:
+    return sorted(found, key=lambda item: -item[0])
+
+
+@given(FOUND, FOUND, st.integers(0, 5))
+def test_a_lower_threshold_finds_no_less(first: list[tuple[float, str]], other: list[tuple[float, str]], missed: int) -> None:
+    both = [best_first(first), best_first(other)]
+    objects = [sum(kind == RIGHT for _, kind in found) + missed for found in both]
+    curve = measure_curve([class_matches(found, count) for found, count in zip(both, objects)])
+    assert (np.diff(curve.thresholds) < 0).all()
+    assert (np.diff(curve.right) >= 0).all() and (np.diff(curve.wrong) >= 0).all()
+    if sum(objects):
+        assert (np.diff(curve.recall) >= 0).all() and (curve.recall <= 1).all()
+    for wanted in (0.3, 0.9):
+        point = curve.lowest_for_precision(wanted)
+        enough = [at for at in map(curve.at, curve.thresholds.tolist()) if at.precision >= wanted]
+        assert point == (min(enough, key=lambda at: at.threshold) if enough else None)
+    best = curve.best_f1()
+    assert best is None or best.f1 == max(map(float, curve.f1))
+
+
+# --- against boxes -------------------------------------------------------------------------------------------------------
+
+
+def made_up(make_coco: MakeCoco, rng: np.random.Generator) -> Dataset:
+    """Images with objects of two of three classes, some of them crowds, many of them overlapping."""
+    boxes = []
+    for image_id in range(IMAGES):
+        for _ in range(rng.integers(0, 7)):
+            side = rng.uniform(20, 70, 2)
+            crowd = {"iscrowd": int(rng.random() < 0.2)}
+            boxes.append((image_id, int(rng.choice([3, 9])), (*rng.uniform(0, 120 - side), *side), crowd))
+    return open_dataset(make_coco([(i, 120, 120, 0) for i in range(IMAGES)], boxes, CATEGORIES), "val")
+
+
+def detected(dataset: Dataset, rng: np.random.Generator) -> list[Record]:
+    """Detections near the objects, of the right class or not, and elsewhere; scores are coarse, so that many are equal."""
+    found = []
+    for item in [*dataset.annotations] * 2:
+        box = np.array(item["bbox"]) * rng.uniform(0.85, 1.15, 4)
+        category = item["category_id"] if rng.random() < 0.7 else int(rng.choice([3, 4, 9]))
+        found.append({"image_id": item["image_id"], "category_id": category, "bbox": box.tolist()})
+    for _ in range(15):
+        box = [*rng.uniform(0, 90, 2), *rng.uniform(5, 60, 2)]
+        found.append({"image_id": int(rng.integers(IMAGES)), "category_id": int(rng.choice([3, 4, 9])), "bbox": box})
+    return [{**item, "score": round(float(rng.uniform(0.05, 1)), 1)} for item in found]
+
+
+def common(one: Box, other: Box) -> float:
+    wide = min(one[0] + one[2], other[0] + other[2]) - max(one[0], other[0])
+    high = min(one[1] + one[3], other[1] + other[3]) - max(one[1], other[1])
+    return max(wide, 0.0) * max(high, 0.0)
+
+
+def iou(one: Box, other: Box) -> float:
+    return common(one, other) / (one[2] * one[3] + other[2] * other[3] - common(one, other))
+
+
+def pairs(labels: list[Record], found: list[Record]) -> tuple[list[tuple[Optional[Record], Optional[Record]]], int]:
+    """The slow reference for one image: (object or None, detection or None) of everything, and the number left to crowds."""
+    free = [item for item in labels if not item["iscrowd"]]
+    crowds = [item for item in labels if item["iscrowd"]]
+    result: list[tuple[Optional[Record], Optional[Record]]] = []
+    in_crowd = 0
+    for detection in sorted(found, key=lambda item: -item["score"]):
+        box = detection["bbox"]
+        best = None
+        for item in free:
+            if iou(box, item["bbox"]) >= 0.5 and (best is None or iou(box, item["bbox"]) > iou(box, best["bbox"])):
+                best = item
+        if best is not None:
+            free.remove(best)
+            result.append((best, detection))
+        elif any(common(box, crowd["bbox"]) >= 0.5 * box[2] * box[3] for crowd in crowds):
+            in_crowd += 1
+        else:
+            result.append((None, detection))
+    return result + [(item, None) for item in free], in_crowd
+
+
+def by_loops(dataset: Dataset, found: list[Record], threshold: float, category_id: int) -> Point:
+    """Counts of one class at a threshold, image by image."""
+    right = wrong = objects = 0
+    for image_id in range(IMAGES):
+        labels, mine = (
+            [item for item in items if (item["image_id"], item["category_id"]) == (image_id, category_id)]
+            for items in (dataset.annotations, found)
+        )
+        matched, _ = pairs(labels, [item for item in mine if item["score"] >= threshold])
+        right += sum(one is not None and other is not None for one, other in matched)
+        wrong += sum(one is None for one, _ in matched)
+        objects += sum(one is not None for one, _ in matched)
+    return Point(threshold, right, wrong, objects)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_every_count_of_every_class_is_that_of_loops(seed: int, make_coco: MakeCoco) -> None:
+    rng = np.random.default_rng(seed)
+    dataset = made_up(make_coco, rng)
+    found = detected(dataset, rng)
+    curves = measure_curves(read_matches(run_cocoeval(dataset, found, range(IMAGES)), dataset))
+    assert set(curves.per_class) == {"dot", "ring", "none"}
+    assert curves.overall.thresholds.tolist() == sorted({item["score"] for item in found}, reverse=True)
+    for threshold in [*curves.overall.thresholds.tolist(), 0.01, 0.55, 1.0]:
+        slow = {name: by_loops(dataset, found, threshold, category_id) for category_id, name in CATEGORIES}
+        for name, point in slow.items():
+            assert curves.per_class[name].at(threshold) == point
+        right, wrong, objects = (sum(getattr(p, key) for p in slow.values()) for key in ("right", "wrong", "objects"))
+        assert curves.overall.at(threshold) == Point(threshold, right, wrong, objects)
+    check_choices(curves.overall)
+
+
+def check_choices(curve: Curve) -> None:
+    """Compares the chosen thresholds with a search through all of them."""
+    points = [curve.at(threshold) for threshold in curve.thresholds.tolist()]
+    assert curve.best_f1() == max(points, key=lambda point: (point.f1, point.threshold))
+    for wanted in (0.2, 0.5, 0.7):
+        enough = [point for point in points if point.precision >= wanted]
+        assert curve.lowest_for_precision(wanted) == (enough[-1] if enough else None)
+
+
+@pytest.mark.parametrize("threshold", [0.01, 0.3, 0.55, 0.9])
+@pytest.mark.parametrize("seed", range(4))
+def test_the_confusion_matrix_is_that_of_loops(seed: int, threshold: float, make_coco: MakeCoco) -> None:
+    rng = np.random.default_rng(seed)
+    dataset = made_up(make_coco, rng)
+    found = detected(dataset, rng)
+    matrix = confusion_matrix(dataset, found, range(IMAGES), threshold)
+    slow = np.zeros((4, 4))
+    place = {**{category_id: i for i, category_id in enumerate(dataset.category_ids)}, None: 3}
+    left_out = 0
+    for image_id in range(IMAGES):
+        labels, mine = ([item for item in items if item["image_id"] == image_id] for items in (dataset.annotations, found))
+        matched, in_crowd = pairs(labels, [item for item in mine if item["score"] >= threshold])
+        left_out += in_crowd
+        for one, other in matched:
+            slow[place[one and one["category_id"]], place[other and other["category_id"]]] += 1
+    np.testing.assert_array_equal(matrix.ravel()[:-1], slow.ravel()[:-1])
+    assert math.isnan(matrix[3, 3]) and slow[3, 3] == 0
+    objects = sum(not item["iscrowd"] for item in dataset.annotations)
+    assert matrix[:3].sum() == objects  # each object is in one cell of its row, each detection in one of its column
+    assert matrix[:, :3].sum() + left_out == sum(item["score"] >= threshold for item in found)
+
+
+def test_a_confusion_matrix_by_hand(make_coco: MakeCoco) -> None:
+    one, other, crowd = (0, 0, 40, 40), (60, 60, 40, 40), (0, 80, 40, 40)
+    labels = [(1, 3, one), (1, 9, other), (2, 3, one), (1, 9, crowd, {"iscrowd": 1})]
+    dataset = open_dataset(make_coco([(1, 120, 120, 0), (2, 120, 120, 0)], labels), "val")
+
+    def record(category_id: int, box: Box, score: float, image_id: int = 1) -> Record:
+        return {"image_id": image_id, "category_id": category_id, "bbox": list(box), "score": score}
+
+    found = [
+        record(9, one, 0.9),  # a dot taken for a ring: it comes first, and takes the dot
+        record(3, one, 0.8),  # so this has no object left
+        record(9, (60, 60, 40, 20), 0.7),  # half of the ring: an IoU of 0.5 is enough
+        record(3, (0, 80, 10, 10), 0.6),  # in the crowd: left out
+        record(3, (60, 0, 10, 10), 0.5),  # nothing there
+        record(3, one, 0.2, image_id=2),  # below the threshold: its dot is missed
+    ]
+    np.testing.assert_array_equal(confusion_matrix(dataset, found, [1, 2], 0.3), [[0, 1, 1], [0, 1, 0], [2, 0, np.nan]])
+    np.testing.assert_array_equal(confusion_matrix(dataset, found, [1, 2], 0.1), [[1, 1, 0], [0, 1, 0], [2, 0, np.nan]])
+    np.testing.assert_array_equal(confusion_matrix(dataset, found, [2], 0.3), [[0, 0, 1], [0, 0, 0], [0, 0, np.nan]])
+    np.testing.assert_array_equal(confusion_matrix(dataset, [], [], 0.3), [[0, 0, 0], [0, 0, 0], [0, 0, np.nan]])
