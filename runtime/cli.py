@@ -112,6 +112,14 @@ def probability(text: str) -> float:
     return value
 
 
+def share(text: str) -> float:
+    """Parses an argument above 0 and at most 1."""
+    value = float(text)
+    if not 0 < value <= 1:
+        raise argparse.ArgumentTypeError(f"expected a number above 0 and at most 1, got {text}")
+    return value
+
+
 def positive(text: str) -> int:
     """Parses a whole number of at least 1."""
     value = int(text)

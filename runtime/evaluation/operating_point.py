@@ -104,6 +104,10 @@ class Curve:
             return None
         return self.at(float(self.thresholds[np.argmax(self.f1)]))
 
+    def best_precision(self) -> Optional[Point]:
+        """Returns the point of the highest precision, on a tie that of the lowest threshold; None if no detection is right."""
+        return self.lowest_for_precision(float(np.nanmax(self.precision))) if self.right.any() else None
+
     def lowest_for_precision(self, precision: float) -> Optional[Point]:
         """Returns the point of the lowest threshold whose precision is at least this one, so with the highest recall.
 
