@@ -89,7 +89,7 @@ class Detector:
         chosen = self.spec.operating_threshold
         if chosen is None:
             return DEFAULT_SCORE
-        log.info("detections have a score of at least %.4g, the model's operating threshold", chosen)
+        log.info("detections have a score of at least %.8g, the model's operating threshold", chosen)
         return chosen
 
     @overload

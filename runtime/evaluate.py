@@ -102,7 +102,7 @@ def _no_threshold(curve: Curve, dataset: Dataset, precision: Optional[float]) ->
         )
     return CheckFailed(
         f"no threshold has a precision of {precision:g} on {dataset.split}: the highest is {_rounded_down(best.precision)},"
-        f" at {best.threshold:.4g} with a recall of {best.recall:.3g}; ask for less"
+        f" at {best.threshold:.8g} with a recall of {best.recall:.3g}; ask for less"
     )
 
 
@@ -131,7 +131,7 @@ def table(result: Evaluation, chosen: OperatingPoint, stored: Optional[Point] = 
     lines += ["", *_operating_point(chosen)]
     if stored:
         figures = ", ".join(f"{name} {_share(getattr(stored, name)).strip()}" for name in ("precision", "recall"))
-        lines.append(f"at {stored.threshold:.4f}, which the model stores: {figures}, F1 {_share(stored.f1).strip()}")
+        lines.append(f"at {stored.threshold:.8g}, which the model stores: {figures}, F1 {_share(stored.f1).strip()}")
     note = f", {len(result.skipped)} skipped" if result.skipped else ""
     return "\n".join([*lines, "", f"{result.images} images{note}, {len(result.results)} detections"])
 
@@ -142,10 +142,10 @@ def _operating_point(chosen: OperatingPoint) -> list[str]:
         return [f"operating point ({chosen.rule}): –, no detection is right"]
     rows = [("all", chosen.overall, chosen.overall), *((name, at, chosen.own[name]) for name, at in chosen.per_class.items())]
     width = max(len("class"), *(len(name) for name, _, _ in rows))
-    lines = [f"operating point ({chosen.rule}): score >= {chosen.threshold:.4f}, right at IoU {IOU:g}"]
+    lines = [f"operating point ({chosen.rule}): score >= {chosen.threshold:.8g}, right at IoU {IOU:g}"]
     lines.append(f"{'class':{width}} objects  precision  recall      F1  threshold for it alone")
     for name, at, own in rows:
-        alone = f"{own.threshold:9.4f}" if own else f"{'–':>9}"
+        alone = f"{own.threshold:.8g}" if own else "–"
         lines.append(f"{name:{width}} {at.objects:7}  {_share(at.precision):>9}  {_share(at.recall)}  {_share(at.f1)}  {alone}")
     return lines
 

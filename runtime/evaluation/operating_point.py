@@ -22,6 +22,8 @@ Counts = NDArray[np.int64]
 IOU = 0.5
 _ROW = 0  # of `ClassMatches.matched`: the matches at `IOU`
 BEST_F1 = "best F1"
+_DIGITS, _LEAST_WIDTH = 8, 1e-6  # of thresholds between two scores, which float32 tells apart by 6e-8
+_BELOW = 0.999  # of the lowest score of all: a threshold there lets in few detections that were not measured
 
 
 @dataclass(frozen=True)
@@ -100,9 +102,7 @@ class Curve:
 
     def best_f1(self) -> Optional[Point]:
         """Returns the point of the highest F1, on a tie that of the highest threshold; None if no detection is right."""
-        if not self.right.any():
-            return None
-        return self.at(float(self.thresholds[np.argmax(self.f1)]))
+        return self._point(int(np.argmax(self.f1))) if self.right.any() else None
 
     def best_precision(self) -> Optional[Point]:
         """Returns the point of the highest precision, on a tie that of the lowest threshold; None if no detection is right."""
@@ -120,7 +120,24 @@ class Curve:
             The point; None if no threshold has this precision.
         """
         reached = np.flatnonzero(self.precision >= precision)
-        return self.at(float(self.thresholds[reached[-1]])) if reached.size else None
+        return self._point(int(reached[-1])) if reached.size else None
+
+    def _point(self, index: int) -> Point:
+        """Returns the point of the detections up to an index, with a threshold below the last one's score.
+
+        A score differs by its last digits between backends and batch sizes, so the threshold keeps its distance from it.
+        """
+        last = float(self.thresholds[index])
+        is_lowest = index + 1 == len(self.thresholds)
+        return self.at(between(last * _BELOW if is_lowest else float(self.thresholds[index + 1]), last))
+
+
+def between(low: float, high: float) -> float:
+    """Returns the number of the fewest decimals in the middle half of two scores; `high` where they all but coincide."""
+    middle, width = (low + high) / 2, high - low
+    rounded = (round(middle, digits) for digits in range(2, _DIGITS + 1))
+    near = (value for value in rounded if abs(value - middle) <= width / 4)
+    return next(near, high) if width >= _LEAST_WIDTH else high
 
 
 @dataclass(frozen=True, eq=False)
@@ -139,6 +156,8 @@ class Curves:
 @dataclass(frozen=True)
 class OperatingPoint:
     """Threshold that a rule chooses for all classes, and what it means for each.
+
+    A chosen threshold lies between the score of the last detection that it lets in and that of the next one.
 
     Attributes:
         rule: `best F1`, or such as `precision >= 0.95`.

@@ -53,7 +53,7 @@ def store_threshold(file: PathLike, threshold: float) -> None:
         log.info("files made from %s before, such as INT8 files and engines, keep their threshold until made again", path)
     elif manifest:
         _write_manifest(path, threshold, manifest)
-    log.info("%s stores the operating threshold %.4g", path, threshold)
+    log.info("%s stores the operating threshold %.8g", path, threshold)
 
 
 def _own_manifest(path: Path) -> Optional[Manifest]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 from collections.abc import Callable, Sequence
@@ -17,7 +18,7 @@ from runtime.datasets.dataset import Dataset
 from runtime.datasets.open import open_dataset
 from runtime.evaluation.confusion import confusion_matrix
 from runtime.evaluation.matching import AREAS, IOU_THRESHOLDS, ClassMatches, Matches, read_matches, run_cocoeval
-from runtime.evaluation.operating_point import Curve, Point, choose, measure_curve, measure_curves
+from runtime.evaluation.operating_point import Curve, Point, between, choose, measure_curve, measure_curves
 
 MakeCoco = Callable[..., Path]
 Box = Sequence[float]
@@ -75,13 +76,37 @@ def test_points_by_hand() -> None:
 
 
 def test_the_best_f1_is_at_the_highest_threshold_of_equals() -> None:
-    assert measure_curve([class_matches(TABLE, objects=5)]).best_f1() == Point(0.7, 3, 1, 5)  # 6 / 9, as at 0.3: 8 / 12
-    assert measure_curve([class_matches(TABLE, objects=9)]).best_f1() == Point(0.3, 4, 3, 9)  # 8 / 16 beats 6 / 13
+    assert measure_curve([class_matches(TABLE, objects=5)]).best_f1() == Point(0.55, 3, 1, 5)  # 6 / 9, as at 0.3: 8 / 12
+    assert measure_curve([class_matches(TABLE, objects=9)]).best_f1() == Point(0.2998, 4, 3, 9)  # 8 / 16 beats 6 / 13
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "threshold"),
+    [
+        (0.4, 0.7, 0.55),
+        (0.0, 1.0, 0.5),
+        (0.3605, 0.3612, 0.361),
+        (0.355, 0.3601, 0.358),  # not 0.36, which is too near
+        (0.99, 1.0, 0.995),
+        (0.5, 0.500_004, 0.500_002),
+        (0.5, 0.500_000_9, 0.500_000_9),  # too near each other
+    ],
+)
+def test_a_threshold_keeps_its_distance_from_both_scores(low: float, high: float, threshold: float) -> None:
+    assert between(low, high) == threshold
+
+
+@given(st.floats(0, 1, width=32), st.floats(0, 1, width=32))
+def test_a_threshold_tells_two_scores_apart_in_float32(one: float, other: float) -> None:
+    low, high = sorted((one, other))
+    found = np.float32(between(low, high))
+    assert low == high or np.float32(low) < found <= np.float32(high)
+    assert high - low < 1e-6 or min(found - np.float32(low), np.float32(high) - found) > 0.2 * (high - low)
 
 
 @pytest.mark.parametrize(
     ("wanted", "threshold"),
-    [(1.0, 0.9), (0.8, 0.9), (0.75, 0.7), (0.6, 0.7), (4 / 7, 0.3), (0.55, 0.3), (0.01, 0.3)],
+    [(1.0, 0.85), (0.8, 0.85), (0.75, 0.55), (0.6, 0.55), (4 / 7, 0.2998), (0.55, 0.2998), (0.01, 0.2998)],
 )
 def test_the_lowest_threshold_of_a_precision(wanted: float, threshold: float) -> None:
     point = measure_curve([class_matches(TABLE, objects=5)]).lowest_for_precision(wanted)
@@ -91,7 +116,7 @@ def test_the_lowest_threshold_of_a_precision(wanted: float, threshold: float) ->
 def test_a_wrong_detection_on_top_does_not_hide_what_is_below() -> None:
     curve = measure_curve([class_matches([(0.9, WRONG), (0.8, RIGHT), (0.7, RIGHT), (0.6, RIGHT), (0.2, WRONG)], objects=4)])
     point = curve.lowest_for_precision(0.75)
-    assert point is not None and (point.threshold, point.precision) == (0.6, 0.75)
+    assert point is not None and (point.threshold, point.precision) == (0.4, 0.75)
     assert curve.lowest_for_precision(0.8) is None
 
 
@@ -128,15 +153,16 @@ def test_one_threshold_for_all_classes() -> None:
     rings = class_matches([(0.8, WRONG), (0.3, RIGHT)], objects=1)
     found = choose(measure_curves(matches(dot=dots, ring=rings, none=class_matches([], 0))))
     # all together, 3 objects: 0.9 2/4, 0.8 2/5, 0.6 4/6, 0.5 4/7, 0.3 6/8
-    assert found.overall == Point(0.3, 3, 2, 3)
-    assert found.per_class == {"dot": Point(0.3, 2, 1, 2), "ring": Point(0.3, 1, 1, 1), "none": Point(0.3, 0, 0, 0)}
-    assert found.own == {"dot": Point(0.6, 2, 0, 2), "ring": Point(0.3, 1, 1, 1), "none": None}
+    low = 0.2998  # below the lowest score of all, 0.3
+    assert found.overall == Point(low, 3, 2, 3)
+    assert found.per_class == {"dot": Point(low, 2, 1, 2), "ring": Point(low, 1, 1, 1), "none": Point(low, 0, 0, 0)}
+    assert found.own == {"dot": Point(0.55, 2, 0, 2), "ring": Point(low, 1, 1, 1), "none": None}
     strict = choose(measure_curves(matches(dot=dots, ring=rings)), precision=0.6)
-    assert (strict.rule, strict.overall) == ("precision >= 0.6", Point(0.3, 3, 2, 3))
-    assert strict.own == {"dot": Point(0.5, 2, 1, 2), "ring": None}
+    assert (strict.rule, strict.overall) == ("precision >= 0.6", Point(low, 3, 2, 3))
+    assert strict.own == {"dot": Point(0.4998, 2, 1, 2), "ring": None}
     as_json = json.loads(json.dumps(found.to_dict(), allow_nan=False))
     assert as_json["per_class"]["none"] == {
-        "threshold": 0.3,
+        "threshold": low,
         "precision": None,
         "recall": None,
         "f1": None,
@@ -151,6 +177,14 @@ def test_a_set_without_classes() -> None:
     curves = measure_curves(Matches((), (), dict.fromkeys(AREAS, ())))
     assert (curves.overall.objects, len(curves.overall.thresholds), curves.per_class) == (0, 0, {})
     assert choose(curves).overall is None
+
+
+def same_detections(found: Optional[Point], expected: Optional[Point]) -> None:
+    """The two points let in the same detections; the threshold of the one lies below the lowest score, that of the other."""
+    assert (found is None) == (expected is None)
+    if found and expected:
+        assert dataclasses.replace(found, threshold=expected.threshold) == expected
+        assert 0 < found.threshold < expected.threshold
 
 
 FOUND = st.lists(st.tuples(st.sampled_from([0.1, 0.25, 0.5, 0.75, 1.0]), st.sampled_from([RIGHT, WRONG, IGNORED])), max_size=30)
@@ -170,9 +204,8 @@ def test_a_lower_threshold_finds_no_less(first: list[tuple[float, str]], other: 
     if sum(objects):
         assert (np.diff(curve.recall) >= 0).all() and (curve.recall <= 1).all()
     for wanted in (0.3, 0.9):
-        point = curve.lowest_for_precision(wanted)
         enough = [at for at in map(curve.at, curve.thresholds.tolist()) if at.precision >= wanted]
-        assert point == (min(enough, key=lambda at: at.threshold) if enough else None)
+        same_detections(curve.lowest_for_precision(wanted), enough[-1] if enough else None)
     best = curve.best_f1()
     assert best is None or best.f1 == max(map(float, curve.f1))
 
@@ -271,10 +304,10 @@ def test_every_count_of_every_class_is_that_of_loops(seed: int, make_coco: MakeC
 def check_choices(curve: Curve) -> None:
     """Compares the chosen thresholds with a search through all of them."""
     points = [curve.at(threshold) for threshold in curve.thresholds.tolist()]
-    assert curve.best_f1() == max(points, key=lambda point: (point.f1, point.threshold))
+    same_detections(curve.best_f1(), max(points, key=lambda point: (point.f1, point.threshold)))
     for wanted in (0.2, 0.5, 0.7):
         enough = [point for point in points if point.precision >= wanted]
-        assert curve.lowest_for_precision(wanted) == (enough[-1] if enough else None)
+        same_detections(curve.lowest_for_precision(wanted), enough[-1] if enough else None)
 
 
 @pytest.mark.parametrize("threshold", [0.01, 0.3, 0.55, 0.9])
