@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -17,9 +18,13 @@ from runtime.datasets.open import open_dataset
 from runtime.detector import Detector
 from runtime.errors import CheckFailed, DetectorError, InputError
 from runtime.evaluation.coco import METRICS, Evaluation, evaluate
+from runtime.evaluation.confusion import confusion_matrix
 from runtime.evaluation.operating_point import IOU, Curve, OperatingPoint, Point, choose, measure_curves
 from runtime.evaluation.store import check_storable, store_threshold
-from runtime.files import check_writable, write_json
+from runtime.files import check_writable, output_folder, write_json
+from runtime.viz.plot_files import write_plots
+
+log = logging.getLogger(__name__)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -37,6 +42,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--store", action="store_true", help="store that threshold in the model's file; detection starts from it"
+    )
+    parser.add_argument(
+        "--plots",
+        type=Path,
+        metavar="FOLDER",
+        help="plot precision against recall, F1 against the threshold, and the confusion matrix at that threshold",
     )
     parser.add_argument("--strict", action="store_true", help="fail on the first image that cannot be read")
 
@@ -66,11 +77,13 @@ def run(backend: Backend, options: argparse.Namespace, store: Callable[[float], 
         CheckFailed: no threshold has the wanted precision, or no detection is right.
     """
     dataset = open_dataset(options.data, options.split)
-    needs_threshold = options.store or options.precision is not None
+    needs_threshold = options.store or options.plots or options.precision is not None
     if needs_threshold and all(item["iscrowd"] for item in dataset.annotations):
         raise _nothing_to_measure_by(dataset)
     if options.coco_results:
         check_writable(options.coco_results)  # now rather than after the work
+    if options.plots:
+        output_folder(options.plots)
     detector = Detector(backend, score_threshold=backend.spec.score_threshold)
     result = evaluate(detector, dataset, backend.spec.class_names, batch=options.batch, strict=options.strict)
     curves = measure_curves(result.matches)
@@ -81,6 +94,10 @@ def run(backend: Backend, options: argparse.Namespace, store: Callable[[float], 
     stored = None if own is None else curves.overall.at(own)
     if options.coco_results:
         write_json(options.coco_results, result.results)
+    if options.plots and chosen.threshold is not None:
+        counts = confusion_matrix(dataset, result.results, result.matches.image_ids, chosen.threshold)
+        write_plots(options.plots, curves, chosen, counts, dataset.class_names)
+        log.info("the plots are in %s", options.plots)
     if options.store and chosen.threshold is not None:
         store(chosen.threshold)
     print(json.dumps(_as_json(result, chosen, stored), indent=1) if options.json else table(result, chosen, stored))

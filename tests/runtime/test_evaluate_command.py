@@ -319,3 +319,30 @@ def test_a_file_that_cannot_be_stored_in_is_refused_before_the_work(command: Com
     assert (code, out) == (2, "") and "is not the file that m.onnx.json describes" in err
     assert command(main, "--engine", own_model, "--data", data)[0] == 0  # it is still evaluated
     assert files(own_model.parent) == before
+
+
+def test_plots_of_the_evaluation(command: Command, tiny_onnx: Path, data: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "out" / "plots"
+    code, out, err = command(main, "--engine", tiny_onnx, "--data", data, "--json", "--plots", folder)
+    assert (code, err) == (0, f"the plots are in {folder}\n")
+    assert sorted(files(folder)) == ["confusion.png", "curves.json", "f1.png", "precision-recall.png"]
+    content = json.loads((folder / "curves.json").read_text())
+    assert {**content["operating_point"], "stored": None} == json.loads(out)["operating_point"]
+    assert content["confusion"] == {
+        "classes": ["dot", "ring", "background"],
+        "counts": [[0, 0, 1], [0, 2, 0], [0, 0, None]],
+    }
+
+
+def test_plots_that_cannot_be_drawn_or_written(
+    command: Command, own_model: Path, write_onnx: Callable[..., Path], make_spec: Callable[..., ModelSpec], data: Path
+) -> None:
+    folder = data.parent / "plots"
+    nothing = write_onnx(data.parent / "none.onnx", spec=make_spec(score_threshold=1))
+    code, out, err = command(main, "--engine", nothing, "--data", data, "--plots", folder)
+    assert (code, out, list(folder.iterdir())) == (1, "", []) and "no detection on val2017 is right" in err
+    (data.parent / "file").write_text("")
+    before = files(own_model.parent)
+    code, out, err = command(main, "--engine", own_model, "--data", data, "--plots", data.parent / "file" / "x", "--store")
+    assert (code, out) == (2, "") and err.startswith("error: cannot write into ")
+    assert files(own_model.parent) == before
