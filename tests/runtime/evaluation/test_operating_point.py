@@ -1,4 +1,4 @@
-"""Precision, recall, F1, the threshold and the confusion matrix: by hand, and against loops over boxes."""
+"""Precision, recall, F1 and the threshold: by hand, and against loops over boxes."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import json
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Optional
+from typing import Optional
 
 import numpy as np
 import pytest
@@ -15,17 +15,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from runtime.datasets.dataset import Dataset
-from runtime.datasets.open import open_dataset
-from runtime.evaluation.confusion import confusion_matrix
 from runtime.evaluation.matching import AREAS, IOU_THRESHOLDS, ClassMatches, Matches, read_matches, run_cocoeval
 from runtime.evaluation.operating_point import Curve, Point, between, choose, measure_curve, measure_curves
+from tests.support.box_loops import CATEGORIES, IMAGES, Record, detected, made_up, pairs
 
 MakeCoco = Callable[..., Path]
-Box = Sequence[float]
-Record = dict[str, Any]
 RIGHT, WRONG, IGNORED = "right", "wrong", "ignored"
-IMAGES = 10
-CATEGORIES = ((3, "dot"), (9, "ring"), (4, "none"))
 
 
 def class_matches(found: Sequence[tuple[float, str]], objects: int) -> ClassMatches:
@@ -210,65 +205,6 @@ def test_a_lower_threshold_finds_no_less(first: list[tuple[float, str]], other: 
     assert best is None or best.f1 == max(map(float, curve.f1))
 
 
-# --- against boxes -------------------------------------------------------------------------------------------------------
-
-
-def made_up(make_coco: MakeCoco, rng: np.random.Generator) -> Dataset:
-    """Images with objects of two of three classes, some of them crowds, many of them overlapping."""
-    boxes = []
-    for image_id in range(IMAGES):
-        for _ in range(rng.integers(0, 7)):
-            side = rng.uniform(20, 70, 2)
-            crowd = {"iscrowd": int(rng.random() < 0.2)}
-            boxes.append((image_id, int(rng.choice([3, 9])), (*rng.uniform(0, 120 - side), *side), crowd))
-    return open_dataset(make_coco([(i, 120, 120, 0) for i in range(IMAGES)], boxes, CATEGORIES), "val")
-
-
-def detected(dataset: Dataset, rng: np.random.Generator) -> list[Record]:
-    """Detections near the objects, of the right class or not, and elsewhere; scores are coarse, so that many are equal."""
-    found = []
-    for item in [*dataset.annotations] * 2:
-        box = np.array(item["bbox"]) * rng.uniform(0.85, 1.15, 4)
-        category = item["category_id"] if rng.random() < 0.7 else int(rng.choice([3, 4, 9]))
-        found.append({"image_id": item["image_id"], "category_id": category, "bbox": box.tolist()})
-    for _ in range(15):
-        box = [*rng.uniform(0, 90, 2), *rng.uniform(5, 60, 2)]
-        found.append({"image_id": int(rng.integers(IMAGES)), "category_id": int(rng.choice([3, 4, 9])), "bbox": box})
-    return [{**item, "score": round(float(rng.uniform(0.05, 1)), 1)} for item in found]
-
-
-def common(one: Box, other: Box) -> float:
-    wide = min(one[0] + one[2], other[0] + other[2]) - max(one[0], other[0])
-    high = min(one[1] + one[3], other[1] + other[3]) - max(one[1], other[1])
-    return max(wide, 0.0) * max(high, 0.0)
-
-
-def iou(one: Box, other: Box) -> float:
-    return common(one, other) / (one[2] * one[3] + other[2] * other[3] - common(one, other))
-
-
-def pairs(labels: list[Record], found: list[Record]) -> tuple[list[tuple[Optional[Record], Optional[Record]]], int]:
-    """The slow reference for one image: (object or None, detection or None) of everything, and the number left to crowds."""
-    free = [item for item in labels if not item["iscrowd"]]
-    crowds = [item for item in labels if item["iscrowd"]]
-    result: list[tuple[Optional[Record], Optional[Record]]] = []
-    in_crowd = 0
-    for detection in sorted(found, key=lambda item: -item["score"]):
-        box = detection["bbox"]
-        best = None
-        for item in free:
-            if iou(box, item["bbox"]) >= 0.5 and (best is None or iou(box, item["bbox"]) > iou(box, best["bbox"])):
-                best = item
-        if best is not None:
-            free.remove(best)
-            result.append((best, detection))
-        elif any(common(box, crowd["bbox"]) >= 0.5 * box[2] * box[3] for crowd in crowds):
-            in_crowd += 1
-        else:
-            result.append((None, detection))
-    return result + [(item, None) for item in free], in_crowd
-
-
 def by_loops(dataset: Dataset, found: list[Record], threshold: float, category_id: int) -> Point:
     """Counts of one class at a threshold, image by image."""
     right = wrong = objects = 0
@@ -308,48 +244,3 @@ def check_choices(curve: Curve) -> None:
     for wanted in (0.2, 0.5, 0.7):
         enough = [point for point in points if point.precision >= wanted]
         same_detections(curve.lowest_for_precision(wanted), enough[-1] if enough else None)
-
-
-@pytest.mark.parametrize("threshold", [0.01, 0.3, 0.55, 0.9])
-@pytest.mark.parametrize("seed", range(4))
-def test_the_confusion_matrix_is_that_of_loops(seed: int, threshold: float, make_coco: MakeCoco) -> None:
-    rng = np.random.default_rng(seed)
-    dataset = made_up(make_coco, rng)
-    found = detected(dataset, rng)
-    matrix = confusion_matrix(dataset, found, range(IMAGES), threshold)
-    slow = np.zeros((4, 4))
-    place = {**{category_id: i for i, category_id in enumerate(dataset.category_ids)}, None: 3}
-    left_out = 0
-    for image_id in range(IMAGES):
-        labels, mine = ([item for item in items if item["image_id"] == image_id] for items in (dataset.annotations, found))
-        matched, in_crowd = pairs(labels, [item for item in mine if item["score"] >= threshold])
-        left_out += in_crowd
-        for one, other in matched:
-            slow[place[one and one["category_id"]], place[other and other["category_id"]]] += 1
-    np.testing.assert_array_equal(matrix.ravel()[:-1], slow.ravel()[:-1])
-    assert math.isnan(matrix[3, 3]) and slow[3, 3] == 0
-    objects = sum(not item["iscrowd"] for item in dataset.annotations)
-    assert matrix[:3].sum() == objects  # each object is in one cell of its row, each detection in one of its column
-    assert matrix[:, :3].sum() + left_out == sum(item["score"] >= threshold for item in found)
-
-
-def test_a_confusion_matrix_by_hand(make_coco: MakeCoco) -> None:
-    one, other, crowd = (0, 0, 40, 40), (60, 60, 40, 40), (0, 80, 40, 40)
-    labels = [(1, 3, one), (1, 9, other), (2, 3, one), (1, 9, crowd, {"iscrowd": 1})]
-    dataset = open_dataset(make_coco([(1, 120, 120, 0), (2, 120, 120, 0)], labels), "val")
-
-    def record(category_id: int, box: Box, score: float, image_id: int = 1) -> Record:
-        return {"image_id": image_id, "category_id": category_id, "bbox": list(box), "score": score}
-
-    found = [
-        record(9, one, 0.9),  # a dot taken for a ring: it comes first, and takes the dot
-        record(3, one, 0.8),  # so this has no object left
-        record(9, (60, 60, 40, 20), 0.7),  # half of the ring: an IoU of 0.5 is enough
-        record(3, (0, 80, 10, 10), 0.6),  # in the crowd: left out
-        record(3, (60, 0, 10, 10), 0.5),  # nothing there
-        record(3, one, 0.2, image_id=2),  # below the threshold: its dot is missed
-    ]
-    np.testing.assert_array_equal(confusion_matrix(dataset, found, [1, 2], 0.3), [[0, 1, 1], [0, 1, 0], [2, 0, np.nan]])
-    np.testing.assert_array_equal(confusion_matrix(dataset, found, [1, 2], 0.1), [[1, 1, 0], [0, 1, 0], [2, 0, np.nan]])
-    np.testing.assert_array_equal(confusion_matrix(dataset, found, [2], 0.3), [[0, 0, 1], [0, 0, 0], [0, 0, np.nan]])
-    np.testing.assert_array_equal(confusion_matrix(dataset, [], [], 0.3), [[0, 0, 0], [0, 0, 0], [0, 0, np.nan]])
