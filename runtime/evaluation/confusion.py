@@ -16,6 +16,7 @@ from runtime.ops import boxes as box_ops
 Floats = NDArray[np.float64]
 Record = dict[str, Any]
 BACKGROUND = "background"
+_NOTHING, _IN_CROWD = -1, -2  # in place of the index of an object
 
 
 def confusion_matrix(
@@ -54,9 +55,6 @@ def confusion_matrix(
             counts[row_of[objects[index]["category_id"]], size - 1] += 1
     counts[-1, -1] = np.nan
     return counts
-
-
-_NOTHING, _IN_CROWD = -1, -2
 
 
 def _match(detections: Sequence[Record], objects: Sequence[Record], crowds: Sequence[Record], iou: float) -> list[int]:
