@@ -10,10 +10,12 @@ from pathlib import Path
 
 from calibration.budget import FAILED, PASSED, UNDECIDED
 from calibration.images import find_shared
+from export.accuracy.box_changes import SHOWN_SCORE
 from export.accuracy.limits import Limits, check_classes
 from export.accuracy.measure import Measurement, first_images, measure
+from export.accuracy.operating import OperatingChange, compare_operating
 from export.accuracy.speed import Speedup, measure_speedup
-from export.accuracy.verdict import Criterion, assess
+from export.accuracy.verdict import Criterion, assess, assess_operating
 from runtime.backends.base import Backend
 from runtime.backends.open import open_backend
 from runtime.datasets.dataset import Dataset
@@ -63,6 +65,7 @@ class Outcome:
         reasons: for anything but a pass, one line each.
         notes: oddities that do not fail the file, one line each.
         criteria: the limits that were applied, AP over all classes first; none where it did not run to the end.
+        operating: change of the detections at the operating threshold; None where it did not run to the end.
         speedup: against the FP32 file among the files; None where there is none, or where it did not run.
     """
 
@@ -74,6 +77,7 @@ class Outcome:
     reasons: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     criteria: tuple[Criterion, ...] = ()
+    operating: OperatingChange | None = None
     speedup: Speedup | None = None
 
 
@@ -206,14 +210,17 @@ def _examine(exported: ExportedFile, pytorch: Backend, reference: Measurement, d
         measurement = measure(name, backend, file, dataset, pytorch)
     except ModelError as error:  # it opened but does not run, or computes NaN: damaged
         return Outcome(name, file, spec, None, FAILED, (str(error), *faults), notes)
-    criteria = assess(reference.evaluation.matches, measurement.evaluation.matches, spec.precision, limits)
+    before, after = reference.evaluation, measurement.evaluation
+    threshold = pytorch.spec.operating_threshold or SHOWN_SCORE
+    operating = compare_operating(before, after, threshold, limits.confidence)
+    criteria = assess(before.matches, after.matches, spec.precision, limits)
+    criteria += assess_operating(operating, after.images, limits)
     faults = (*faults, *_spec_faults(spec, pytorch.spec))
     missed = [item for item in criteria if item.status != PASSED]
     reasons = (*(item.reason for item in missed), *faults)
     failed = faults or any(item.status == FAILED for item in missed)
-    return Outcome(
-        name, file, spec, measurement, FAILED if failed else UNDECIDED if missed else PASSED, reasons, notes, criteria
-    )
+    status = FAILED if failed else UNDECIDED if missed else PASSED
+    return Outcome(name, file, spec, measurement, status, reasons, notes, criteria, operating)
 
 
 def _judge_speed(

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from calibration.budget import BUDGETS, CONFIDENCE
+from export.accuracy.operating import F1
 from runtime import cli
 from runtime.errors import InputError
 from runtime.evaluation.matching import AREAS
@@ -14,6 +15,12 @@ from runtime.spec import PRECISIONS
 
 SIZES = AREAS[1:]
 EACH_CLASS = "each-class"
+
+_OPERATING_HELP = {
+    "vanished": "detections at the operating threshold that the file no longer has, of 100",
+    "appeared": "detections there that only the file has, of 100",
+    "reclassified": "detections there that have another class in the file, of 100",
+}
 
 
 @dataclass(frozen=True)
@@ -42,6 +49,8 @@ class Limits:
         confidence: of each bound that a verdict rests on, in (0.5, 1).
         accept_undecided: a file that is neither shown to keep within its budget nor to exceed it does not fail the run.
         allow_foreign: a file that names other weights as its source is judged all the same.
+        operating: what may change at the operating point: `vanished`, `appeared` and `reclassified` in percent of the
+            detections, `f1` in points; none but those named.
         require_speedup: the least speed of an INT8 file on this machine, that of FP32 being 1; None for any.
     """
 
@@ -49,6 +58,7 @@ class Limits:
     confidence: float = CONFIDENCE
     accept_undecided: bool = False
     allow_foreign: bool = False
+    operating: Mapping[str, float] = field(default_factory=dict)
     require_speedup: float | None = None
 
 
@@ -115,6 +125,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--accept-undecided", action="store_true", help="exit 0 where the images are too few for a verdict")
     parser.add_argument("--allow-foreign", action="store_true", help="accept files that name other weights as their source")
+    for name, help_ in _OPERATING_HELP.items():
+        parser.add_argument(f"--max-{name}", dest=f"max_{name}", type=_percent, metavar="PERCENT", help=help_)
+    parser.add_argument("--max-f1-drop", dest="max_f1", type=_percent, metavar="POINTS", help="points of F1 lost there")
     parser.add_argument(
         "--require-speedup",
         type=cli.positive_number,
@@ -125,8 +138,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def read_limits(options: argparse.Namespace) -> Limits:
     """Reads what `add_arguments` added."""
+    operating = {name: getattr(options, f"max_{name}") for name in (*SHARES, F1)}
     return Limits(
-        options.max_ap_drop, options.confidence, options.accept_undecided, options.allow_foreign, options.require_speedup
+        budgets=options.max_ap_drop,
+        confidence=options.confidence,
+        accept_undecided=options.accept_undecided,
+        allow_foreign=options.allow_foreign,
+        operating={name: value for name, value in operating.items() if value is not None},
+        require_speedup=options.require_speedup,
     )
 
 
@@ -139,6 +158,8 @@ def to_arguments(limits: Limits) -> list[str]:
     found = ["--max-ap-drop", ",".join(f"{name}={value!r}" for name, value in points.items())]
     found += ["--confidence", repr(limits.confidence)]
     found += ["--accept-undecided"] if limits.accept_undecided else []
+    for name, value in limits.operating.items():
+        found += [f"--max-{name}" + ("-drop" if name == F1 else ""), repr(value)]
     found += ["--allow-foreign"] if limits.allow_foreign else []
     return found + (["--require-speedup", repr(limits.require_speedup)] if limits.require_speedup is not None else [])
 
@@ -148,6 +169,10 @@ def _budgets(text: str) -> Budgets:
         return parse_budgets(text)
     except InputError as error:
         raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def _percent(text: str) -> float:
+    return _points("a limit", text)
 
 
 def _confidence(text: str) -> float:

@@ -10,6 +10,7 @@ import numpy as np
 
 from calibration.budget import FAILED, PASSED, UNDECIDED, images_to_decide, judge
 from export.accuracy.limits import Limits
+from export.accuracy.operating import OperatingChange
 from runtime.evaluation.bootstrap import ApDelta, Bounds, compare
 from runtime.evaluation.matching import Matches
 
@@ -61,6 +62,36 @@ def assess(reference: Matches, other: Matches, precision: str, limits: Limits) -
     if budgets.each_class is not None:
         found.append(_each_class(delta, budgets.each_class, confidence))
     return tuple(found)
+
+
+def assess_operating(change: OperatingChange, images: int, limits: Limits) -> tuple[Criterion, ...]:
+    """Judges the change at the operating point by the limits that were set.
+
+    Args:
+        change: see `compare_operating`.
+        images: number of images.
+        limits: what is asked of the file.
+    """
+    found = []
+    for name, budget in limits.operating.items():
+        bounds, what = change.changes[name], _NAMES[name]
+        status = UNDECIDED if np.isnan(bounds.estimate) or images < MIN_IMAGES else judge(bounds, budget)
+        reason = ""
+        if np.isnan(bounds.estimate):
+            reason = f"{what}: PyTorch detects nothing at the threshold {change.threshold:g}"
+        elif status != PASSED:
+            span = f"{-bounds.estimate:.2f} (between {-bounds.upper:.2f} and {-bounds.lower:.2f})"
+            reason = f"{what} at the threshold {change.threshold:g}: {span}, the limit is {budget:g}"
+        found.append(Criterion(what, status, budget, None if np.isnan(bounds.estimate) else bounds, reason))
+    return tuple(found)
+
+
+_NAMES = {
+    "vanished": "% of detections vanished",
+    "appeared": "% of detections appeared",
+    "reclassified": "% of detections with another class",
+    "f1": "points of F1 lost",
+}
 
 
 def _criterion(name: str, delta: ApDelta, class_name: str | None, budget: float, confidence: float) -> Criterion:

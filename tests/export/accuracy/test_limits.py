@@ -45,7 +45,14 @@ def test_a_class_that_the_model_lacks_is_named() -> None:
     "expected",
     [
         Limits(),
-        Limits(Budgets({**BUDGETS, "int8": 0.1 + 0.2}, {"a b": 1.0}, {"large": 2.0}, 3.0), 0.9, True, True, 1.2),
+        Limits(
+            budgets=Budgets({**BUDGETS, "int8": 0.1 + 0.2}, {"a b": 1.0}, {"large": 2.0}, 3.0),
+            confidence=0.9,
+            accept_undecided=True,
+            allow_foreign=True,
+            operating={"vanished": 1.5, "f1": 0.5},
+            require_speedup=1.2,
+        ),
     ],
 )
 def test_arguments_and_limits_are_inverse(expected: Limits) -> None:
