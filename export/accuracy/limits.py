@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from calibration.budget import BUDGETS, CONFIDENCE
-from export.accuracy.operating import F1
+from export.accuracy.operating import F1, SHARES
 from runtime import cli
 from runtime.errors import InputError
 from runtime.evaluation.matching import AREAS
