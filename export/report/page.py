@@ -9,7 +9,8 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from export.accuracy import box_changes
-from export.report import scatter
+from export.report import scatter, summary
+from export.report.derived import calibrations, class_deltas, most_changed
 from export.report.formats import FORMATS
 from export.report.images import ShownImage
 from export.report.intervals import place_bounds
@@ -17,7 +18,6 @@ from export.report.labels import place_labels
 
 Data = Mapping[str, Any]
 
-_CLASSES = 20  # in the charts; a table holds all of them
 _LAYERS = 30
 _LEAST_COST = 1e-3  # in MB and ms: the axis is logarithmic
 _SMALLEST_REACH = 0.1  # of the ΔAP axis, in points, so that rounding does not fill a chart
@@ -30,18 +30,19 @@ def render_page(data: Data, images: Sequence[ShownImage]) -> str:
         data: content of `report.json`.
         images: images to show, in order.
     """
-    deltas = _class_deltas(data)
+    deltas = class_deltas(data)
     return (
         environment()
         .get_template("page.html.jinja")
         .render(
             data=data,
+            summary=summary,
             images=images,
             measured=[file for file in data["files"] if file["measured"]],
             class_deltas=deltas,
-            most_changed=_most_changed(deltas),
+            most_changed=most_changed(deltas),
             reach=max([abs(delta) for row in deltas.values() for delta in row.values()] + [_SMALLEST_REACH]),
-            calibrations=_calibrations(data),
+            calibrations=calibrations(data),
             tradeoffs=_tradeoffs(data),
             layout=scatter,
             max_layers=_LAYERS,
@@ -78,29 +79,6 @@ def _outline(counts: Sequence[int]) -> str:
     peak = math.log10(1 + max(counts, default=0)) or 1
     tops = (1 - math.log10(1 + count) / peak for count in counts)
     return "M0 1" + "".join(f"V{top:.4f}H{index + 1}" for index, top in enumerate(tops)) + "V1Z"
-
-
-def _class_deltas(data: Data) -> dict[str, dict[str, float]]:
-    """Computes ΔAP in points by class and file, for the classes with objects and the files that ran."""
-    per_class = {file["name"]: file["measured"]["per_class"] for file in data["files"] if file["measured"]}
-    return {
-        name: {file: (after[name] - before) * 100 for file, after in per_class.items()}
-        for name, before in data["reference"]["per_class"].items()
-        if before >= 0
-    }
-
-
-def _most_changed(deltas: Mapping[str, Mapping[str, float]]) -> list[str]:
-    """Chooses the classes with the largest ΔAP in any file, the worst loss first."""
-    largest = sorted(deltas, key=lambda name: -max(map(abs, deltas[name].values()), default=0))
-    return sorted(largest[:_CLASSES], key=lambda name: min(deltas[name].values(), default=0))
-
-
-def _calibrations(data: Data) -> dict[str, Data]:
-    """Collects what calibration recorded in the manifests, by file name."""
-    details = {file["name"]: (file["manifest"] or {}).get("details") or {} for file in data["files"]}
-    found = {name: values.get("calibration") for name, values in details.items()}
-    return {name: values for name, values in found.items() if isinstance(values, Mapping) and values}
 
 
 def _tradeoffs(data: Data) -> list[tuple[str, str, scatter.Scatter]]:
