@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import json
 import logging
 from pathlib import Path
 
-from calibration.budget import FAILED, PASSED, UNDECIDED
+from calibration.budget import UNDECIDED
 from export.accuracy import layer_diff, limits
-from export.accuracy.gate import NOT_RUN, Outcome, Verification, verify
+from export.accuracy.gate import Outcome, Verification, verify
 from export.accuracy.measure import table
 from export.report import write_report
+from export.report.markdown import render_comment
+from export.report.summary import MARKS
 from runtime import cli
 from runtime.datasets.open import open_dataset
 from runtime.errors import CheckFailed, InputError
@@ -19,8 +22,6 @@ from runtime.manifest import find_changes
 from runtime.media.image import read_image
 
 log = logging.getLogger("verify")
-
-_MARKS = {PASSED: "✓", FAILED: "✗", UNDECIDED: "?", NOT_RUN: "–"}
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -39,7 +40,9 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--split", default="val", help="split to score (default: the one that plays `val`)")
     limits.add_arguments(parser)
     parser.add_argument("--output", type=Path, default=Path("runs/verify"), help="for the report (default: runs/verify)")
-    parser.add_argument("--json", action="store_true", help="report.json on stdout instead of the table")
+    shown = parser.add_mutually_exclusive_group()
+    shown.add_argument("--json", action="store_true", help="report.json on stdout instead of the table")
+    shown.add_argument("--markdown", action="store_true", help="the verdict as Markdown on stdout, for a pull request")
     parser.add_argument("--bisect", action="store_true", help="compare two .onnx files layer by layer on --image")
     parser.add_argument("--image", type=Path, help="image for --bisect")
     parser.add_argument(
@@ -84,8 +87,9 @@ def _verify(options: argparse.Namespace) -> int:
     folder = output_folder(options.output)  # fail before the work
     found = verify(options.weights, options.files, open_dataset(options.data, options.split), limits.read_limits(options))
     page = write_report(folder, found)
-    if options.json:
-        print((folder / "report.json").read_text(encoding="utf-8").strip())
+    if options.json or options.markdown:
+        text = (folder / "report.json").read_text(encoding="utf-8").strip()
+        print(text if options.json else render_comment(json.loads(text)).strip())
     else:
         print(summary(found))
     log.info("report: %s", page)
@@ -99,7 +103,7 @@ def summary(found: Verification) -> str:
     lines = [table(measurements, bounds), ""]
     for outcome in found.outcomes:
         lines.append(
-            f"{_MARKS[outcome.status]} {outcome.name}: {'; '.join((outcome.status, *(outcome.reasons or _evidence(outcome))))}"
+            f"{MARKS[outcome.status]} {outcome.name}: {'; '.join((outcome.status, *(outcome.reasons or _evidence(outcome))))}"
         )
         lines += [f"  note: {note}" for note in outcome.notes]
     undecided = any(outcome.status == UNDECIDED for outcome in found.outcomes)

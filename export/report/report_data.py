@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 import platform
 from collections import Counter
 from collections.abc import Mapping
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
+from calibration.budget import FAILED, PASSED, UNDECIDED
 from calibration.images import dataset_sha256
 from export.accuracy.box_changes import KINDS, Record, by_image, match_detections
 from export.accuracy.gate import Outcome, Verification
@@ -17,6 +20,9 @@ from export.accuracy.measure import Measurement, worst_class
 from runtime.errors import InputError
 from runtime.files import sha256
 from runtime.manifest import manifest_path, read_manifest
+from train import checkpoint
+
+_TRAINING = ("recipe", "train_split", "val_split", "epochs", "size", "optimizer", "learning_rate", "batch", "mixup", "seed")
 
 Detections = Mapping[int, list[Record]]
 
@@ -35,6 +41,7 @@ def report_data(found: Verification) -> dict[str, Any]:
         "kind": KIND,
         "version": VERSION,
         "passed": found.passed,
+        "status": _status(found),
         "model": found.spec.name,
         "input_size": list(found.spec.input_size),
         "data": {
@@ -45,6 +52,8 @@ def report_data(found: Verification) -> dict[str, Any]:
             "sha256": dataset_sha256(found.dataset),
         },
         "weights": {"file": str(found.weights), "sha256": found.spec.source_sha256},
+        "spec": {key: json.loads(value) for key, value in found.spec.to_metadata().items()},
+        "training": _training(found.weights),
         "limits": {
             **dataclasses.asdict(found.limits.budgets),
             "confidence": found.limits.confidence,
@@ -57,6 +66,22 @@ def report_data(found: Verification) -> dict[str, Any]:
         "reference": _measured(reference),
         "files": [_file(outcome, found, detections) for outcome in found.outcomes],
     }
+
+
+def _status(found: Verification) -> str:
+    """Sums up the verdicts: the worst of the files that ran."""
+    given = {outcome.status for outcome in found.outcomes}
+    return next((status for status in (FAILED, UNDECIDED) if status in given), PASSED)
+
+
+def _training(weights: Path) -> dict[str, Any] | None:
+    """Reads how the weights were trained; None where they are not a checkpoint of this project, which alone says so."""
+    try:
+        found = checkpoint.load(weights)
+    except InputError:
+        return None
+    config = {name: getattr(found.config, name) for name in _TRAINING}
+    return {**config, "epochs_completed": found.epoch, "best_ap": found.best_ap if found.best_ap >= 0 else None}
 
 
 def _versions() -> dict[str, str]:
@@ -97,6 +122,7 @@ def _file(outcome: Outcome, found: Verification, detections: Mapping[str, Detect
         "criteria": [_finite(dataclasses.asdict(item)) for item in outcome.criteria],
         "operating": _finite(dataclasses.asdict(outcome.operating)) if outcome.operating else None,
         "speedup": dataclasses.asdict(outcome.speedup) if outcome.speedup else None,
+        "foreign": outcome.spec is not None and outcome.spec.source_sha256 != found.spec.source_sha256,
         "made_with": list(outcome.spec.made_with) if outcome.spec else [],
         "manifest": manifest,
         "measured": None,

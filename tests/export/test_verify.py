@@ -81,6 +81,14 @@ def test_a_broken_export_is_refused(change: dict[str, Any], reason: str, altered
     assert sum(file["measured"]["changed_detections"][kind] for kind in ("rescored", "appeared", "vanished")) > 0
 
 
+def test_the_verdict_as_markdown(exported: Exported, altered: Alter, run: Callable[..., Any], tmp_path: Path) -> None:
+    code, out, report = run(altered(layer=LAYER, factor=3), arguments=("--markdown",))
+    assert code == 1
+    assert out.startswith("### ✗ failed: ") and "| altered.onnx | ✗ failed | " in out
+    assert report["training"]["recipe"] and report["spec"]["class_names"] == list(CLASSES)
+    assert (tmp_path / "report" / "model_card.md").read_text().startswith("# Model card: ")
+
+
 def test_one_bad_file_fails_the_run_and_the_others_are_still_judged(
     exported: Exported, altered: Alter, run: Callable[..., Any]
 ) -> None:
