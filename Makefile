@@ -17,7 +17,8 @@ OUTPUT    ?= runs/$(RECIPE)
 WEIGHTS   ?= $(OUTPUT)/best.pt
 MODEL     ?= $(basename $(WEIGHTS)).onnx
 RESUME    ?=
-PRECISION ?= fp32
+PRECISION ?=
+TARGET    ?=
 MAX_AP_DROP ?=
 SIZE      ?=
 EPOCHS    ?=
@@ -29,7 +30,7 @@ ARGS      ?=
 need = $(if $(strip $($(1))),,$(error $(1) is not set; try: make $@ $(1)=$(2)))
 SHOW = @printf '+ %s\n' '$(1)' && $(1)
 
-.PHONY: help setup demo train onnx engine eval detect visualize visualise bench test test-runtime check lint types clean
+.PHONY: help setup demo train onnx engine eval detect visualize visualise bench test test-runtime test-openvino check lint types clean
 
 help: ## show this list
 	@echo 'usage: make TARGET [VARIABLE=value ...]'
@@ -37,7 +38,7 @@ help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/\1|\2/' | awk -F'|' '{ printf "  %-12s %s\n", $$1, $$2 }'
 	@echo
 	@echo 'variables: DATA= dataset folder, RECIPE= see "make train ARGS=--list", SIZE= input side, EPOCHS=,'
-	@echo '  WEIGHTS= checkpoint, MODEL= .onnx file, PRECISION= fp32, fp16 or int8, MAX_AP_DROP= points of AP, SOURCE= images, SPLIT=, OUTPUT=, RESUME=, ARGS= anything else'
+	@echo '  WEIGHTS= checkpoint, MODEL= .onnx file, PRECISION= fp32, fp16 or int8, TARGET= tensorrt, rtx or cpu, MAX_AP_DROP= points of AP, SOURCE= images, SPLIT=, OUTPUT=, RESUME=, ARGS= anything else'
 
 setup: $(VENV)/.installed ## create .venv and install everything (every other target does this first)
 
@@ -56,12 +57,12 @@ train: setup ## train RECIPE on DATA into OUTPUT (RESUME=folder continues a run)
 	$(call SHOW,$(RUN) train $(if $(DATA),--data "$(DATA)") $(if $(RESUME),--resume "$(RESUME)",--recipe $(RECIPE) --output "$(OUTPUT)") $(if $(SIZE),--size $(SIZE)) $(if $(EPOCHS),--epochs $(EPOCHS)) $(ARGS))
 
 onnx: setup ## export WEIGHTS to MODEL (ONNX) and compare its outputs with PyTorch
-	$(if $(filter fp32 fp16,$(PRECISION)),,$(error PRECISION=$(PRECISION): this makes fp32 or fp16; int8 needs images, see make engine))
+	$(if $(filter-out fp32 fp16,$(PRECISION)),$(error PRECISION=$(PRECISION): this makes fp32 or fp16; int8 needs images, see make engine),)
 	$(call SHOW,$(RUN) export.onnx --weights "$(WEIGHTS)" --output "$(MODEL)" $(if $(filter fp16,$(PRECISION)),--precision fp16) $(if $(SIZE),--size $(SIZE)) $(ARGS))
 
-engine: setup ## WEIGHTS to ONNX and a TensorRT engine of PRECISION; fails if AP on DATA falls beyond the budget
+engine: setup ## WEIGHTS to ONNX and a TensorRT engine of PRECISION (fp16); fails unless AP on DATA is shown to be kept
 	$(call need,DATA,datasets/coco)
-	$(call SHOW,$(RUN) export.chain --weights "$(WEIGHTS)" --data "$(DATA)" --precision $(PRECISION) $(if $(SIZE),--size $(SIZE)) $(if $(SPLIT),--split $(SPLIT)) $(if $(MAX_AP_DROP),--max-ap-drop $(MAX_AP_DROP)) $(ARGS))
+	$(call SHOW,$(RUN) export.chain --weights "$(WEIGHTS)" --data "$(DATA)" $(if $(PRECISION),--precision $(PRECISION)) $(if $(TARGET),--target $(TARGET)) $(if $(SIZE),--size $(SIZE)) $(if $(SPLIT),--split $(SPLIT)) $(if $(MAX_AP_DROP),--max-ap-drop "$(MAX_AP_DROP)") $(ARGS))
 
 eval: setup ## COCO accuracy of MODEL (or, with WEIGHTS=, of a checkpoint) on DATA
 	$(call need,DATA,datasets/coco)
@@ -87,6 +88,9 @@ test-runtime: ## the tests of runtime/ in an environment without torch and onnx
 	@test -d $(VENV)-runtime || { $(PYTHON) -m venv $(VENV)-runtime && $(VENV)-runtime/bin/pip install --disable-pip-version-check --quiet \
 		--constraint constraints.txt numpy opencv-python-headless pycocotools tqdm onnxruntime pytest hypothesis; }
 	$(call SHOW,$(VENV)-runtime/bin/python -m pytest tests/runtime $(ARGS))
+
+test-openvino: setup ## the tests of OpenVINO in a process of their own (needs the extra "openvino")
+	$(call SHOW,TEST_OPENVINO=1 $(RUN) pytest -k openvino $(ARGS))
 
 lint: setup ## ruff check and format
 	$(call SHOW,$(BIN)/ruff check .)

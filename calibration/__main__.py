@@ -46,7 +46,8 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         help=f"budget (default: {Request.max_ap_drop}), or none",
     )
     parser.add_argument("--calibration-split", default=Request.calibration_split, help="split to calibrate on (default: train)")
-    parser.add_argument("--split", default=Request.split, help="split to score on (default: val)")
+    parser.add_argument("--search-split", help="split to choose methods and layers by (default: train, other images)")
+    parser.add_argument("--split", default=Request.split, help="split that is verified later; not used here (default: val)")
     parser.add_argument("--sensitivity", action="store_true", help="rank the layers even if the budget is met (for the report)")
     parser.add_argument("--json", action="store_true", help="metrics as JSON on stdout")
     return parser.parse_args(arguments)
@@ -67,7 +68,7 @@ def format_result(result: Result, output: Path, original: Path) -> str:
         width = max(map(len, (*result.after.per_class, "AP")))
         before = {"AP": result.before.ap, "AP50": result.before.ap50, **result.before.per_class}
         after = {"AP": result.after.ap, "AP50": result.after.ap50, **result.after.per_class}
-        lines += ["", f"{'':{width}}     fp32     int8      ΔAP"]
+        lines += ["", f"on {result.before.images} images of the search:", f"{'':{width}}     fp32     int8      ΔAP"]
         for name in before:
             if before[name] >= 0:
                 values = before[name] * 100, after[name] * 100, (after[name] - before[name]) * 100
@@ -84,6 +85,7 @@ def summary(result: Result, output: Path) -> dict[str, Any]:
         "half_layers": sorted(result.fp16_layers),
         "before": result.before.to_dict() if result.before else None,
         "after": result.after.to_dict() if result.after else None,
+        "delta_ap": vars(result.delta_ap) if result.delta_ap else None,
     }
 
 
@@ -103,6 +105,7 @@ def main(arguments: list[str] | None = None) -> int:
         seed=options.seed,
         max_ap_drop=options.max_ap_drop,
         calibration_split=options.calibration_split,
+        search_split=options.search_split,
         split=options.split,
         sensitivity=options.sensitivity,
     )

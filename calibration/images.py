@@ -1,4 +1,4 @@
-"""Chooses the calibration images by seed, from a split that is not scored."""
+"""Chooses images by seed: some to calibrate on, others to search on; none of them is ever scored by the gate."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import hashlib
 import itertools
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +22,9 @@ from runtime.spec import ModelSpec
 log = logging.getLogger(__name__)
 
 DEFAULT_IMAGES = 512
+SEARCH_IMAGES = 400
+"""Number of images that methods and layers are chosen by, at most."""
+MIN_SEARCH = 50
 
 
 @dataclass(frozen=True)
@@ -64,6 +67,45 @@ def choose_images(dataset: Dataset, count: int | None, seed: int) -> list[Calibr
     Raises:
         InputError: the split has no readable image, or fewer than asked for.
     """
+    return _take(dataset, _shuffled(dataset, seed), count, DEFAULT_IMAGES)
+
+
+def choose_apart(dataset: Dataset, count: int | None, seed: int) -> tuple[list[CalibrationImage], Dataset]:
+    """Chooses images to calibrate on and others to search on, from one split.
+
+    Args:
+        dataset: the split.
+        count: how many to calibrate on; None for `DEFAULT_IMAGES`, or a third of the split if that is less.
+        seed: of the choice.
+
+    Returns:
+        The calibration images, and up to `SEARCH_IMAGES` further ones, whose files have other contents; both in the order of
+        the split.
+
+    Raises:
+        InputError: see `choose_images`; or too few images are left to search on.
+    """
+    order = _shuffled(dataset, seed)
+    images = _take(dataset, order, count, min(DEFAULT_IMAGES, max(1, len(dataset) // 3)))
+    known = {image.sha256 for image in images}
+    others = (index for index in order if sha256(dataset.images[index].path) not in known)
+    search = sorted(itertools.islice(others, SEARCH_IMAGES))
+    if len(search) < MIN_SEARCH:
+        raise InputError(
+            f"{dataset.root}: split {dataset.split!r} leaves {len(search)} images to search on beside {len(images)} to"
+            f" calibrate on, {MIN_SEARCH} are needed; name a third split by --search-split, or search nothing"
+            " (--method minmax --max-ap-drop none)"
+        )
+    return images, dataset.only([dataset.images[index] for index in search])
+
+
+def _shuffled(dataset: Dataset, seed: int) -> Iterator[int]:
+    """Yields the positions of readable images in a random order."""
+    order = np.random.default_rng(seed).permutation(len(dataset)).tolist()
+    return (index for index in order if _readable(dataset.images[index]))
+
+
+def _take(dataset: Dataset, order: Iterator[int], count: int | None, default: int) -> list[CalibrationImage]:
     available = len(dataset)
     if not available:
         raise InputError(f"{dataset.root}: split {dataset.split!r} has no image to calibrate on; choose another split")
@@ -71,9 +113,8 @@ def choose_images(dataset: Dataset, count: int | None, seed: int) -> list[Calibr
         raise InputError(
             f"{dataset.root}: split {dataset.split!r} has {available} images, {count} were asked for; lower --images"
         )
-    wanted = min(DEFAULT_IMAGES, available) if count is None else count
-    order = np.random.default_rng(seed).permutation(available).tolist()
-    chosen = sorted(itertools.islice((index for index in order if _readable(dataset.images[index])), wanted))
+    wanted = min(default, available) if count is None else count
+    chosen = sorted(itertools.islice(order, wanted))
     if not chosen or (count is not None and len(chosen) < count):
         raise InputError(
             f"{dataset.root}: split {dataset.split!r} has {len(chosen)} images that can be read, {wanted} are needed"
@@ -88,6 +129,21 @@ def _readable(entry: LabeledImage) -> bool:
         log.warning("left out of calibration: %s", error)
         return False
     return True
+
+
+def find_shared(hashes: Collection[str], sizes: Collection[int] | None, dataset: Dataset) -> list[LabeledImage]:
+    """Returns the images of a split whose files have the contents of given ones.
+
+    Args:
+        hashes: SHA-256 of the given files.
+        sizes: their sizes in bytes, so that a file of another size need not be read; None if they are not known.
+        dataset: the split.
+    """
+    if not hashes:
+        return []
+    files = (entry for entry in dataset.images if entry.path.is_file())
+    alike = (entry for entry in files if sizes is None or entry.path.stat().st_size in sizes)
+    return [entry for entry in alike if sha256(entry.path) in hashes]
 
 
 def digest(images: Sequence[CalibrationImage]) -> str:

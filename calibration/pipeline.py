@@ -13,7 +13,7 @@ from typing import Any
 
 import onnx
 
-from calibration.budget import is_within
+from calibration.budget import CONFIDENCE, PASSED, judge
 from calibration.collect import cache_key, collect
 from calibration.graph import Graph
 from calibration.placement import place
@@ -25,8 +25,9 @@ from runtime.backends.ort import OrtBackend
 from runtime.datasets.dataset import Dataset
 from runtime.detector import Detector
 from runtime.errors import CheckFailed, InputError, ModelError, OutputError
+from runtime.evaluation.bootstrap import Bounds, compare
 from runtime.evaluation.coco import Evaluation, evaluate, match_classes
-from runtime.files import atomic_write, write_json
+from runtime.files import atomic_write, sha256, write_json
 from runtime.manifest import Origin, write_manifest
 from runtime.spec import ModelSpec
 
@@ -42,8 +43,9 @@ class Result:
 
     Attributes:
         method: the method of finding ranges that was used.
-        before: accuracy of the FP32 file; None if it was not measured.
-        after: accuracy of the INT8 file; None if it was not measured.
+        before: accuracy of the FP32 file on the search images; None if it was not measured.
+        after: accuracy of the INT8 file on them; None if it was not measured.
+        delta_ap: ΔAP between them in points, with its bounds; None if it was not measured.
         layers: number of layers quantized at first.
         fp16_layers: names of the layers returned to FP16.
         ranking: layers by sensitivity, the worst first; empty if it was not needed.
@@ -53,6 +55,7 @@ class Result:
     before: Evaluation | None
     after: Evaluation | None
     layers: int
+    delta_ap: Bounds | None = None
     fp16_layers: frozenset[str] = frozenset()
     ranking: list[LayerSensitivity] = field(default_factory=list)
 
@@ -63,7 +66,9 @@ class Result:
 
 
 def calibrate(request: Request) -> Result:
-    """Quantizes a model; writes the output and its manifest only if the budget is met.
+    """Quantizes a model; writes the output and its manifest only if the search images show that the budget is met.
+
+    That makes it likely to pass the gate, which judges by other images.
 
     Raises:
         InputError: the model or the data cannot be used.
@@ -75,31 +80,34 @@ def calibrate(request: Request) -> Result:
         method = work.best_method()
     ranges = work.ranges(method)
     result = Result(method, work.before, None, len(work.layers))
-    if request.max_ap_drop is not None:
-        drop = work.drop(ranges)
-        if not is_within(drop, request.max_ap_drop):
-            _repair(work, ranges, result, drop, request.max_ap_drop)
+    if request.max_ap_drop is not None and not work.keeps(ranges, request.max_ap_drop):
+        _repair(work, ranges, result, request.max_ap_drop)
     if request.sensitivity and not result.ranking:
         result.ranking = work.rank(ranges)
     if work.before is not None:
         result.after = work.accuracy(ranges, fp16=result.fp16_layers)
+        result.delta_ap = work.delta(ranges, fp16=result.fp16_layers)
     work.write(ranges, result)
     return result
 
 
-def _repair(work: _Work, ranges: dict[str, Range], result: Result, drop: float, budget: float) -> None:
-    """Returns the layers to FP16 that cost most, as few as meet the budget; records them in `result`."""
-    log.info("INT8 loses %.2f points of AP, the budget is %.2f: measuring the sensitivity of each layer", drop, budget)
+def _repair(work: _Work, ranges: dict[str, Range], result: Result, budget: float) -> None:
+    """Returns a small set of layers to FP16, so that the budget is met; records them in `result`."""
+    bounds = work.delta(ranges)
+    log.info(
+        "INT8 is not shown to keep within %.2f points of AP (ΔAP %+.2f, above %+.2f): measuring the sensitivity of each layer",
+        *(budget, bounds.estimate, bounds.lower),
+    )
     ranking = work.rank(ranges)
-    worst = [replace(item, ap_drop=work.drop(ranges, only=[item.layer])) for item in ranking[:_SCORED]]
+    worst = [replace(item, ap_drop=-work.delta(ranges, only=[item.layer]).estimate) for item in ranking[:_SCORED]]
     result.ranking = [*worst, *ranking[_SCORED:]]
-    chosen = smallest_set([item.layer for item in ranking], lambda layers: work.drop(ranges, fp16=layers), budget)
+    chosen = smallest_set([item.layer for item in ranking], lambda layers: work.keeps(ranges, budget, layers))
     if chosen is None:
         log.info("layers, the most sensitive first:\n%s", "\n".join(map(str, result.ranking)))
-        left = work.drop(ranges, fp16=frozenset(work.layers))
+        left = work.delta(ranges, fp16=frozenset(work.layers))
         raise CheckFailed(
-            f"{work.request.output} was not written: even with every layer in FP16 it loses {left:.2f} points of AP, the"
-            f" budget is {budget:.2f}; most sensitive layers: {', '.join(map(str, worst))}"
+            f"{work.request.output} was not written: even with every layer in FP16 ΔAP is {left.estimate:+.2f} points (above"
+            f" {left.lower:+.2f}), the budget is {budget:.2f}; most sensitive layers: {', '.join(map(str, worst))}"
         )
     result.fp16_layers = chosen
 
@@ -115,20 +123,20 @@ class _Work:
         self.layers = placement.layers
         if not self.layers:
             raise InputError(f"{request.model}: has no layer that could be quantized")
-        self.images, self.scored = open_data(request)
-        self.inputs = inputs(request, self.images, self.scored)
-        if self.scored is not None:
-            match_classes(self.spec.class_names, self.scored)  # fail before the long work
+        self.images, self.search = open_data(request)
+        self.inputs = inputs(request, self.images, self.search)
+        if self.search is not None:
+            match_classes(self.spec.class_names, self.search)  # fail before the long work
         self.before: Evaluation | None = None
         self._evaluations: dict[str, Evaluation] = {}
         cache = request.output.with_name(f"{request.output.name}.ranges.npz")
         self.tensors = list(placement.tensors)
         self.key = cache_key(request.model, self.spec, self.images, self.tensors)
         self.histograms = collect(request.model, self.spec, self.images, self.tensors, cache, self.key)
-        if self.scored is not None:
+        if self.search is not None:
             with OrtBackend(request.model) as backend:
                 self.before = self._evaluate(backend, "fp32")
-            _check_measurable(self.before, self.scored)
+            _check_measurable(self.before, self.search)
 
     def ranges(self, method: str) -> dict[str, Range]:
         """Returns the range of every quantized activation."""
@@ -136,15 +144,19 @@ class _Work:
 
     def best_method(self) -> str:
         """Returns the method whose file has the highest AP; the first of equals."""
-        drops = {method: self.drop(self.ranges(method)) for method in METHODS}
-        for method, drop in drops.items():
-            log.info("%-10s %+.2f points of AP", method, -drop)
-        return min(drops, key=lambda method: drops[method])
+        deltas = {method: self.delta(self.ranges(method)).estimate for method in METHODS}
+        for method, delta in deltas.items():
+            log.info("%-10s %+.2f points of AP", method, delta)
+        return max(deltas, key=lambda method: deltas[method])
 
-    def drop(self, ranges: dict[str, Range], fp16: Collection[str] = (), only: Sequence[str] | None = None) -> float:
-        """Returns the points of AP lost against the FP32 file; see `accuracy`."""
+    def delta(self, ranges: dict[str, Range], fp16: Collection[str] = (), only: Sequence[str] | None = None) -> Bounds:
+        """Returns ΔAP against the FP32 file in points, with its bounds; see `accuracy`."""
         assert self.before is not None
-        return (self.before.ap - self.accuracy(ranges, fp16, only).ap) * 100
+        return compare(self.before.matches, self.accuracy(ranges, fp16, only).matches).bounds(CONFIDENCE)
+
+    def keeps(self, ranges: dict[str, Range], budget: float, fp16: Collection[str] = ()) -> bool:
+        """Tells whether the search images show that the budget is met, by the rule of the gate."""
+        return judge(self.delta(ranges, fp16), budget) == PASSED
 
     def accuracy(self, ranges: dict[str, Range], fp16: Collection[str] = (), only: Sequence[str] | None = None) -> Evaluation:
         """Scores the model with these ranges and the layers `fp16` in FP16, or with none but the layers `only` in INT8."""
@@ -161,9 +173,9 @@ class _Work:
         return self._evaluations[key]
 
     def _evaluate(self, backend: OrtBackend, what: str) -> Evaluation:
-        assert self.scored is not None
+        assert self.search is not None
         detector = Detector(backend, score_threshold=backend.spec.score_threshold)
-        result = evaluate(detector, self.scored, backend.spec.class_names)
+        result = evaluate(detector, self.search, backend.spec.class_names)
         log.info("%-16s AP %.2f  AP50 %.2f", what, result.ap * 100, result.ap50 * 100)
         return result
 
@@ -222,6 +234,7 @@ class _Work:
             "seed": self.request.seed,
             "split": self.request.calibration_split,
             "images": [{"name": image.entry.path.name, "sha256": image.sha256} for image in self.images],
+            "search": _named(self.search) if self.search else None,
             "ranges": {name: {"low": span.low, "high": span.high} for name, span in used.items()},
             "histograms": {name: _summary(self.histograms[name], used[name]) for name in used},
             "float_layers": list(placement.float_layers),
@@ -233,6 +246,11 @@ class _Work:
 def _summary(histogram: Histogram, span: Range) -> dict[str, Any]:
     edges, counts = histogram.summary()
     return {"edges": edges, "counts": counts, "threshold": span.threshold}
+
+
+def _named(search: Dataset) -> dict[str, Any]:
+    images = [{"name": entry.path.name, "sha256": sha256(entry.path)} for entry in search.images if entry.path.is_file()]
+    return {"split": search.split, "images": images}
 
 
 def _accuracy(result: Result) -> dict[str, Any]:
@@ -249,9 +267,9 @@ def _known(path: Path, key: str) -> dict[str, float]:
         return {}
 
 
-def _check_measurable(before: Evaluation, scored: Dataset) -> None:
+def _check_measurable(before: Evaluation, search: Dataset) -> None:
     if before.ap < 0:
-        raise InputError(f"{scored.root}: split {scored.split!r} has no object to score on; choose another --split")
+        raise InputError(f"{search.root}: the search images of {search.split!r} have no object; choose another --search-split")
     if before.ap == 0:
         log.warning("the FP32 model finds nothing (AP 0), so no loss can be seen")
 

@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from calibration.budget import BUDGETS
-from calibration.images import CalibrationImage, choose_images, dataset_sha256, digest
-from runtime.datasets.dataset import Dataset
+from calibration.images import CalibrationImage, choose_apart, choose_images, dataset_sha256, digest, find_shared
+from runtime.datasets.dataset import Dataset, LabeledImage
 from runtime.datasets.open import open_dataset
 from runtime.errors import InputError
+from runtime.files import sha256
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,9 @@ class Request:
         seed: of the choice of images.
         max_ap_drop: budget in points of AP; None for any loss (then AP is measured for `auto` alone).
         calibration_split: split to calibrate on.
-        split: split to score on.
+        search_split: split to choose methods and layers by; None for images of the calibration split that are not calibrated
+            on.
+        split: split that the gate scores; none of its images is used here.
         sensitivity: rank all layers even if the budget is met.
     """
 
@@ -41,45 +44,65 @@ class Request:
     seed: int = 0
     max_ap_drop: float | None = BUDGETS["int8"]
     calibration_split: str = "train"
+    search_split: str | None = None
     split: str = "val"
     sensitivity: bool = False
 
     def settings(self) -> dict[str, Any]:
         """Returns the settings that the output depends on, for its manifest."""
-        names = ("method", "target", "images", "seed", "max_ap_drop", "calibration_split", "split", "sensitivity")
+        names = (
+            "method",
+            "target",
+            "images",
+            "seed",
+            "max_ap_drop",
+            "calibration_split",
+            "search_split",
+            "split",
+            "sensitivity",
+        )
         return {name: getattr(self, name) for name in names}
 
 
 def open_data(request: Request) -> tuple[list[CalibrationImage], Dataset | None]:
-    """Chooses the calibration images, and opens the split to score on; None if nothing has to be scored.
+    """Chooses the images to calibrate on and those to search on; None for the latter if nothing has to be measured.
 
     Raises:
-        InputError: a split cannot be used, or the two have images in common.
+        InputError: a split cannot be used, or an image is in two of the parts (by its content): calibration, search, and the
+            split that the gate scores.
     """
-    images = choose_images(open_dataset(request.data, request.calibration_split), request.images, request.seed)
+    train = open_dataset(request.data, request.calibration_split)
     if request.max_ap_drop is None and request.method != "auto":
-        return images, None
-    scored = open_dataset(request.data, request.split)
-    _check_apart(images, scored)
-    return images, scored
+        return choose_images(train, request.images, request.seed), None
+    if request.search_split is None:
+        images, search = choose_apart(train, request.images, request.seed)
+    else:
+        images = choose_images(train, request.images, request.seed)
+        search = open_dataset(request.data, request.search_split)
+        _check_apart([image.entry for image in images], search, "calibrated on", "--search-split")
+    judged = open_dataset(request.data, request.split)
+    _check_apart([image.entry for image in images], judged, "calibrated on", "--split")
+    _check_apart(search.images, judged, "searched on", "--split")
+    return images, search
 
 
-def inputs(request: Request, images: Sequence[CalibrationImage], scored: Dataset | None) -> dict[str, Any]:
+def inputs(request: Request, images: Sequence[CalibrationImage], search: Dataset | None) -> dict[str, Any]:
     """Returns what the output depends on besides the model, for its manifest: settings, and hashes of the data.
 
     Args:
         request: the request.
         images: the calibration images, see `open_data`.
-        scored: the split to score on, see `open_data`.
+        search: the images to search on, see `open_data`.
     """
-    data = {"calibration images": digest(images), "scored split": dataset_sha256(scored) if scored else None}
+    data = {"calibration images": digest(images), "search images": dataset_sha256(search) if search else None}
     return {"settings": request.settings(), "data": data}
 
 
-def _check_apart(images: Sequence[CalibrationImage], scored: Dataset) -> None:
-    shared = {image.entry.path for image in images} & {entry.path for entry in scored.images}
+def _check_apart(used: Sequence[LabeledImage], other: Dataset, how: str, option: str) -> None:
+    hashes, sizes = {sha256(image.path) for image in used}, {image.path.stat().st_size for image in used}
+    shared = find_shared(hashes, sizes, other)
     if shared:
         raise InputError(
-            f"{len(shared)} calibration images are in the split that is scored ({scored.split}), which would flatter the"
-            " result; choose another --calibration-split or --split"
+            f"{other.root}: {len(shared)} images of {other.split!r} are {how} too, by their content (such as"
+            f" {shared[0].path.name}), which would flatter the result; choose another {option}"
         )

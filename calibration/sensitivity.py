@@ -1,4 +1,4 @@
-"""Ranks layers by how much INT8 hurts them, and finds the few that must go back to FP16 to meet the AP budget."""
+"""Ranks layers by how much INT8 hurts them, and finds a small set to return to FP16 so that the AP budget is met."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import onnx
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from calibration.budget import is_within
 from calibration.graph import Graph
 from calibration.quantize import quantize
 from calibration.ranges import Range
@@ -114,26 +113,21 @@ def _elements(graph: Graph, weight: str) -> int:
     return 0 if value is None else value.size
 
 
-def smallest_set(ranking: Sequence[str], drop: Callable[[frozenset[str]], float], budget: float) -> frozenset[str] | None:
-    """Finds a small set of layers whose return to FP16 keeps the AP drop within the budget.
+def smallest_set(ranking: Sequence[str], suffices: Callable[[frozenset[str]], bool]) -> frozenset[str] | None:
+    """Finds a small set of layers whose return to FP16 suffices.
 
-    The ranking gives the order in which layers are tried; the measured drop decides. Prefixes of doubling length are tried
-    until one suffices, bisection finds the shortest, and in a small set each layer is tried without. This takes a
-    logarithmic number of measurements. The result was always measured to meet the budget. It is the shortest sufficient
-    prefix if returning one more layer never makes AP worse.
+    The ranking gives the order in which layers are tried; `suffices` decides. Prefixes of doubling length are tried until
+    one suffices, bisection finds the shortest, and in a small set each layer is tried without. This takes a logarithmic
+    number of measurements. The result was always measured to suffice. It is the shortest sufficient prefix if returning
+    one more layer never makes AP worse.
 
     Args:
         ranking: names of the layers, the most sensitive first.
-        drop: measures the AP drop in points with these layers in FP16.
-        budget: points of AP that may be lost.
+        suffices: measures whether AP is kept with these layers in FP16.
 
     Returns:
         The layers; None if not even all of them suffice. The empty set is not tried: it is known not to suffice.
     """
-
-    def suffices(layers: frozenset[str]) -> bool:
-        return is_within(drop(layers), budget)
-
     low, high = 0, 1  # the first `low` layers are known not to suffice
     while not suffices(frozenset(ranking[:high])):
         if high >= len(ranking):

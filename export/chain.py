@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from calibration import __main__ as calibration
-from calibration.budget import BUDGETS, ap_points
 from calibration.request import Request, inputs, open_data
 from export import engine, onnx, verify
+from export.accuracy import limits
 from export.onnx import top_k
 from export.onnx_export.export import ExportRequest
 from export.trt.builder import BuildOptions
@@ -29,7 +29,8 @@ from train.weights import WEIGHTS_HELP, open_weights
 log = logging.getLogger("chain")
 
 Main = Callable[[list[str]], int]
-_REQUEST_OPTIONS = ("method", "target", "images", "seed", "max_ap_drop", "calibration_split", "split")
+TARGETS = ("auto", "tensorrt", "rtx", "cpu")
+_REQUEST_OPTIONS = ("method", "target", "images", "seed", "max_ap_drop", "calibration_split", "search_split", "split")
 
 
 @dataclass(frozen=True)
@@ -140,8 +141,9 @@ def engine_step(model: Path, output: Path, flavor: str) -> Step:
 
 
 def plan(options: argparse.Namespace, folder: Path) -> list[Step]:
-    """Returns the steps from the weights to the engine of one precision, whose files go to `folder`."""
+    """Returns the steps from the weights to the file of one precision and target; the files go to `folder`."""
     spec = open_weights(options.weights).spec
+    limits.check_classes(options.max_ap_drop, spec.class_names)
     size = options.size or spec.input_size
     engines = {name: folder / engine_name(spec.replace(precision=name, input_size=size)) for name in PRECISIONS}
     models = {name: path.with_suffix(".onnx") for name, path in engines.items()}
@@ -159,17 +161,26 @@ def plan(options: argparse.Namespace, folder: Path) -> list[Step]:
     if options.precision == "fp16":  # the range of FP16 is checked on real images
         steps.append(export("fp16", str(open_dataset(options.data, options.split).images[0].path.parent)))
     if options.precision == "int8":
-        budget = BUDGETS["int8"] if options.max_ap_drop is None else options.max_ap_drop
-        request = Request(models["fp32"], models["int8"], options.data, max_ap_drop=budget, split=options.split)
+        request = Request(
+            models["fp32"],
+            models["int8"],
+            options.data,
+            max_ap_drop=options.max_ap_drop.by_precision["int8"],
+            target="cpu" if options.target == "cpu" else "tensorrt",
+            search_split=options.search_split,
+            split=options.split,
+        )
         steps.append(calibration_step(request))
-    return [*steps, engine_step(models[options.precision], engines[options.precision], options.flavor)]
+    if options.target != "cpu":
+        steps.append(engine_step(models[options.precision], engines[options.precision], options.target))
+    return steps
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = cli.parser(
         "export.chain",
         "Make the ONNX files and the TensorRT engine of one precision from weights, redo only what has changed, then\n"
-        "verify all of them: fails if a file lost more accuracy than its budget.",
+        "verify all of them: exit 1 unless every file is shown to keep within its budget of AP.",
         "python -m export.chain --weights runs/mine/best.pt --data datasets/mine --precision int8",
     )
     parser.add_argument("--weights", type=Path, required=True, help=WEIGHTS_HELP)
@@ -178,10 +189,19 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--size", type=cli.image_size, help="side or HEIGHTxWIDTH, multiples of 32 (default: the weights')")
     parser.add_argument("--output", type=Path, help="folder for the files (default: that of the weights)")
     parser.add_argument("--split", default="val", help="split to score on (default: the one that plays `val`)")
-    parser.add_argument("--max-ap-drop", type=ap_points, metavar="POINTS", help="budget of that precision (default: its own)")
+    parser.add_argument("--search-split", help="split to choose INT8 methods and layers by (default: images of train)")
+    limits.add_arguments(parser)
     parser.add_argument("--uint8-input", action="store_true", help="see export.onnx")
     parser.add_argument("--topk", type=top_k, metavar="K", help="see export.onnx")
-    parser.add_argument("--flavor", "--flavour", default="auto", help="of TensorRT, see export.engine (default: auto)")
+    parser.add_argument(
+        "--target",
+        "--flavor",
+        "--flavour",
+        choices=TARGETS,
+        default="auto",
+        help="what runs the result: an engine of TensorRT or TensorRT-RTX, or (cpu) the ONNX file in ONNX Runtime or OpenVINO"
+        " (default: auto, the TensorRT that is here)",
+    )
     return parser.parse_args(arguments)
 
 
@@ -191,9 +211,7 @@ def main(arguments: list[str] | None = None) -> int:
     steps = plan(options, folder)
     run_steps(steps)
     judged = ["--weights", str(options.weights), "--data", str(options.data), "--split", options.split]
-    judged += ["--output", str(folder)]
-    if options.max_ap_drop is not None:
-        judged += ["--max-ap-drop", f"{options.precision}={options.max_ap_drop}"]
+    judged += ["--output", str(folder), *limits.to_arguments(limits.read_limits(options))]
     return run_command(verify.main, [*judged, *(str(step.output) for step in steps)])
 
 

@@ -7,7 +7,7 @@ import logging
 import math
 from pathlib import Path
 
-from export.trt.builder import BuildOptions
+from export.trt.builder import RTX_GPUS, BuildOptions
 from export.trt.engine import build_engine, choose_output, read_spec
 from runtime import cli
 from runtime.backends.tensorrt.library import FLAVORS, open_tensorrt
@@ -87,6 +87,9 @@ def main(arguments: list[str] | None = None) -> int:
         "/".join(map(str, details["batch"].values())),
         output.stat().st_size / 1e6,
     )
+    if trt.flavor == "rtx":
+        int8 = "; NVIDIA's support matrix lists INT8 for weights alone" if spec.precision == "int8" else ""
+        log.info("%s: %s%s", trt.title, RTX_GPUS, int8)
     print(output)
     return 0
 

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import json
 import logging
 from pathlib import Path
 
-from calibration.budget import BUDGETS
-from export.accuracy import layer_diff
-from export.accuracy.gate import FAILED, NOT_RUN, PASSED, Verification, parse_budgets, verify
+from calibration.budget import UNDECIDED
+from export.accuracy import layer_diff, limits
+from export.accuracy.gate import Outcome, Verification, verify
 from export.accuracy.measure import table
 from export.report import write_report
+from export.report.markdown import render_comment
+from export.report.summary import MARKS
 from runtime import cli
 from runtime.datasets.open import open_dataset
 from runtime.errors import CheckFailed, InputError
@@ -20,15 +23,13 @@ from runtime.media.image import read_image
 
 log = logging.getLogger("verify")
 
-_MARKS = {PASSED: "✓", FAILED: "✗", NOT_RUN: "–"}
-
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = cli.parser(
         "export.verify",
-        "Score the weights in PyTorch and every file made from them by one evaluation, and refuse (exit 1) a file that lost\n"
-        "more AP than its budget. With --bisect, find the first layer at which two files differ. With --manifest, tell\n"
-        "whether a file was changed since it was made.",
+        "Score the weights in PyTorch and every file made from them by one evaluation. A file passes if ΔAP is shown to be\n"
+        "within its budget; exit 1 if it is shown not to be, or if the images are too few to tell. With --bisect, find the\n"
+        "first layer at which two files differ. With --manifest, tell whether a file was changed since it was made.",
         "python -m export.verify --weights best.pt --data datasets/coco --split val2017 best.onnx best.fp16.onnx\n"
         "  python -m export.verify --bisect --image street.jpg best.onnx best.int8.onnx\n"
         "  python -m export.verify --manifest best.onnx.json",
@@ -37,16 +38,11 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--weights", type=Path, help="what the files were made from")
     parser.add_argument("--data", help="dataset folder, COCO or VOC layout")
     parser.add_argument("--split", default="val", help="split to score (default: the one that plays `val`)")
-    budgets = ",".join(f"{name}={value:g}" for name, value in BUDGETS.items())
-    parser.add_argument(
-        "--max-ap-drop",
-        type=_budgets,
-        default=BUDGETS,
-        metavar="POINTS",
-        help=f"one for all, or by precision (default: {budgets})",
-    )
+    limits.add_arguments(parser)
     parser.add_argument("--output", type=Path, default=Path("runs/verify"), help="for the report (default: runs/verify)")
-    parser.add_argument("--json", action="store_true", help="report.json on stdout instead of the table")
+    shown = parser.add_mutually_exclusive_group()
+    shown.add_argument("--json", action="store_true", help="report.json on stdout instead of the table")
+    shown.add_argument("--markdown", action="store_true", help="the verdict as Markdown on stdout, for a pull request")
     parser.add_argument("--bisect", action="store_true", help="compare two .onnx files layer by layer on --image")
     parser.add_argument("--image", type=Path, help="image for --bisect")
     parser.add_argument(
@@ -57,13 +53,6 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--manifest", type=Path, metavar="FILE.json", help="check the exported file that it describes")
     return parser.parse_args(arguments)
-
-
-def _budgets(text: str) -> dict[str, float]:
-    try:
-        return parse_budgets(text)
-    except InputError as error:
-        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -96,10 +85,11 @@ def _verify(options: argparse.Namespace) -> int:
     if len({file.resolve() for file in options.files}) < len(options.files):
         raise InputError("a file is given twice; name each once")
     folder = output_folder(options.output)  # fail before the work
-    found = verify(options.weights, options.files, open_dataset(options.data, options.split), options.max_ap_drop)
+    found = verify(options.weights, options.files, open_dataset(options.data, options.split), limits.read_limits(options))
     page = write_report(folder, found)
-    if options.json:
-        print((folder / "report.json").read_text(encoding="utf-8").strip())
+    if options.json or options.markdown:
+        text = (folder / "report.json").read_text(encoding="utf-8").strip()
+        print(text if options.json else render_comment(json.loads(text)).strip())
     else:
         print(summary(found))
     log.info("report: %s", page)
@@ -108,11 +98,26 @@ def _verify(options: argparse.Namespace) -> int:
 
 def summary(found: Verification) -> str:
     """Formats the table and the verdict on each file."""
-    lines = [table([found.reference, *(outcome.measurement for outcome in found.outcomes if outcome.measurement)]), ""]
+    bounds = {item.name: item.criteria[0].bounds for item in found.outcomes if item.criteria and item.criteria[0].bounds}
+    measurements = [found.reference, *(outcome.measurement for outcome in found.outcomes if outcome.measurement)]
+    lines = [table(measurements, bounds), ""]
     for outcome in found.outcomes:
-        lines.append(f"{_MARKS[outcome.status]} {outcome.name}: {'; '.join((outcome.status, *outcome.reasons))}")
+        lines.append(
+            f"{MARKS[outcome.status]} {outcome.name}: {'; '.join((outcome.status, *(outcome.reasons or _evidence(outcome))))}"
+        )
         lines += [f"  note: {note}" for note in outcome.notes]
+    undecided = any(outcome.status == UNDECIDED for outcome in found.outcomes)
+    if undecided and not found.limits.accept_undecided:
+        lines += ["", "undecided: score on more images, allow more (--max-ap-drop), or accept it (--accept-undecided)"]
     return "\n".join(lines)
+
+
+def _evidence(outcome: Outcome) -> list[str]:
+    """Says what a pass rests on."""
+    if not outcome.criteria or outcome.criteria[0].bounds is None:
+        return []
+    bounds, budget = outcome.criteria[0].bounds, outcome.criteria[0].budget
+    return [f"ΔAP is above {bounds.lower:+.3f} with {bounds.confidence:.0%} confidence, the budget is {budget:g}"]
 
 
 if __name__ == "__main__":

@@ -88,6 +88,16 @@ def add_model(parser: argparse.ArgumentParser, made_with: str = "python -m expor
     )
 
 
+def add_conf(parser: argparse.ArgumentParser) -> None:
+    """Adds `--conf`, the score threshold of a `Detector`, to a command that shows detections."""
+    parser.add_argument(
+        "--conf",
+        type=probability,
+        help="lowest score shown (default: the model's operating threshold, see the option --store of runtime.evaluate; 0.25"
+        " if it has none)",
+    )
+
+
 def check_suffix(output: Path, suffix: str, option: str = "--output") -> None:
     """Raises InputError unless the file that an option names ends in `suffix`."""
     if output.suffix != suffix:
@@ -99,6 +109,22 @@ def probability(text: str) -> float:
     value = float(text)
     if not 0 <= value <= 1:
         raise argparse.ArgumentTypeError(f"expected a number in 0-1, got {text}")
+    return value
+
+
+def positive_number(text: str) -> float:
+    """Parses a finite number above 0."""
+    value = float(text)
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"expected a number above 0, got {text}")
+    return value
+
+
+def share(text: str) -> float:
+    """Parses an argument above 0 and at most 1."""
+    value = float(text)
+    if not 0 < value <= 1:
+        raise argparse.ArgumentTypeError(f"expected a number above 0 and at most 1, got {text}")
     return value
 
 

@@ -39,7 +39,7 @@ def parse(arguments: Optional[list[str]] = None) -> argparse.Namespace:
     parser.add_argument(
         "--output", help=f"folder for annotated images (default: {DEFAULT_OUTPUT}; with --json: none are written)"
     )
-    parser.add_argument("--conf", type=cli.probability, default=0.25, help="lowest score shown (default: 0.25)")
+    cli.add_conf(parser)
     parser.add_argument("--iou", type=cli.probability, help="NMS threshold (default: the model's own, 0.6 in the paper)")
     parser.add_argument("--max-detections", type=cli.positive, default=100, help="per image (default: 100)")
     parser.add_argument("--json", action="store_true", help="one JSON line per image or frame on stdout")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Generator, Iterable, Sequence
 from types import TracebackType
 from typing import Any, Optional, Union, overload
@@ -23,6 +24,11 @@ from runtime.spec import ModelSpec
 from runtime.streaming.detection_queue import DetectionQueue
 from runtime.streaming.prefetch import batches, flat, prefetch
 
+log = logging.getLogger(__name__)
+
+DEFAULT_SCORE = 0.25
+"""Lowest score of detections where neither the caller nor the model's spec names one."""
+
 # On a CPU more at a time only costs memory: the full YOLOv3+ASFF at 416 takes 0.9 GB for one image, 2.7 for 16, 5.3 for 32.
 _LARGEST_BATCH = 16
 
@@ -33,7 +39,8 @@ class Detector:
     Args:
         model: an exported `.onnx` file, or an opened `Backend`.
         backend: what runs a file, see `open_backend`.
-        score_threshold: detections below it are dropped, in [0, 1].
+        score_threshold: detections below it are dropped, in [0, 1]; by default the operating threshold in the model's spec,
+            or 0.25 where it has none.
         iou_threshold: of NMS, in (0, 1]; the model's own by default (0.6 in the paper).
         max_detections: kept per image.
 
@@ -52,18 +59,18 @@ class Detector:
         model: Union[PathLike, Backend],
         *,
         backend: str = "auto",
-        score_threshold: float = 0.25,
+        score_threshold: Optional[float] = None,
         iou_threshold: Optional[float] = None,
         max_detections: int = 100,
     ) -> None:
-        if not 0 <= score_threshold <= 1:
+        if score_threshold is not None and not 0 <= score_threshold <= 1:
             raise InputError(f"score threshold: expected a number in 0-1, got {score_threshold}")
         if iou_threshold is not None and not 0 < iou_threshold <= 1:
             raise InputError(f"IoU threshold: expected a number above 0 and at most 1, got {iou_threshold}")
         if max_detections < 1:
             raise InputError(f"max detections: expected at least 1, got {max_detections}")
         self._backend: Backend = model if hasattr(model, "infer") else open_backend(model, backend)  # type: ignore[assignment]
-        self._score_threshold = score_threshold
+        self._score_threshold = self._own_threshold() if score_threshold is None else score_threshold
         self._iou_threshold = self.spec.nms_threshold if iou_threshold is None else iou_threshold
         self._max_detections = max_detections
 
@@ -71,6 +78,19 @@ class Detector:
     def spec(self) -> ModelSpec:
         """The model's spec."""
         return self._backend.spec
+
+    @property
+    def score_threshold(self) -> float:
+        """Lowest score of a detection, in [0, 1]."""
+        return self._score_threshold
+
+    def _own_threshold(self) -> float:
+        """Returns the model's operating threshold, and logs it; the default where there is none."""
+        chosen = self.spec.operating_threshold
+        if chosen is None:
+            return DEFAULT_SCORE
+        log.info("detections have a score of at least %.8g, the model's operating threshold", chosen)
+        return chosen
 
     @overload
     def __call__(self, images: Image) -> Detections: ...

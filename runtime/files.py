@@ -76,7 +76,7 @@ def output_folder(path: PathLike) -> Path:
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
-        raise OutputError(f"cannot write into {folder}: {error.strerror or error}; choose another --output") from error
+        raise OutputError(f"cannot write into {folder}: {error.strerror or error}; choose another folder") from error
     return folder
 
 

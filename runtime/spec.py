@@ -12,7 +12,7 @@ import re
 import reprlib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Optional
 
 from runtime.errors import ModelError
 
@@ -36,6 +36,9 @@ _UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")  # control chara
 
 # By format version: the fields that were added after it, with the values that all models had until then.
 _ADDED: dict[str, dict[str, Any]] = {"1": {"head": "yolo"}, "2": {"input_type": "float32", "top_k": 0}}
+# Fields that any file may lack, with their values then. Code that does not know them runs the model rightly all the same, so
+# they came without a new format.
+_PREFERENCES: dict[str, Any] = {"operating_threshold": None}
 
 Anchors = tuple[tuple[tuple[float, float], ...], ...]
 
@@ -63,6 +66,8 @@ class ModelSpec:
         head: layout of the maps: `yolo` (box, objectness, classes) or `retinanet` (box, classes); see docs/contract.md.
         score_threshold: detections of lower scores are left out of evaluation (0.01 in the paper).
         nms_threshold: IoU above which NMS removes the lower-scored of two boxes of one class (0.6 in the paper).
+        operating_threshold: lowest score that detection shows where the user names none, in (0, 1]; None for none chosen. A
+            preference that was measured (see `runtime.evaluation.operating_point`); evaluation does not use it.
         precision: of the graph's convolutions: `fp32`, `fp16` or `int8`.
         input_type: `float32` (planes `[N, 3, H, W]`, normalized) or `uint8` (pixels `[N, H, W, 3]` in `color` order, which the
             graph normalizes).
@@ -85,6 +90,7 @@ class ModelSpec:
     color: str = "rgb"
     score_threshold: float = 0.01
     nms_threshold: float = 0.6
+    operating_threshold: Optional[float] = None
     precision: str = "fp32"
     input_type: str = "float32"
     top_k: int = 0
@@ -155,7 +161,7 @@ class ModelSpec:
         Raises:
             ModelError: a field is missing, not JSON or of a wrong type, or the format is newer than this code.
         """
-        metadata = _up_to_date(metadata)
+        metadata = {**{name: json.dumps(value) for name, value in _PREFERENCES.items()}, **_up_to_date(metadata)}
         names = [field.name for field in dataclasses.fields(cls)]
         missing = [name for name in names if name not in metadata]
         if "format_version" in missing:
@@ -253,6 +259,10 @@ def _problems(spec: ModelSpec) -> list[str]:
         (_is_number(spec.pad_value) and 0 <= spec.pad_value <= 255, "pad_value must be in 0-255"),
         (_is_number(spec.score_threshold) and 0 <= spec.score_threshold <= 1, "score_threshold must be in 0-1"),
         (_is_number(spec.nms_threshold) and 0 < spec.nms_threshold <= 1, "nms_threshold must be above 0 and at most 1"),
+        (
+            spec.operating_threshold is None or (_is_number(spec.operating_threshold) and 0 < spec.operating_threshold <= 1),
+            "operating_threshold must be above 0 and at most 1, or null",
+        ),
         (isinstance(spec.made_with, tuple) and all(map(_is_text, spec.made_with)), "made_with must list texts"),
     ]
     problems = [message for passed, message in checks if not passed]

@@ -25,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments that every visualizing command takes."""
     parser.add_argument("--source", required=True, help="image, folder or glob pattern (quoted)")
     parser.add_argument("--output", default=DEFAULT_OUTPUT, help=f"folder for the figures (default: {DEFAULT_OUTPUT})")
-    parser.add_argument("--conf", type=cli.probability, default=0.25, help="lowest score shown (default: 0.25)")
+    cli.add_conf(parser)
     parser.add_argument("--strict", action="store_true", help="stop at the first image that cannot be read")
 
 

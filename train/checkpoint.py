@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import pickle
 import warnings
@@ -134,6 +135,17 @@ def parse(path: PathLike, content: dict[str, Any]) -> Checkpoint:
         raise ModelError(f"{path}: {error}") from error
     except (KeyError, TypeError, ValueError) as error:
         raise ModelError(f"{path}: the checkpoint lacks or misstates {error}") from error
+
+
+def store_threshold(path: PathLike, threshold: float) -> None:
+    """Stores an operating threshold, in (0, 1], in the spec of a checkpoint; all else in it stays.
+
+    Raises:
+        InputError: see `load`.
+        OutputError: it cannot be written.
+    """
+    found = load(path)
+    save(path, dataclasses.replace(found, spec=found.spec.replace(operating_threshold=threshold)))
 
 
 def restore(path: PathLike, checkpoint: Checkpoint) -> DetectorModel:

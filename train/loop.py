@@ -20,6 +20,7 @@ from runtime.datasets.open import open_dataset
 from runtime.detector import Detector
 from runtime.errors import CheckFailed, InputError, MissingComponentError, ModelError
 from runtime.evaluation.coco import Evaluation, evaluate
+from runtime.evaluation.operating_point import measure_curve
 from runtime.files import output_folder
 from runtime.ops.image import Image
 from runtime.spec import ModelSpec
@@ -69,7 +70,7 @@ def train(config: TrainConfig, options: RunOptions, resume: Checkpoint | None = 
     """
     train_data, val_data = (open_dataset(options.data, split) for split in (config.train_split, config.val_split))
     config = _without_pointless_smoothing(config, len(train_data.class_names))
-    spec = resume.spec if resume else model_spec(config, train_data.class_names)
+    spec = resume.spec.replace(operating_threshold=None) if resume else model_spec(config, train_data.class_names)
     _check_splits(spec, train_data, val_data)
     training_set = TrainingSet(train_data, spec, config.augment, config.seed, cache=True, strict=options.strict)
     device = choose_device(options.device)
@@ -139,10 +140,16 @@ class _State:
             raise ModelError(f"the checkpoint's optimizer state does not fit its model ({error})") from error
         self.epoch, self.best_ap = saved.epoch, saved.best_ap
 
-    def save(self, path: Path, for_use: bool = False) -> None:
-        optimizer = None if for_use else self.optimizer.state_dict()
-        saved = Checkpoint(self.config, self.spec, self.model.state_dict(), optimizer, self.epoch, self.best_ap)
-        checkpoint.save(path, saved)
+    def save(self, path: Path) -> None:
+        """Writes everything that resuming needs."""
+        self._save(path, self.spec, self.optimizer.state_dict())
+
+    def save_for_use(self, path: Path, threshold: float | None) -> None:
+        """Writes the model alone, with the operating threshold that these weights were measured to have."""
+        self._save(path, self.spec.replace(operating_threshold=threshold), None)
+
+    def _save(self, path: Path, spec: ModelSpec, optimizer: dict[str, Any] | None) -> None:
+        checkpoint.save(path, Checkpoint(self.config, spec, self.model.state_dict(), optimizer, self.epoch, self.best_ap))
 
 
 def _run_epoch(
@@ -160,7 +167,9 @@ def _run_epoch(
         run_logger.add_image("validation", _show_detections(state, val_data), number)
         if result.ap >= state.best_ap:
             state.best_ap = result.ap
-            state.save(folder / "best.pt", for_use=True)
+            best = measure_curve(result.matches.by_area["all"]).best_f1()
+            message += f"  F1 {best.f1 * 100:.1f} from a score of {best.threshold:.2f}" if best else ""
+            state.save_for_use(folder / "best.pt", best.threshold if best else None)
     state.save(folder / "last.pt")
     run_logger.record(number, values)
     log.info(message)

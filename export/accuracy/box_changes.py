@@ -41,11 +41,11 @@ class Box:
     kind: str
 
 
-def by_image(results: Iterable[Record]) -> dict[int, list[Record]]:
-    """Groups the COCO result records of at least `SHOWN_SCORE` by image id, best first."""
+def by_image(results: Iterable[Record], threshold: float = SHOWN_SCORE) -> dict[int, list[Record]]:
+    """Groups the COCO result records of at least a score by image id, best first."""
     found: dict[int, list[Record]] = defaultdict(list)
     for record in results:
-        if record["score"] >= SHOWN_SCORE:
+        if record["score"] >= threshold:
             found[record["image_id"]].append(record)
     return {image_id: sorted(records, key=lambda record: -record["score"]) for image_id, records in found.items()}
 
@@ -77,9 +77,14 @@ def _best_match(record: Record, free: Sequence[Record]) -> Record | None:
     alike = [other for other in free if other["category_id"] == record["category_id"]]
     if not alike:
         return None
-    overlaps = box_ops.iou(_corners([record]), _corners(alike))[0]
-    best = int(overlaps.argmax())
-    return alike[best] if overlaps[best] >= MIN_IOU else None
+    ious = box_ops.iou(_corners([record]), _corners(alike))[0]
+    best = int(ious.argmax())
+    return alike[best] if ious[best] >= MIN_IOU else None
+
+
+def overlaps(first: Sequence[float], second: Sequence[float]) -> bool:
+    """Tells whether two boxes (left, top, width, height) have an IoU of at least `MIN_IOU`."""
+    return bool(box_ops.iou(_corners([{"bbox": first}]), _corners([{"bbox": second}]))[0, 0] >= MIN_IOU)
 
 
 def _corners(records: Sequence[Record]) -> box_ops.Floats:

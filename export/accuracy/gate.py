@@ -1,26 +1,33 @@
-"""Accuracy gate: scores every exported file as PyTorch was scored, and refuses one that loses more AP than its budget."""
+"""Accuracy gate: scores every exported file as PyTorch was scored, and passes those shown to keep within their budget."""
 
 from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from calibration.budget import BUDGETS, is_within
-from export.accuracy.measure import Measurement, measure
+from calibration.budget import FAILED, PASSED, UNDECIDED
+from calibration.images import find_shared
+from export.accuracy.box_changes import SHOWN_SCORE
+from export.accuracy.limits import Limits, check_classes
+from export.accuracy.measure import Measurement, first_images, measure
+from export.accuracy.operating import OperatingChange, compare_operating
+from export.accuracy.speed import Speedup, measure_speedup
+from export.accuracy.verdict import Criterion, assess, assess_operating
 from runtime.backends.base import Backend
 from runtime.backends.open import open_backend
 from runtime.datasets.dataset import Dataset
 from runtime.errors import CheckFailed, InputError, MissingComponentError, ModelError
-from runtime.manifest import find_changes, manifest_path
-from runtime.spec import PRECISIONS, ModelSpec
+from runtime.manifest import find_changes, manifest_path, read_manifest
+from runtime.ops.image import Image
+from runtime.spec import ModelSpec
 from train.torch_backend import open_torch_backend
 
 log = logging.getLogger(__name__)
 
-PASSED, FAILED, NOT_RUN = "passed", "failed", "built, not run"
+NOT_RUN = "built, not run"
 
 # A file whose spec differs in one of these was made from other weights.
 _IDENTITY = ("class_names", "anchors", "strides")
@@ -54,9 +61,12 @@ class Outcome:
         file: its path.
         spec: its spec; None where it was not opened.
         measurement: its accuracy, size and speed; None where it did not run to the end.
-        status: `passed`, `failed` or `built, not run`.
+        status: `passed`, `failed`, `undecided` or `built, not run`.
         reasons: for anything but a pass, one line each.
         notes: oddities that do not fail the file, one line each.
+        criteria: the limits that were applied, AP over all classes first; none where it did not run to the end.
+        operating: change of the detections at the operating threshold; None where it did not run to the end.
+        speedup: against the FP32 file among the files; None where there is none, or where it did not run.
     """
 
     name: str
@@ -66,6 +76,9 @@ class Outcome:
     status: str
     reasons: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    criteria: tuple[Criterion, ...] = ()
+    operating: OperatingChange | None = None
+    speedup: Speedup | None = None
 
 
 @dataclass(frozen=True)
@@ -76,7 +89,7 @@ class Verification:
         weights: their file.
         spec: their spec, at the input size of the files.
         dataset: the split that was scored.
-        budgets: points of AP that a file may lose, by precision.
+        limits: what was asked of the files.
         reference: measurement of the weights in PyTorch.
         outcomes: verdicts, in the order of the files.
     """
@@ -84,52 +97,36 @@ class Verification:
     weights: Path
     spec: ModelSpec
     dataset: Dataset
-    budgets: Mapping[str, float]
+    limits: Limits
     reference: Measurement
     outcomes: tuple[Outcome, ...]
 
     @property
     def passed(self) -> bool:
-        """True if no file failed; files that cannot be run here are not counted."""
-        return all(outcome.status != FAILED for outcome in self.outcomes)
+        """True if no file failed or, unless that is accepted, is undecided; files that cannot run here are not counted."""
+        refused = {FAILED} if self.limits.accept_undecided else {FAILED, UNDECIDED}
+        return all(outcome.status not in refused for outcome in self.outcomes)
 
 
-def parse_budgets(text: str) -> dict[str, float]:
-    """Parses budgets in points of AP: `0.5` for all, or `fp32=0.05,int8=1`, where the others keep their default.
-
-    Raises:
-        InputError: an unknown precision, or anything but a number from 0 on.
-    """
-    try:
-        if "=" not in text:
-            given = dict.fromkeys(PRECISIONS, float(text))
-        else:
-            given = {name.strip(): float(value) for name, value in (part.split("=") for part in text.split(","))}
-    except ValueError as error:
-        raise InputError(f"expected points of AP as 0.5 or as fp32=0.05,fp16=0.1,int8=0.5; got {text!r}") from error
-    for name, value in given.items():
-        if name not in PRECISIONS or not 0 <= value <= 100:
-            raise InputError(f"expected {', '.join(PRECISIONS)} and points of AP in 0-100; got {name}={value:g}")
-    return {**BUDGETS, **given}
-
-
-def verify(weights: Path, files: Sequence[Path], dataset: Dataset, budgets: Mapping[str, float]) -> Verification:
+def verify(weights: Path, files: Sequence[Path], dataset: Dataset, limits: Limits) -> Verification:
     """Scores the weights in PyTorch and every file, at the files' own input size, and judges each by its budget.
 
     Args:
         weights: anything `train.weights.open_weights` takes.
         files: .onnx and .engine files made from them, all of one input size.
         dataset: the split to score on.
-        budgets: points of AP that a file may lose, by precision.
+        limits: what is asked of the files.
 
     Raises:
-        InputError: a file cannot be used, is no export of such weights, or the files differ in input size.
+        InputError: a file cannot be used, is no export of such weights, or the files differ in input size; a budget names no
+            class of the model.
         CheckFailed: the weights reach an AP of 0 on this split, so a loss could not be seen.
         MissingComponentError: none of the files can be run here.
     """
     with open_files(files) as opened:
         pytorch = open_torch_backend(weights, _common_size(opened))
         spec = pytorch.spec
+        check_classes(limits.budgets, spec.class_names)
         for exported in opened:
             if exported.backend:
                 _check_same_model(exported.file, exported.backend.spec, spec)
@@ -140,8 +137,9 @@ def verify(weights: Path, files: Sequence[Path], dataset: Dataset, budgets: Mapp
                 f"{weights} reaches an AP of 0 on {dataset.split} of {dataset.root}, so a loss could not be seen;"
                 " use trained weights, and a split with the objects they were trained on"
             )
-        outcomes = tuple(_examine(exported, pytorch, reference, dataset, budgets) for exported in opened)
-    return Verification(weights, spec, dataset, budgets, reference, outcomes)
+        outcomes = [_examine(exported, pytorch, reference, dataset, limits) for exported in opened]
+        outcomes = _judge_speed(opened, outcomes, first_images(dataset, 1)[0], limits.require_speedup)
+    return Verification(weights, spec, dataset, limits, reference, tuple(outcomes))
 
 
 @contextlib.contextmanager
@@ -194,30 +192,61 @@ def _short(values: Sequence[object]) -> str:
     return f"{shown}, ... ({len(values)})" if len(values) > 3 else shown
 
 
-def _examine(
-    exported: ExportedFile, pytorch: Backend, reference: Measurement, dataset: Dataset, budgets: Mapping[str, float]
-) -> Outcome:
+def _examine(exported: ExportedFile, pytorch: Backend, reference: Measurement, dataset: Dataset, limits: Limits) -> Outcome:
     name, file, backend = exported.name, exported.file, exported.backend
+    faults, notes = _manifest_faults(file)
+    faults = (*faults, *_leaks(file, dataset))
     if backend is None:
-        return Outcome(name, file, None, None, NOT_RUN, (exported.reason,), _manifest_notes(file))
+        return Outcome(name, file, None, None, FAILED if faults else NOT_RUN, (*faults, exported.reason), notes)
     spec = backend.spec
-    foreign = ("its spec names other weights as its source",)
-    notes = (foreign if spec.source_sha256 != pytorch.spec.source_sha256 else ()) + _manifest_notes(file)
+    if spec.source_sha256 != pytorch.spec.source_sha256:
+        foreign = f"its spec names other weights as its source ({spec.source_sha256[:12] or 'none'}...)"
+        if limits.allow_foreign:
+            notes = (foreign, *notes)
+        else:
+            faults = (f"{foreign}; export these weights again, or accept it with --allow-foreign", *faults)
     log.info("scoring %s", name)
     try:
         measurement = measure(name, backend, file, dataset, pytorch)
     except ModelError as error:  # it opened but does not run, or computes NaN: damaged
-        return Outcome(name, file, spec, None, FAILED, (str(error),), notes)
-    reasons = judge(reference, measurement, spec.precision, budgets) + _spec_faults(spec, pytorch.spec)
-    return Outcome(name, file, spec, measurement, FAILED if reasons else PASSED, tuple(reasons), notes)
+        return Outcome(name, file, spec, None, FAILED, (str(error), *faults), notes)
+    before, after = reference.evaluation, measurement.evaluation
+    threshold = pytorch.spec.operating_threshold or SHOWN_SCORE
+    operating = compare_operating(before, after, threshold, limits.confidence)
+    criteria = assess(before.matches, after.matches, spec.precision, limits)
+    criteria += assess_operating(operating, after.images, limits)
+    faults = (*faults, *_spec_faults(spec, pytorch.spec))
+    missed = [item for item in criteria if item.status != PASSED]
+    reasons = (*(item.reason for item in missed), *faults)
+    failed = faults or any(item.status == FAILED for item in missed)
+    status = FAILED if failed else UNDECIDED if missed else PASSED
+    return Outcome(name, file, spec, measurement, status, reasons, notes, criteria, operating)
 
 
-def judge(reference: Measurement, measurement: Measurement, precision: str, budgets: Mapping[str, float]) -> list[str]:
-    """Returns the reason to refuse a measurement: a loss of AP beyond its precision's budget; none if it keeps within it."""
-    drop, budget = -measurement.delta_ap(reference), budgets[precision]
-    if is_within(drop, budget):
-        return []
-    return [f"lost {drop:.3f} points of AP, the budget of {precision} is {budget:g}"]
+def _judge_speed(
+    opened: Sequence[ExportedFile], outcomes: Sequence[Outcome], image: Image, required: float | None
+) -> list[Outcome]:
+    """Times the files that ran against the FP32 one; an INT8 file that is not faster is told, or fails if speed is required."""
+    backends = {item.name: item.backend for item, found in zip(opened, outcomes) if item.backend and found.measurement}
+    reference = next((name for name, backend in backends.items() if backend.spec.precision == "fp32"), None)
+    if reference is None:
+        return list(outcomes)
+    others = {name: backend for name, backend in backends.items() if name != reference}
+    speedups = measure_speedup(backends[reference], others, image)
+    return [_with_speed(item, speedups[item.name], required) if item.name in speedups else item for item in outcomes]
+
+
+def _with_speed(outcome: Outcome, speedup: Speedup, required: float | None) -> Outcome:
+    found = replace(outcome, speedup=speedup)
+    if outcome.spec is None or outcome.spec.precision != "int8":
+        return found
+    ratio = f"{speedup.ratio:.2f} ({speedup.low:.2f} to {speedup.high:.2f})"
+    if required is not None and speedup.ratio < required:
+        reason = f"runs at {ratio} of the speed of FP32 here, {required:g} is required"
+        return replace(found, status=FAILED, reasons=(*outcome.reasons, reason))
+    if speedup.ratio <= 1:
+        return replace(found, notes=(*outcome.notes, f"is not faster than FP32 on this machine: {ratio} of its speed"))
+    return found
 
 
 def _spec_faults(spec: ModelSpec, weights: ModelSpec) -> list[str]:
@@ -226,10 +255,37 @@ def _spec_faults(spec: ModelSpec, weights: ModelSpec) -> list[str]:
     return [f"its spec says {field} is {mine}, that of the weights {theirs}" for field, mine, theirs in pairs if mine != theirs]
 
 
-def _manifest_notes(file: Path) -> tuple[str, ...]:
-    """Lists what is wrong with the manifest beside a file; the measured accuracy holds all the same."""
+def _manifest_faults(file: Path) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Lists what the manifest beside a file says against it, and what is merely odd."""
     path = manifest_path(file)
+    if not path.is_file():
+        return (), ("has no manifest beside it",)
     try:
-        return tuple(find_changes(path)) if path.is_file() else ("has no manifest beside it",)
+        return tuple(find_changes(path)), ()
     except ModelError as error:
-        return (str(error),)
+        return (str(error),), ()
+
+
+def _leaks(file: Path, dataset: Dataset) -> tuple[str, ...]:
+    """Tells whether images of the split were used to make the file, by the hashes in its manifest and its origins'."""
+    used: set[str] = set()
+    for path in (file, *_origins(file)):
+        try:
+            calibration = read_manifest(manifest_path(path)).details.get("calibration") or {}
+            used |= {image["sha256"] for image in calibration["images"]}
+            used |= {image["sha256"] for image in (calibration.get("search") or {}).get("images", ())}
+        except (InputError, KeyError, TypeError, AttributeError):  # no manifest, or one without such images
+            continue
+    shared = find_shared(used, None, dataset)
+    if not shared:
+        return ()
+    name = shared[0].path.name
+    return (f"{len(shared)} images of the split were used to make it (such as {name}): verify it on others",)
+
+
+def _origins(file: Path) -> list[Path]:
+    """Returns the files that it was made from, where its manifest names them."""
+    try:
+        return [file.parent / item.name for item in read_manifest(manifest_path(file)).made_from]
+    except InputError:
+        return []

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from runtime.datasets.dataset import Dataset
 from runtime.detections import Detections
 from runtime.detector import Detector
 from runtime.errors import InputError
+from runtime.evaluation.bootstrap import Bounds
 from runtime.evaluation.coco import Evaluation, evaluate
 from runtime.ops.image import Image
 from runtime.ops.preprocess import preprocess
@@ -23,7 +24,7 @@ from runtime.ops.preprocess import preprocess
 _COMPARED = 4
 """Number of images whose raw outputs are compared with the reference's."""
 _METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
-_WORST_WIDTH = 24
+_WORST_WIDTH, _BOUNDS_WIDTH = 24, 18
 _VISIBLE = 0.005  # the least points of AP that print as 0.01
 
 
@@ -84,7 +85,7 @@ def tensor_difference(reference: Backend, other: Backend, dataset: Dataset) -> f
         dataset: the split.
     """
     found = [0.0]
-    for image in _first_images(dataset):
+    for image in first_images(dataset, _COMPARED):
         mine, theirs = (preprocess(image, backend.spec)[0] for backend in (reference, other))
         batch = np.resize(theirs, (other.batch_size or 1, *theirs.shape))
         outputs = [output[:1] for output in other.infer(batch)]
@@ -93,10 +94,11 @@ def tensor_difference(reference: Backend, other: Backend, dataset: Dataset) -> f
     return max(found)
 
 
-def _first_images(dataset: Dataset) -> list[Image]:
+def first_images(dataset: Dataset, count: int) -> list[Image]:
+    """Reads the split's first readable images, at most `count`."""
     images: list[Image] = []
     for entry in dataset.images:
-        if len(images) == _COMPARED:
+        if len(images) == count:
             break
         try:
             images.append(entry.read())
@@ -113,19 +115,27 @@ def worst_class(reference: Measurement, measurement: Measurement) -> tuple[str, 
     return None if name is None or deltas[name] > -_VISIBLE else (name, deltas[name])
 
 
-def table(measurements: Sequence[Measurement]) -> str:
-    """Formats measurements as a table: AP in percent; ΔAP against the first one, and of the worst class, in points."""
+def table(measurements: Sequence[Measurement], bounds: Mapping[str, Bounds]) -> str:
+    """Formats measurements as a table: AP in percent; ΔAP against the first one, and of the worst class, in points.
+
+    Args:
+        measurements: the reference first.
+        bounds: of ΔAP, by the measurement's name, where they are known.
+    """
     reference = measurements[0]
     width = max(len("model"), *(len(item.name) for item in measurements)) + 2
     columns = ("AP", "AP50", "AP75", "small", "medium", "large")
     heading = f"{'model':{width}}" + "".join(f"{column:>8}" for column in columns)
-    lines = [heading + f"{'ΔAP':>9}  {'worst class':{_WORST_WIDTH}}{'size':>11}{'ms/image':>10}{'max diff':>10}"]
+    heading += f"{'ΔAP':>9}  {'lower, upper':{_BOUNDS_WIDTH}}{'worst class':{_WORST_WIDTH}}"
+    heading += f"{'size':>11}{'ms/image':>10}{'max diff':>10}"
+    lines = [heading]
     for item in measurements:
         worst = worst_class(reference, item) if item is not reference else None
         lines.append(
             f"{item.name:{width}}"
             + "".join(_percent(item.evaluation.metrics[name]) for name in _METRICS)
-            + f"{item.delta_ap(reference):+9.3f}  {_named(worst):{_WORST_WIDTH}}"
+            + f"{item.delta_ap(reference):+9.3f}  {_bounded(bounds.get(item.name)):{_BOUNDS_WIDTH}}"
+            + f"{_named(worst):{_WORST_WIDTH}}"
             + f"{item.size / 1e6:8.2f} MB{item.milliseconds:10.1f}"
             + (f"{'-':>10}" if item.difference is None else f"{item.difference:10.1e}")
         )
@@ -134,6 +144,10 @@ def table(measurements: Sequence[Measurement]) -> str:
 
 def _percent(value: float) -> str:
     return f"{value * 100:8.2f}" if value >= 0 else f"{'-':>8}"
+
+
+def _bounded(bounds: Bounds | None) -> str:
+    return "-" if bounds is None else f"{bounds.lower:+.3f}, {bounds.upper:+.3f}"
 
 
 def _named(worst: tuple[str, float] | None) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import cv2
@@ -16,10 +16,12 @@ from runtime.errors import InputError
 from runtime.ops.image import Image
 
 _COUNT = 6
-_LONGEST_SIDE = 560
-_QUALITIES = (82, 60, 40, 20)
+_LONGEST_SIDE = 960
+_QUALITIES = (82, 60, 40, 20, 5)
 _MAX_BYTES = 200_000
 """Of one JPEG: six of them leave a page far below 5 MB, whatever the images."""
+LABELED = "labeled"
+"""Kind of a box that is an object's label, not a detection."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,7 @@ class ShownImage:
         height: likewise.
         uri: JPEG as a `data:` address.
         boxes: by model name, the reference first.
+        objects: labeled objects, boxes of the kind `labeled`.
         class_names: by category id.
     """
 
@@ -40,6 +43,7 @@ class ShownImage:
     height: int
     uri: str
     boxes: Mapping[str, list[Box]]
+    objects: list[Box]
     class_names: Mapping[int, str]
 
 
@@ -65,12 +69,22 @@ def choose_images(found: Verification) -> list[ShownImage]:
             uri = jpeg_uri(entry.read())
         except InputError:  # already named by the evaluation
             continue
-        shown.append(ShownImage(entry.path.name, entry.width, entry.height, uri, boxes(entry.image_id), class_names))
+        found_boxes, objects = boxes(entry.image_id), _labeled_objects(entry, found.dataset.category_ids)
+        shown.append(ShownImage(entry.path.name, entry.width, entry.height, uri, found_boxes, objects, class_names))
     return shown
 
 
+def _labeled_objects(entry: LabeledImage, category_ids: Sequence[int]) -> list[Box]:
+    """Returns the objects that count in the evaluation."""
+    found = []
+    for (left, top, right, bottom), class_id, crowd in zip(entry.boxes.tolist(), entry.class_ids, entry.crowd):
+        if not crowd:
+            found.append(Box((left, top, right - left, bottom - top), category_ids[class_id], 1.0, None, LABELED))
+    return found
+
+
 def jpeg_uri(image: Image) -> str:
-    """Encodes a uint8 BGR image as a JPEG `data:` address, reduced to at most 560 pixels a side and 200 kB."""
+    """Encodes a uint8 BGR image as a JPEG `data:` address, reduced to at most 960 pixels a side and 200 kB."""
     scale = _LONGEST_SIDE / max(image.shape[:2])
     if scale < 1:
         size = (max(round(image.shape[1] * scale), 1), max(round(image.shape[0] * scale), 1))

@@ -9,13 +9,17 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from export.accuracy import box_changes
+from export.report import scatter, summary
+from export.report.derived import calibrations, class_deltas, most_changed
+from export.report.formats import FORMATS
 from export.report.images import ShownImage
+from export.report.intervals import place_bounds
 from export.report.labels import place_labels
 
 Data = Mapping[str, Any]
 
-_CLASSES = 20  # in the charts; a table holds all of them
 _LAYERS = 30
+_LEAST_COST = 1e-3  # in MB and ms: the axis is logarithmic
 _SMALLEST_REACH = 0.1  # of the ΔAP axis, in points, so that rounding does not fill a chart
 
 
@@ -26,18 +30,21 @@ def render_page(data: Data, images: Sequence[ShownImage]) -> str:
         data: content of `report.json`.
         images: images to show, in order.
     """
-    deltas = _class_deltas(data)
+    deltas = class_deltas(data)
     return (
         environment()
         .get_template("page.html.jinja")
         .render(
             data=data,
+            summary=summary,
             images=images,
             measured=[file for file in data["files"] if file["measured"]],
             class_deltas=deltas,
-            most_changed=_most_changed(deltas),
+            most_changed=most_changed(deltas),
             reach=max([abs(delta) for row in deltas.values() for delta in row.values()] + [_SMALLEST_REACH]),
-            calibrations=_calibrations(data),
+            calibrations=calibrations(data),
+            tradeoffs=_tradeoffs(data),
+            layout=scatter,
             max_layers=_LAYERS,
             box_changes=box_changes,
         )
@@ -54,7 +61,7 @@ def environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    found.filters.update(percent=_percent, points=_points, outline=_outline, place_labels=place_labels)
+    found.filters.update(FORMATS, outline=_outline, place_labels=place_labels, place_bounds=place_bounds)
     return found
 
 
@@ -67,16 +74,6 @@ def _finalize(value: Any) -> Any:
     return "".join(c if c.isprintable() or c in "\n\t" else "\N{REPLACEMENT CHARACTER}" for c in str(value))
 
 
-def _percent(value: float) -> str:
-    """Formats an AP in [0, 1] as percent; a dash where the split has no such object."""
-    return f"{value * 100:.2f}" if value >= 0 else "–"
-
-
-def _points(value: float) -> str:
-    """Formats a ΔAP in points, with a real minus sign."""
-    return f"{value:+.2f}".replace("-", "−").replace("−0.00", "±0.00").replace("+0.00", "±0.00")
-
-
 def _outline(counts: Sequence[int]) -> str:
     """Draws a histogram as an SVG path, a unit wide for each bin and 1 high, on a logarithmic axis."""
     peak = math.log10(1 + max(counts, default=0)) or 1
@@ -84,24 +81,18 @@ def _outline(counts: Sequence[int]) -> str:
     return "M0 1" + "".join(f"V{top:.4f}H{index + 1}" for index, top in enumerate(tops)) + "V1Z"
 
 
-def _class_deltas(data: Data) -> dict[str, dict[str, float]]:
-    """Computes ΔAP in points by class and file, for the classes with objects and the files that ran."""
-    per_class = {file["name"]: file["measured"]["per_class"] for file in data["files"] if file["measured"]}
-    return {
-        name: {file: (after[name] - before) * 100 for file, after in per_class.items()}
-        for name, before in data["reference"]["per_class"].items()
-        if before >= 0
-    }
-
-
-def _most_changed(deltas: Mapping[str, Mapping[str, float]]) -> list[str]:
-    """Chooses the classes with the largest ΔAP in any file, the worst loss first."""
-    largest = sorted(deltas, key=lambda name: -max(map(abs, deltas[name].values()), default=0))
-    return sorted(largest[:_CLASSES], key=lambda name: min(deltas[name].values(), default=0))
-
-
-def _calibrations(data: Data) -> dict[str, Data]:
-    """Collects what calibration recorded in the manifests, by file name."""
-    details = {file["name"]: (file["manifest"] or {}).get("details") or {} for file in data["files"]}
-    found = {name: values.get("calibration") for name, values in details.items()}
-    return {name: values for name, values in found.items() if isinstance(values, Mapping) and values}
+def _tradeoffs(data: Data) -> list[tuple[str, str, scatter.Scatter]]:
+    """Lays out AP against size and against time, for the reference and the files that ran: (title, unit, chart)."""
+    ran = [(file["name"], file["status"], file["measured"]) for file in data["files"] if file["measured"]]
+    models = [(data["reference"]["name"], "reference", data["reference"]), *ran]
+    found = []
+    for title, unit, key, scale in (
+        ("AP against size", "MB", "bytes", 1e-6),
+        ("AP against time", "ms / image", "milliseconds", 1),
+    ):
+        drawn = [
+            scatter.Model(name, status, max(of[key] * scale, _LEAST_COST), of["figures"]["AP"] * 100)
+            for name, status, of in models
+        ]
+        found.append((title, unit, scatter.scatter(drawn)))
+    return found

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import math
 import platform
 from collections import Counter
 from collections.abc import Mapping
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
+from calibration.budget import FAILED, PASSED, UNDECIDED
 from calibration.images import dataset_sha256
 from export.accuracy.box_changes import KINDS, Record, by_image, match_detections
 from export.accuracy.gate import Outcome, Verification
@@ -16,11 +20,14 @@ from export.accuracy.measure import Measurement, worst_class
 from runtime.errors import InputError
 from runtime.files import sha256
 from runtime.manifest import manifest_path, read_manifest
+from train import checkpoint
+
+_TRAINING = ("recipe", "train_split", "val_split", "epochs", "size", "optimizer", "learning_rate", "batch", "mixup", "seed")
 
 Detections = Mapping[int, list[Record]]
 
 KIND = "yolov3-asff-verification"
-VERSION = 1
+VERSION = 2
 _LIBRARIES = ("torch", "onnx", "onnxruntime", "onnxruntime-gpu", "tensorrt", "numpy", "opencv-python-headless", "pycocotools")
 
 
@@ -34,6 +41,7 @@ def report_data(found: Verification) -> dict[str, Any]:
         "kind": KIND,
         "version": VERSION,
         "passed": found.passed,
+        "status": _status(found),
         "model": found.spec.name,
         "input_size": list(found.spec.input_size),
         "data": {
@@ -44,11 +52,36 @@ def report_data(found: Verification) -> dict[str, Any]:
             "sha256": dataset_sha256(found.dataset),
         },
         "weights": {"file": str(found.weights), "sha256": found.spec.source_sha256},
-        "budgets": dict(found.budgets),
+        "spec": {key: json.loads(value) for key, value in found.spec.to_metadata().items()},
+        "training": _training(found.weights),
+        "limits": {
+            **dataclasses.asdict(found.limits.budgets),
+            "confidence": found.limits.confidence,
+            "accept_undecided": found.limits.accept_undecided,
+            "allow_foreign": found.limits.allow_foreign,
+            "operating": dict(found.limits.operating),
+            "require_speedup": found.limits.require_speedup,
+        },
         "versions": _versions(),
         "reference": _measured(reference),
         "files": [_file(outcome, found, detections) for outcome in found.outcomes],
     }
+
+
+def _status(found: Verification) -> str:
+    """Sums up the verdicts: the worst of the files that ran."""
+    given = {outcome.status for outcome in found.outcomes}
+    return next((status for status in (FAILED, UNDECIDED) if status in given), PASSED)
+
+
+def _training(weights: Path) -> dict[str, Any] | None:
+    """Reads how the weights were trained; None where they are not a checkpoint of this project, which alone says so."""
+    try:
+        found = checkpoint.load(weights)
+    except InputError:
+        return None
+    config = {name: getattr(found.config, name) for name in _TRAINING}
+    return {**config, "epochs_completed": found.epoch, "best_ap": found.best_ap if found.best_ap >= 0 else None}
 
 
 def _versions() -> dict[str, str]:
@@ -82,10 +115,14 @@ def _file(outcome: Outcome, found: Verification, detections: Mapping[str, Detect
         "sha256": sha256(outcome.file),
         "bytes": outcome.file.stat().st_size,
         "precision": precision,
-        "budget": found.budgets.get(precision or ""),
+        "budget": found.limits.budgets.by_precision.get(precision or ""),
         "status": outcome.status,
         "reasons": list(outcome.reasons),
         "notes": list(outcome.notes),
+        "criteria": [_finite(dataclasses.asdict(item)) for item in outcome.criteria],
+        "operating": _finite(dataclasses.asdict(outcome.operating)) if outcome.operating else None,
+        "speedup": dataclasses.asdict(outcome.speedup) if outcome.speedup else None,
+        "foreign": outcome.spec is not None and outcome.spec.source_sha256 != found.spec.source_sha256,
         "made_with": list(outcome.spec.made_with) if outcome.spec else [],
         "manifest": manifest,
         "measured": None,

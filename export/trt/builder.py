@@ -44,6 +44,9 @@ class BuildOptions:
         return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
 
+RTX_GPUS = "its engines run on x86-64 with GPUs of compute capability 8.0, 8.6, 8.9, 12.0 and later, not on a Jetson"
+
+
 def usable_options(trt: TensorRT, options: BuildOptions) -> BuildOptions:
     """Returns the options that this library has; logs which one it leaves out.
 
@@ -54,10 +57,7 @@ def usable_options(trt: TensorRT, options: BuildOptions) -> BuildOptions:
         return options
     asked = {"--version-compatible": options.version_compatible, "--hardware-compatible": options.hardware_compatible}
     for flag in (flag for flag, wanted in asked.items() if wanted):
-        raise InputError(
-            f"{flag}: {trt.title} cannot make such engines; leave it out (its engines run on all GPUs from Ampere on),"
-            " or use --flavor tensorrt"
-        )
+        raise InputError(f"{flag}: {trt.title} cannot make such engines; leave it out ({RTX_GPUS}), or use --flavor tensorrt")
     if options.timing_cache:
         log.info("%s has no timing cache; %s is neither read nor written", trt.title, options.timing_cache)
     return dataclasses.replace(options, timing_cache=None)

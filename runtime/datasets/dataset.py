@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Optional
 
@@ -72,6 +72,12 @@ class Dataset:
 
     def __len__(self) -> int:
         return len(self.images)
+
+    def only(self, images: Sequence[LabeledImage]) -> Dataset:
+        """Returns the part of the split that holds these of its images."""
+        ids = {image.image_id for image in images}
+        annotations = tuple(item for item in self.annotations if item["image_id"] in ids)
+        return replace(self, images=tuple(images), annotations=annotations)
 
 
 def labeled_image(image_id: int, path: Path, size: tuple[int, int], boxes: Any, class_ids: Any, crowd: Any) -> LabeledImage:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from statistics import NormalDist
 from typing import Optional
@@ -121,16 +122,28 @@ class ApDelta:
     Attributes:
         estimate: ΔAP in points, float64 `[1 + K]`: of all classes together, then of each class; NaN without objects.
         samples: the same on each resampled set, `[B, 1 + K]`.
+        reference: AP of the reference in points, `[1 + K]`.
         class_names: of the K classes.
-        images: number of images.
+        presence: bool `[K, I]`, which images hold an object of the class.
         objects: number of objects of each class.
     """
 
     estimate: Floats
     samples: Floats
+    reference: Floats
     class_names: tuple[str, ...]
-    images: int
+    presence: NDArray[np.bool_]
     objects: tuple[int, ...]
+
+    @property
+    def images(self) -> int:
+        """Number of images."""
+        return int(self.presence.shape[1])
+
+    def images_with_objects(self, class_name: Optional[str] = None) -> int:
+        """Returns the number of images with an object of the class; None for any class."""
+        rows = self.presence if class_name is None else self.presence[[self.class_names.index(class_name)]]
+        return int(rows.any(axis=0).sum())
 
     def bounds(self, confidence: float, class_name: Optional[str] = None) -> Bounds:
         """Returns ΔAP over all classes, or of one class, with its bounds.
@@ -142,8 +155,33 @@ class ApDelta:
         column = 0 if class_name is None else 1 + self.class_names.index(class_name)
         estimate, samples = float(self.estimate[column]), self.samples[:, column]
         error = float(np.nanstd(samples)) if not np.isnan(samples).all() else 0.0
-        margin = NormalDist().inv_cdf(confidence) * error
-        return Bounds(estimate, error, estimate - margin, estimate + margin, confidence)
+        return make_bounds(estimate, error, self.images, confidence)
+
+
+def make_bounds(estimate: float, error: float, images: int, confidence: float) -> Bounds:
+    """Returns the bounds of an estimate by Student's distribution.
+
+    Args:
+        estimate: on all images.
+        error: its standard deviation over resampled sets, which is too small by sqrt(1 - 1 / images).
+        images: number of images.
+        confidence: of each bound, in (0.5, 1).
+    """
+    freedom = max(images - 1, 1)
+    error *= math.sqrt(1 + 1 / freedom)
+    margin = student_quantile(confidence, freedom) * error
+    return Bounds(estimate, error, estimate - margin, estimate + margin, confidence)
+
+
+def student_quantile(probability: float, freedom: int) -> float:
+    """Returns a quantile of Student's t by its expansion around the normal one, to 0.002 from 19 degrees of freedom on.
+
+    Args:
+        probability: in (0.5, 1); the expansion is meant for up to 0.99.
+        freedom: degrees of freedom, at least 1.
+    """
+    z = NormalDist().inv_cdf(probability)
+    return z + (z**3 + z) / (4 * freedom) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * freedom**2)
 
 
 def compare(reference: Matches, other: Matches, *, area: str = "all", resamples: int = RESAMPLES, seed: int = 0) -> ApDelta:
@@ -166,5 +204,12 @@ def compare(reference: Matches, other: Matches, *, area: str = "all", resamples:
     weights = np.concatenate([np.ones((1, images), np.int32), drawn.astype(np.int32)])
     before, after = (average_precision(item, weights, area) for item in (reference, other))
     change = 100 * np.column_stack([mean_ap(after) - mean_ap(before), after - before])
-    objects = tuple(int(item.objects.sum()) for item in reference.by_area[area])
-    return ApDelta(change[0], change[1:], reference.class_names, images, objects)
+    classes = reference.by_area[area]
+    return ApDelta(
+        estimate=change[0],
+        samples=change[1:],
+        reference=100 * np.append(mean_ap(before[:1]), before[0]),
+        class_names=reference.class_names,
+        presence=np.array([item.objects > 0 for item in classes]).reshape(len(classes), images),
+        objects=tuple(int(item.objects.sum()) for item in classes),
+    )

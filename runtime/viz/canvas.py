@@ -43,6 +43,37 @@ def text_size(text: str, size: float) -> tuple[int, int, int]:
     return max(width, 1), height, depth
 
 
+def shorten(text: str, size: float, width: int) -> str:
+    """Cuts a text so that it is at most `width` pixels wide; two dots stand for what is gone."""
+    if text_size(text, size)[0] <= width:
+        return text
+    end = len(text)
+    while end and text_size(text[:end] + "..", size)[0] > width:
+        end -= 1
+    return text[:end] + ".."
+
+
+def upwards(text: str, size: float, color: Color) -> Image:
+    """An image of a text that reads from bottom to top."""
+    width, height, depth = text_size(text, size)
+    label = paper(width, height + depth)
+    write(label, text, (0, height), size, color)
+    return np.ascontiguousarray(np.rot90(label))
+
+
+def paste(canvas: Image, part: Image, left: int, top: int) -> None:
+    """Copies an image into `canvas`, in place."""
+    canvas[top : top + part.shape[0], left : left + part.shape[1]] = part
+
+
+def titled(title: str, subtitle: str, body: Image) -> Image:
+    """Puts a title of two lines above a figure, and a margin around both."""
+    head = paper(max(body.shape[1], text_size(title, 0.7)[0], text_size(subtitle, 0.5)[0]), 52)
+    write(head, title, (0, 20), 0.7, INK)
+    write(head, subtitle, (0, 45), 0.5, FAINT)
+    return pad(stack([head, body], gap=GAP))
+
+
 def beside(parts: Sequence[Image], gap: int = GAP) -> Image:
     """Puts images from left to right, aligned at the top."""
     turned = [part.transpose(1, 0, 2) for part in parts]

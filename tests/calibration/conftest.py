@@ -78,14 +78,15 @@ def blobs(rng: np.random.Generator) -> np.ndarray:
 
 @pytest.fixture(scope="session")
 def own_set(tmp_path_factory: pytest.TempPathFactory, plain_model: Path) -> Path:
-    """A COCO set of 6 + 6 images whose objects are what `plain_model` itself is surest of, so that its AP is 100."""
+    """A COCO set of 6 images to train, 24 to search, 6 to verify; its objects are what `plain_model` itself is surest of, so
+    that its AP is 100."""
     root, rng = tmp_path_factory.mktemp("own"), np.random.default_rng(0)
     with Detector(plain_model, score_threshold=0.01) as detector:
         scores = np.concatenate([detector(blobs(np.random.default_rng(seed))).scores for seed in range(6)])
         sure = float(np.quantile(scores, 0.8))
-        for split in ("train", "val"):
+        for split, count in (("train", 6), ("search", 24), ("val", 6)):
             images, annotations = [], []
-            for index in range(6):
+            for index in range(count):
                 image = blobs(rng)
                 write_image(root / split / f"{index}.png", image)
                 images.append({"id": index, "file_name": f"{index}.png", "width": SIDE, "height": SIDE})

@@ -6,9 +6,9 @@ import argparse
 
 import pytest
 
-from calibration.budget import BUDGETS, ap_points, is_within
+from calibration.budget import BUDGETS, FAILED, PASSED, UNDECIDED, ap_points, images_to_decide, judge
 from calibration.request import Request
-from calibration.sensitivity import smallest_set
+from runtime.evaluation.bootstrap import Bounds
 from runtime.spec import PRECISIONS
 
 EXACTLY = (0.4 - 0.395) * 100  # in floats 0.5 and a little
@@ -19,24 +19,40 @@ def test_every_precision_has_a_budget_and_int8_is_calibrated_to_its_own() -> Non
     assert Request.max_ap_drop == BUDGETS["int8"]
 
 
+def bounds(lower: float, estimate: float, upper: float, error: float = 0.1) -> Bounds:
+    return Bounds(estimate, error, lower, upper, 0.95)
+
+
 @pytest.mark.parametrize(
-    ("drop", "budget", "expected"),
+    ("lower", "upper", "budget", "verdict"),
     [
-        (0.0, 0.0, True),
-        (-3.0, 0.0, True),  # a gain
-        (EXACTLY, 0.5, True),
-        (0.501, 0.5, False),
-        (1e-6, 0.0, False),
-        (float("nan"), 100, False),
+        (0.0, 0.0, 0.0, PASSED),  # nothing changed, nothing may be lost
+        (-0.4, 0.3, 0.5, PASSED),
+        (-EXACTLY, 0.3, 0.5, PASSED),
+        (-0.6, 0.3, 0.5, UNDECIDED),
+        (-0.6, -0.4, 0.5, UNDECIDED),
+        (-0.6, -EXACTLY, 0.5, UNDECIDED),
+        (-0.9, -0.6, 0.5, FAILED),
+        (-0.1, 0.1, 0.0, UNDECIDED),
+        (-0.1, -1e-6, 0.0, FAILED),
     ],
 )
-def test_a_loss_of_exactly_the_budget_is_within_it(drop: float, budget: float, expected: bool) -> None:
-    assert is_within(drop, budget) is expected
+def test_the_verdict_rests_on_the_bounds(lower: float, upper: float, budget: float, verdict: str) -> None:
+    assert judge(bounds(lower, (lower + upper) / 2, upper), budget) == verdict
 
 
-def test_the_search_for_layers_judges_by_the_same_rule() -> None:
-    assert EXACTLY > 0.5
-    assert smallest_set(["a", "b"], lambda layers: EXACTLY if "a" in layers else 9.0, 0.5) == {"a"}
+@pytest.mark.parametrize(
+    ("estimate", "error", "budget", "images", "expected"),
+    [
+        (-0.2, 0.3, 0.5, 100, 620),  # (1.645 + 0.842)^2 * 100
+        (-0.8, 0.3, 0.5, 100, 620),
+        (-0.2, 0.03, 0.5, 100, 110),  # more than there are, since they did not decide
+        (-0.5, 0.3, 0.5, 100, None),
+        (-0.499, 0.3, 0.5, 100, None),
+    ],
+)
+def test_the_images_that_would_decide(estimate: float, error: float, budget: float, images: int, expected: int | None) -> None:
+    assert images_to_decide(bounds(-1, estimate, 1, error), budget, images) == expected
 
 
 def test_points_of_ap() -> None:

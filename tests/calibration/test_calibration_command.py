@@ -24,6 +24,7 @@ from calibration.ranges import METHODS, Range
 from runtime.backends.ort import OrtBackend
 from runtime.datasets.open import open_dataset
 from runtime.detector import Detector
+from runtime.evaluation.bootstrap import Bounds
 from runtime.files import sha256
 from runtime.manifest import find_changes, read_manifest
 from runtime.media.image import read_image, write_image
@@ -37,6 +38,7 @@ def calibrate(command: Command, plain_model: Path, own_set: Path, tmp_path: Path
 
     def call(*arguments: object, onnx: Path = plain_model, data: Path = own_set) -> tuple[int, str, str]:
         fixed = ("--onnx", onnx, "--data", data, "--output", tmp_path / "m.int8.onnx", "--method", "minmax")
+        fixed += ("--search-split", "search")
         return command(main, *fixed, *arguments)
 
     return call
@@ -76,12 +78,12 @@ def test_a_file_and_its_manifest(target: str, calibrate: Command, own_set: Path,
     assert [(item.role, item.sha256) for item in manifest.made_from] == [("onnx", sha256(plain_model))]
     assert set(manifest.details) == {"settings", "data", "calibration", "accuracy"}
     expected = {"method": "minmax", "target": target, "images": 4, "seed": 3, "max_ap_drop": 100}
-    places = {"calibration_split": "train", "split": "val", "sensitivity": False}
-    assert manifest.details["settings"] == {**expected, **places}
+    splits = {"calibration_split": "train", "search_split": "search", "split": "val"}
+    assert manifest.details["settings"] == {**expected, **splits, "sensitivity": False}
     hashes = [item["sha256"] for item in manifest.details["calibration"]["images"]]
     assert manifest.details["data"] == {
         "calibration images": hashlib.sha256("".join(hashes).encode()).hexdigest(),
-        "scored split": dataset_sha256(open_dataset(own_set, "val")),
+        "search images": dataset_sha256(open_dataset(own_set, "search")),
     }
     _check_details(manifest.details["calibration"], target, own_set, plain_model)
     assert manifest.details["accuracy"]["int8"] == report["after"]
@@ -90,11 +92,12 @@ def test_a_file_and_its_manifest(target: str, calibrate: Command, own_set: Path,
 
 def _check_details(details: dict[str, Any], target: str, own_set: Path, model: Path) -> None:
     assert list(details) == [
-        *("method", "target", "seed", "split", "images", "ranges", "histograms"),
+        *("method", "target", "seed", "split", "images", "search", "ranges", "histograms"),
         *("float_layers", "half_layers", "sensitivity"),
     ]
     assert (details["method"], details["target"], details["seed"], details["split"]) == ("minmax", target, 3, "train")
     assert len(details["images"]) == 4
+    assert details["search"]["split"] == "search" and len(details["search"]["images"]) == 24
     assert all(item["sha256"] == sha256(own_set / "train" / item["name"]) for item in details["images"])
     placement = place(Graph(onnx.load(model)), target)
     assert list(details["ranges"]) == list(details["histograms"]) == list(placement.tensors)
@@ -134,7 +137,7 @@ def test_the_table_shows_every_class(calibrate: Command) -> None:
     assert code == 0
     rows = {line.split()[0]: line.split()[1:] for line in out.splitlines()[2:] if len(line.split()) == 4}
     assert {"AP", "AP50"} < set(rows) and {"cat", "dog", "bird"} & set(rows)
-    assert out.splitlines()[2].split() == ["fp32", "int8", "ΔAP"]
+    assert out.splitlines()[3].split() == ["fp32", "int8", "ΔAP"]
     for before, after, delta in rows.values():
         assert float(delta) == pytest.approx(float(after) - float(before), abs=0.011)
 
@@ -144,7 +147,7 @@ LAYER = "/backbone/stages.1/stages.1.0/conv/Conv"
 
 def test_a_damaged_layer_is_found_and_taken_back(calibrate: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _, sound, _ = calibrate("--max-ap-drop", 100, "--json")
-    lost = 100 - json.loads(sound)["after"]["figures"]["AP"] * 100
+    lost = -json.loads(sound)["delta_ap"]["lower"]
     damage(monkeypatch, LAYER, 8)
     budget = lost + 6  # within reach of the other layers, not with this one
     code, out, err = calibrate("--max-ap-drop", budget)
@@ -171,17 +174,17 @@ def test_the_layers_are_ranked_on_request(calibrate: Command, tmp_path: Path) ->
 
 
 def test_a_budget_nothing_meets(calibrate: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pipeline._Work, "drop", lambda *_, **__: 7.0)
+    monkeypatch.setattr(pipeline._Work, "delta", lambda *_, **__: Bounds(-7.0, 0.1, -7.2, -6.8, 0.95))
     code, out, err = calibrate("--max-ap-drop", 0.5)
     assert (code, out) == (1, "")
-    assert "even with every layer in FP16 it loses 7.00 points of AP, the budget is 0.50" in one_line(err)
+    assert "even with every layer in FP16 ΔAP is -7.00 points (above -7.20), the budget is 0.50" in one_line(err)
     ranking = err.split("the most sensitive first:\n")[1].splitlines()[:40]
     assert all(line.startswith("/") and "dB" in line for line in ranking)
     assert not (tmp_path / "m.int8.onnx").exists() and not (tmp_path / "m.int8.onnx.json").exists()
 
 
 def test_an_interrupted_ranking_is_taken_up(calibrate: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pipeline._Work, "drop", lambda *_, **__: 7.0)
+    monkeypatch.setattr(pipeline._Work, "delta", lambda *_, **__: Bounds(-7.0, 0.1, -7.2, -6.8, 0.95))
     runs, plain = [0], OrtBackend.infer
 
     def infer(backend: OrtBackend, images: Any) -> Any:
@@ -197,7 +200,7 @@ def test_an_interrupted_ranking_is_taken_up(calibrate: Command, tmp_path: Path, 
     runs[0] = 100  # no more interruptions
     assert calibrate("--max-ap-drop", 0.5)[0] == 1
     left = 40 - len(known["snr_db"])
-    assert runs[0] == 100 + 6 + 4 * (1 + left)  # scoring the float model, its outputs, and the layers that were left
+    assert runs[0] == 100 + 24 + 4 * (1 + left)  # scoring the float model, its outputs, and the layers that were left
 
 
 def test_calibrating_on_images_of_another_kind_is_seen(calibrate: Command, own_set: Path, tmp_path: Path) -> None:
@@ -249,8 +252,8 @@ def change_json(data: Path, split: str, change: Callable[[dict[str, Any]], None]
 def test_data_that_cannot_serve(calibrate: Command, own_set: Path, tmp_path: Path) -> None:
     cases: list[tuple[str, Callable[[dict[str, Any]], None], str]] = [
         ("train", lambda c: c.update(images=[], annotations=[]), "has no images"),
-        ("val", lambda c: c.update(annotations=[]), "no object to score on"),
-        ("val", lambda c: c["categories"][0].update(name="zebra"), "only in the data: zebra"),
+        ("search", lambda c: c.update(annotations=[]), "the search images of 'search' have no object"),
+        ("search", lambda c: c["categories"][0].update(name="zebra"), "only in the data: zebra"),
     ]
     for index, (split, change, message) in enumerate(cases):
         data = Path(shutil.copytree(own_set, tmp_path / f"case{index}"))
@@ -260,7 +263,9 @@ def test_data_that_cannot_serve(calibrate: Command, own_set: Path, tmp_path: Pat
     assert not list(tmp_path.glob("m.int8.onnx*.onnx"))
     for arguments, message in (
         (("--images", 7), "has 6 images, 7 were asked for"),
-        (("--calibration-split", "val"), "6 calibration images are in the split that is scored (val)"),
+        (("--calibration-split", "val"), "6 images of 'val' are calibrated on too, by their content (such as 0.png)"),
+        (("--split", "search"), "24 images of 'search' are searched on too"),
+        (("--search-split", "train"), "6 images of 'train' are calibrated on too"),
         (("--split", "none"), "none"),
     ):
         code, _, err = calibrate(*arguments)

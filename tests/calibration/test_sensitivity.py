@@ -88,7 +88,7 @@ def test_what_is_guaranteed_where_every_layer_helps(cost: list[int], ranking: li
 
     if drop(frozenset()) <= budget:
         return  # never asked then
-    found = smallest_set(ranking, drop, budget)
+    found = smallest_set(ranking, lambda fp16: drop(fp16) <= budget)
     assert found is not None and drop(found) <= budget
     start = next(n for n in range(7) if drop(frozenset(ranking[:n])) <= budget)
     assert found <= set(ranking[:start])  # of the shortest sufficient start
@@ -104,7 +104,7 @@ def test_what_is_guaranteed_whatever_happens(table: dict[frozenset[str], int], b
     def drop(fp16: frozenset[str]) -> float:
         return table.get(fp16, 3)
 
-    found = smallest_set(LAYERS, drop, budget)
+    found = smallest_set(LAYERS, lambda fp16: drop(fp16) <= budget)
     if found is None:
         assert drop(frozenset(LAYERS)) > budget
     else:
@@ -118,6 +118,6 @@ def test_a_long_ranking_takes_few_measurements() -> None:
         calls.append(fp16)
         return 100 - len(fp16)
 
-    found = smallest_set(layers, drop, 40)
+    found = smallest_set(layers, lambda fp16: drop(fp16) <= 40)
     assert found == frozenset(layers[:60])
     assert len(calls) < 20

@@ -14,15 +14,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from calibration.budget import BUDGETS
+from calibration.budget import FAILED
 from calibration.request import Request
 from export import chain
 from export.chain import Step, calibration_step, engine_step, export_step, run_steps
 from export.onnx_export.export import ExportRequest
-from runtime.errors import CheckFailed
+from runtime.errors import CheckFailed, InputError
 from runtime.files import write_json
-from runtime.manifest import Origin, find_changes, manifest_path, write_manifest
-from runtime.media.image import write_image
+from runtime.manifest import Origin, find_changes, manifest_path, read_manifest, write_manifest
+from runtime.media.image import read_image, write_image
 from tests.support.small_models import CLASSES, tiny
 from train.spec import model_spec
 
@@ -35,7 +35,7 @@ Run = Callable[..., tuple[int, list[str]]]
 
 @pytest.fixture
 def run(exported: object, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> Run:
-    """Runs the chain on the model that finds everything in its own set, with a train split to calibrate on; its exit code,
+    """Runs the chain on the model that finds everything in its own set, with splits to calibrate and search on; its exit code,
     and which files it made (True) or found up to date (False)."""
     data, weights = tmp_path / "data", tmp_path / "run" / "best.pt"
     shutil.copytree(exported.data, data)  # type: ignore[attr-defined]
@@ -45,17 +45,20 @@ def run(exported: object, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> R
     for index in range(3):
         image = np.kron(rng.integers(0, 256, (6, 10, 3)), np.ones((12, 12, 1))).astype(np.uint8)
         write_image(data / "train2017" / f"{index}.png", image)
-    content = {
-        "images": [{"id": i, "file_name": f"{i}.png", "width": 120, "height": 72} for i in range(3)],
-        "categories": [{"id": i, "name": name} for i, name in enumerate(CLASSES)],
-        "annotations": [],
-    }
-    write_json(data / "annotations" / "instances_train2017.json", content)
+    names = [{"id": i, "name": name} for i, name in enumerate(CLASSES)]
+    images = [{"id": i, "file_name": f"{i}.png", "width": 120, "height": 72} for i in range(3)]
+    write_json(data / "annotations" / "instances_train2017.json", {"images": images, "categories": names, "annotations": []})
+    for path in (data / "val2017").iterdir():  # the same images but for one pixel, to search on
+        image = read_image(path)
+        image[0, 0] ^= 1
+        write_image(data / "search2017" / path.name, image)
+    shutil.copy(data / "annotations" / "instances_val2017.json", data / "annotations" / "instances_search2017.json")
     caplog.set_level(logging.INFO)
 
     def call(*arguments: str) -> tuple[int, list[str]]:
         caplog.clear()
-        code = chain.main(["--weights", str(weights), "--data", str(data), "--flavor", "rtx", *arguments])
+        given = ["--weights", str(weights), "--data", str(data), "--target", "rtx"]
+        code = chain.main([*given, "--search-split", "search2017", *arguments])
         made = [line.split(" --")[0].removeprefix("+ python -m ") for line in caplog.messages if line.startswith("+ ")]
         return code, made
 
@@ -67,14 +70,14 @@ ALL = ["export.onnx", "calibration", "export.engine", "export.verify"]
 
 @needs_tensorrt
 def test_everything_is_made_once_and_again_only_if_it_changed(run: Run, tmp_path: Path) -> None:
-    request = ("--precision", "int8", "--max-ap-drop", "100")
+    request = ("--precision", "int8", "--accept-undecided", "--max-ap-drop", "int8=100")
     assert run(*request) == (0, ALL)
     folder = tmp_path / "run"
     names = [f"tiny-64-{part}" for part in ("fp32.onnx", "int8.onnx", "int8.engine")]
     for name in names:
         assert find_changes(folder / f"{name}.json") == []
     report = json.loads((folder / "report.json").read_text())
-    assert [file["status"] for file in report["files"]] == ["passed", "passed", "built, not run"]
+    assert [file["status"] for file in report["files"]] == ["passed", "undecided", "built, not run"]
 
     assert run(*request) == (0, ["export.verify"])
     model = folder / names[0]
@@ -84,9 +87,10 @@ def test_everything_is_made_once_and_again_only_if_it_changed(run: Run, tmp_path
     assert model.read_bytes() == original
     assert run(*request, "--size", "96") == (0, ALL)  # another size has files of its own
     assert run(*request) == (0, ["export.verify"])
-    assert run(*request[:3], "99") == (0, ["calibration", "export.verify"])  # to the same bytes, so the engine stays
+    other = ("--split", "val2017")  # the same images by another name, so that the bytes and the engine stay
+    assert run(*request, *other) == (0, ["calibration", "export.verify"])
     write_image(tmp_path / "data" / "train2017" / "0.png", np.full((72, 120, 3), 90, np.uint8))
-    assert run(*request[:3], "99") == (0, ["calibration", "export.engine", "export.verify"])
+    assert run(*request, *other) == (0, ["calibration", "export.engine", "export.verify"])
 
 
 @needs_tensorrt
@@ -100,8 +104,7 @@ def test_no_engine_is_built_where_accuracy_fell(run: Run, tmp_path: Path) -> Non
 
 @needs_tensorrt
 def test_the_gate_has_the_last_word(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A budget below nothing at all, for the gate alone."""
-    monkeypatch.setitem(BUDGETS, "fp32", -1.0)
+    monkeypatch.setattr("export.accuracy.verdict.judge", lambda *_: FAILED)
     code, made = run("--precision", "fp32")
     assert (code, made) == (1, ["export.onnx", "export.engine", "export.verify"])
     report = json.loads((tmp_path / "run" / "report.json").read_text())
@@ -207,3 +210,19 @@ def test_the_commands_that_are_logged_ask_for_what_the_steps_check(tmp_path: Pat
     options = parse_engine(list(building.arguments))
     assert (options.onnx, options.output, options.flavor) == (output, tmp_path / "m.engine", "rtx")
     assert building.details["engine"] == {"flavour": "rtx"} and "engine" not in engine_step(output, output, "auto").details
+
+
+@pytest.mark.parametrize("option", ["--max-ap-drop=nan", "--max-ap-drop=zebra=1", "--confidence=2", "--target=tpu"])
+def test_what_is_wrong_is_said_before_the_long_work(option: str, run: Run, caplog: pytest.LogCaptureFixture) -> None:
+    with pytest.raises((SystemExit, InputError)) as caught:
+        run(option)
+    assert getattr(caught.value, "code", getattr(caught.value, "exit_code", None)) == 2
+    assert not [line for line in caplog.messages if line.startswith("+ ")]
+
+
+def test_for_the_cpu_the_onnx_file_is_the_result(run: Run, tmp_path: Path) -> None:
+    request = ("--precision", "int8", "--target", "cpu", "--accept-undecided", "--max-ap-drop", "int8=100")
+    assert run(*request) == (0, ["export.onnx", "calibration", "export.verify"])
+    manifest = read_manifest(tmp_path / "run" / "tiny-64-int8.onnx.json")
+    assert manifest.details["settings"]["target"] == "cpu"
+    assert not list((tmp_path / "run").glob("*.engine"))

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from runtime.media.image import write_image
-from tests.support.detect_command import white
+from tests.support.detect_command import RING_BOX, white
 
 
 @pytest.fixture
@@ -66,3 +66,11 @@ def images(tmp_path: Path) -> Path:
 def good(tmp_path: Path) -> Path:
     write_image(tmp_path / "in" / "a.png", white())
     return tmp_path / "in" / "a.png"
+
+
+@pytest.fixture
+def two_rings(make_coco: Callable[..., Path]) -> Path:
+    """Two white images with the ring (found), and a black one with a dot (missed)."""
+    images = [(41, 64, 64, 255), (7, 128, 128, 255), (900_000_000_000, 64, 64, 0)]
+    boxes = [(41, 9, RING_BOX), (7, 9, tuple(2 * value for value in RING_BOX)), (900_000_000_000, 3, (1, 1, 20, 20))]
+    return make_coco(images, boxes)

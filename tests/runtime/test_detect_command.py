@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Optional
 
 import cv2
 import numpy as np
@@ -16,6 +17,7 @@ from runtime.detect import main
 from runtime.detector import Detector
 from runtime.errors import InputError, ModelError
 from runtime.media.image import read_image, write_image
+from runtime.spec import ModelSpec
 from tests.support.detect_command import RING, Command, lines, one_error, white
 
 
@@ -78,6 +80,35 @@ def test_options_reach_the_detector(
     write_image(tmp_path / "a.png", white(64, 64))
     code, out, _ = command(main, "--engine", tiny_onnx, "--source", tmp_path / "a.png", "--json", *options)
     assert (code, len(lines(out)[0]["detections"])) == (0, count)
+
+
+@pytest.mark.parametrize(
+    ("own", "options", "count"),
+    [
+        (None, (), 1),  # 0.25
+        (0.5, (), 1),
+        (1.0, (), 0),
+        (1e-9, (), 1),
+        (1e-12, (), 100),
+        (1.0, ("--conf", "0.25"), 1),
+        (0.5, ("--conf", "1"), 0),
+    ],
+)
+def test_the_models_operating_threshold_is_the_default(
+    own: Optional[float],
+    options: tuple[str, ...],
+    count: int,
+    command: Command,
+    write_onnx: Callable[..., Path],
+    make_spec: Callable[..., ModelSpec],
+    good: Path,
+    tmp_path: Path,
+) -> None:
+    model = write_onnx(tmp_path / "own.onnx", spec=make_spec(operating_threshold=own))
+    code, out, err = command(main, "--engine", model, "--source", good, "--json", *options)
+    assert (code, len(lines(out)[0]["detections"])) == (0, count)
+    said = f"detections have a score of at least {own:g}, the model's operating threshold\n" if own and not options else ""
+    assert err == said
 
 
 def test_a_glob_over_folders(command: Command, tiny_onnx: Path, tmp_path: Path) -> None:

@@ -321,3 +321,9 @@ def test_a_file_of_format_1_still_detects(
         found, expected = first(white(64, 64)), second(white(64, 64))
     assert len(found) == 1
     np.testing.assert_array_equal(found.boxes, expected.boxes)
+
+
+def test_the_score_threshold_is_the_callers_the_models_or_the_default(backend: Callable[..., KnownBackend]) -> None:
+    assert Detector(backend()).score_threshold == 0.25
+    assert Detector(backend(operating_threshold=0.4)).score_threshold == 0.4
+    assert Detector(backend(operating_threshold=0.4), score_threshold=0).score_threshold == 0

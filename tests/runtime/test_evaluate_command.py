@@ -17,25 +17,22 @@ import pytest
 from runtime.evaluate import main
 from runtime.evaluation.coco import METRICS
 from runtime.spec import ModelSpec
+from tests.support.detect_command import RING_BOX
 
 Command = Callable[..., tuple[int, str, str]]
 MakeCoco = Callable[..., Path]
-BOX = (32, 18, 16, 12)  # where the tiny model finds a `ring` in a white 64 x 64 image
 
 
 @pytest.fixture
-def data(make_coco: MakeCoco) -> Path:
-    """Two white images with the ring (found), and a black one with a dot (missed)."""
-    images = [(41, 64, 64, 255), (7, 128, 128, 255), (900_000_000_000, 64, 64, 0)]
-    boxes = [(41, 9, BOX), (7, 9, tuple(2 * value for value in BOX)), (900_000_000_000, 3, (1, 1, 20, 20))]
-    return make_coco(images, boxes)
+def data(two_rings: Path) -> Path:
+    return two_rings
 
 
 def test_figures_as_json(command: Command, tiny_onnx: Path, data: Path) -> None:
     code, out, err = command(main, "--engine", tiny_onnx, "--data", data, "--json")
     assert (code, err) == (0, "")
     report = json.loads(out)
-    assert list(report) == ["figures", "per_class", "images", "skipped"]
+    assert list(report) == ["figures", "per_class", "images", "skipped", "operating_point"]
     assert tuple(report["figures"]) == METRICS and len(METRICS) == 12
     assert report["figures"]["AP"] == pytest.approx(0.5, abs=1e-9)  # of two classes one is found, perfectly
     assert report["figures"]["APl"] == -1
@@ -64,7 +61,7 @@ def test_results_file_is_what_pycocotools_takes(
     assert code == 0
     records = json.loads(results.read_text())
     assert [(r["image_id"], r["category_id"]) for r in records] == [(41, 9), (7, 9)]
-    np.testing.assert_allclose([r["bbox"] for r in records], [BOX, [2 * v for v in BOX]], atol=1e-3)
+    np.testing.assert_allclose([r["bbox"] for r in records], [RING_BOX, [2 * v for v in RING_BOX]], atol=1e-3)
     with contextlib.redirect_stdout(io.StringIO()):
         loaded = COCO(str(data / "annotations" / "instances_val2017.json")).loadRes(str(results))
     assert len(loaded.getAnnIds()) == 2

@@ -59,7 +59,7 @@ def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match=r"cannot write .*file/a\.txt: "):
         write_text(tmp_path / "file" / "a.txt", "text")
     for folder in (tmp_path / "file", tmp_path / "file" / "below"):
-        with pytest.raises(OutputError, match=r"cannot write into .*file.*choose another --output"):
+        with pytest.raises(OutputError, match=r"cannot write into .*file.*choose another folder"):
             output_folder(folder)
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 

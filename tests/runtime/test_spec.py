@@ -14,6 +14,7 @@ from runtime.errors import ModelError
 from runtime.spec import FORMAT_VERSION, ModelSpec
 
 FIELDS = [field.name for field in dataclasses.fields(ModelSpec)]
+PREFERENCES = {"operating_threshold"}
 SIDE = st.floats(0.5, 2000)
 LEVEL = st.lists(st.tuples(SIDE, SIDE), min_size=1, max_size=4).map(tuple)
 TEXT = st.text(st.characters(exclude_categories=("Cc", "Cs")))
@@ -37,6 +38,7 @@ def specs(draw: st.DrawFn) -> ModelSpec:
         color=draw(st.sampled_from(["rgb", "bgr"])),
         score_threshold=draw(st.floats(0, 1)),
         nms_threshold=draw(st.floats(0.01, 1)),
+        operating_threshold=draw(st.none() | st.floats(0, 1, exclude_min=True)),
         precision=draw(st.sampled_from(["fp32", "fp16", "int8"])),
         source_sha256=draw(st.text("0123456789abcdef", max_size=64)),
         made_with=tuple(draw(st.lists(TEXT, max_size=3))),
@@ -57,7 +59,7 @@ def test_a_foreign_model_has_no_description(metadata: dict[str, str]) -> None:
         ModelSpec.from_metadata(metadata)
 
 
-@pytest.mark.parametrize("field", FIELDS)
+@pytest.mark.parametrize("field", sorted(set(FIELDS) - PREFERENCES))
 def test_every_field_must_be_there(field: str, make_spec: Callable[..., ModelSpec]) -> None:
     metadata = make_spec().to_metadata()
     del metadata[field]
@@ -80,6 +82,14 @@ def test_format_2_is_plain(make_spec: Callable[..., ModelSpec]) -> None:
     old = ModelSpec.from_metadata({**metadata, "format_version": "2"})
     assert old == make_spec(head="retinanet") == old.plain()
     assert make_spec(input_type="uint8", top_k=7).plain() == make_spec()
+
+
+@pytest.mark.parametrize("version", range(1, FORMAT_VERSION + 1))
+def test_a_file_without_an_operating_threshold_has_none(version: int, make_spec: Callable[..., ModelSpec]) -> None:
+    metadata = {**make_spec().to_metadata(), "format_version": str(version)}
+    del metadata["operating_threshold"]
+    assert ModelSpec.from_metadata(metadata) == make_spec()
+    assert make_spec().operating_threshold is None
 
 
 def test_what_a_model_takes_and_gives_out(make_spec: Callable[..., ModelSpec]) -> None:
@@ -174,6 +184,13 @@ WRONG: list[tuple[str, object]] = [
     ("nms_threshold", 0),
     ("nms_threshold", 1.1),
     ("nms_threshold", [0.6]),
+    ("operating_threshold", 0),
+    ("operating_threshold", -0.1),
+    ("operating_threshold", 1.1),
+    ("operating_threshold", float("nan")),
+    ("operating_threshold", "0.5"),
+    ("operating_threshold", True),
+    ("operating_threshold", [0.5]),
     ("source_sha256", None),
     ("made_with", None),
     ("made_with", "torch 2"),
@@ -204,6 +221,7 @@ def test_values_at_their_bounds(make_spec: Callable[..., ModelSpec]) -> None:
         "input_size": (8192, 8192),
         "mean": (-1e6, 0, 1e6),
         "std": (1e-6, 1, 1e6),
+        "operating_threshold": 1,
         "class_names": ("naïve", "\u0645\u06cc\u200c\u062e"),
     }
     spec = make_spec(**at_bounds, strides=(8192, 4, 2), anchors=(((1e6, 1e-6),),) * 3)
@@ -255,7 +273,7 @@ def test_tampered_metadata_is_read_as_it_is_or_refused(spec: ModelSpec, changes:
         assert ModelSpec.from_metadata(found.to_metadata()) == found
         if found.format_version == json.loads(metadata["format_version"]):  # else it was brought up to date
             assert {key: json.loads(text) for key, text in found.to_metadata().items()} == {
-                key: json.loads(metadata[key]) for key in FIELDS
+                key: json.loads(metadata.get(key, "null")) for key in FIELDS
             }
 
 

@@ -71,7 +71,7 @@ def test_errors_are_one_line(
         ((engine, tmp_path / "gone", tmp_path / "out"), "no such image"),
         ((tmp_path / "gone.onnx", images, tmp_path / "out"), "no such model file"),
         ((tiny_onnx, images, tmp_path / "out"), "python -m export.onnx --inspect"),
-        ((engine, images, tmp_path / "file"), "choose another --output"),
+        ((engine, images, tmp_path / "file"), "choose another folder"),
         ((engine, images / "a.png", images), "would overwrite it"),
         ((engine, images / "film.mp4", tmp_path / "out"), "expected an image, got a video"),
         ((engine, images / "empty.png", tmp_path / "out"), "the file is empty"),

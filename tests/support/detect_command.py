@@ -12,6 +12,9 @@ Command = Callable[..., tuple[int, str, str]]
 # What the tiny model finds in a white image of 128 x 64.
 RING: dict[str, Any] = {"box": [64.0, 4.0, 96.0, 28.0], "class_id": 1, "class_name": "ring"}
 
+RING_BOX = (32, 18, 16, 12)
+"""Left, top, width, height of the `ring` that it finds in a white image of 64 x 64."""
+
 
 def white(width: int = 128, height: int = 64) -> np.ndarray:
     return np.full((height, width, 3), 255, np.uint8)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import json
+import logging
 import os
 import re
 import signal
@@ -13,10 +14,14 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from runtime.errors import CheckFailed, InputError, MissingComponentError, ModelError
+from runtime.evaluation.coco import Evaluation
+from runtime.evaluation.matching import AREAS, IOU_THRESHOLDS, ClassMatches, Matches
+from runtime.evaluation.operating_point import between
 from tests.support.small_models import CLASSES, tiny
 from train import checkpoint
 from train import loop as training
@@ -117,6 +122,31 @@ def test_validation_scores_a_checkpoint_as_training_did(
     assert measured["figures"]["AP"] == pytest.approx(checkpoint.load(best).best_ap, abs=1e-6)
     assert measured["images"] == 4
     assert set(measured["per_class"]) == set(CLASSES)
+
+
+def scored(ap: float, *scores: float) -> Evaluation:
+    """An evaluation of this AP, in which one object is found at each of these scores, and all is right."""
+    right = np.ones((IOU_THRESHOLDS, len(scores)), np.bool_)
+    found = ClassMatches(np.zeros(len(scores), np.int32), np.array(scores), right, ~right, np.array([3], np.int32))
+    return Evaluation({"AP": ap, "AP50": ap}, {}, 1, (), [], Matches((1,), ("cat",), dict.fromkeys(AREAS, (found,))))
+
+
+def test_the_best_weights_carry_the_operating_threshold_that_they_were_measured_to_have(
+    coco_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    results = iter([scored(0.1), scored(0.5, 0.9, 0.5), scored(0.4, 0.9, 0.7, 0.3), scored(0.3, 0.2), scored(0.6)])
+    monkeypatch.setattr(training, "_evaluate", lambda *_: next(results))
+    folder = tmp_path / "run"
+    best = train(config(epochs=3), options(coco_set, folder))
+    assert (checkpoint.load(best).epoch, checkpoint.load(best).spec.operating_threshold) == (2, between(0.5 * 0.999, 0.5))
+    assert "epoch 2/3" in caplog.text and "F1 80.0 from a score of 0.50" in caplog.text
+    assert checkpoint.load(folder / "last.pt").spec.operating_threshold is None  # its weights are others
+    checkpoint.store_threshold(folder / "last.pt", 0.5)
+    longer = checkpoint.load(folder / "last.pt")
+    train(config(epochs=5), options(coco_set, folder), longer)
+    assert (checkpoint.load(best).epoch, checkpoint.load(best).spec.operating_threshold) == (5, None)  # nothing was right
+    assert checkpoint.load(folder / "last.pt").spec.operating_threshold is None
 
 
 def test_a_gradient_that_is_not_finite_never_reaches_the_weights(

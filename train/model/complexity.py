@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from train.config import ModelConfig
 from train.model import build_model
-from train.model.blocks import DeformConv
+from train.model.deform_conv import DeformConv
 
 
 @dataclass(frozen=True)

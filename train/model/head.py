@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from train.losses.head_output import HeadOutput
-from train.model.blocks import RFB, DeformConv
+from train.model.blocks import RFB
+from train.model.deform_conv import DeformConv
 
 GUIDED_ANCHORS = 4
 """Anchors of a guided head: 3 from the base anchors and 1 anchor-free."""

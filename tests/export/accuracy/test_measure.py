@@ -1,11 +1,11 @@
-"""Measurements: their table, the worst class, and the judgment by a budget."""
+"""Measurements: their table, and the worst class."""
 
 from __future__ import annotations
 
 import pytest
 
-from export.accuracy.gate import judge
 from export.accuracy.measure import Measurement, table, worst_class
+from runtime.evaluation.bootstrap import Bounds
 from runtime.evaluation.coco import METRICS, Evaluation
 from tests.support.matches import no_matches
 
@@ -13,13 +13,6 @@ from tests.support.matches import no_matches
 def measurement(ap: float, per_class: dict[str, float] | None = None, name: str = "model") -> Measurement:
     metrics = dict.fromkeys(METRICS, 0.0) | {"AP": ap}
     return Measurement(name, Evaluation(metrics, per_class or {}, 1, (), [], no_matches()), 2_000_000, 3.0)
-
-
-def test_exactly_the_budget_is_allowed_and_no_more() -> None:
-    reference, budgets = measurement(0.4), {"int8": 0.5}
-    assert judge(reference, measurement(0.395), "int8", budgets) == []  # in floats 0.5 and a little
-    assert judge(reference, measurement(0.3949), "int8", budgets) == ["lost 0.510 points of AP, the budget of int8 is 0.5"]
-    assert judge(reference, measurement(0.5), "int8", {"int8": 0}) == []
 
 
 def test_the_worst_class_is_the_one_that_lost_most_among_those_with_objects() -> None:
@@ -31,6 +24,9 @@ def test_the_worst_class_is_the_one_that_lost_most_among_those_with_objects() ->
 
 
 def test_the_table_names_every_metric() -> None:
-    lines = table([measurement(0.5, {"cat": 0.5}, "PyTorch"), measurement(0.4975, {"cat": 0.4975}, "a.onnx")]).splitlines()
-    assert " ".join(lines[0].split()) == "model AP AP50 AP75 small medium large ΔAP worst class size ms/image max diff"
-    assert lines[2].split() == ["a.onnx", "49.75", *["0.00"] * 5, "-0.250", "cat", "-0.25", "2.00", "MB", "3.0", "-"]
+    reference, other = measurement(0.5, {"cat": 0.5}, "PyTorch"), measurement(0.4975, {"cat": 0.4975}, "a.onnx")
+    lines = table([reference, other], {"a.onnx": Bounds(-0.25, 0.1, -0.4145, -0.0855, 0.95)}).splitlines()
+    heading = "model AP AP50 AP75 small medium large ΔAP lower, upper worst class size ms/image max diff"
+    assert " ".join(lines[0].split()) == heading
+    measured = ["49.75", *["0.00"] * 5, "-0.250", "-0.414,", "-0.086", "cat", "-0.25", "2.00", "MB", "3.0", "-"]
+    assert lines[2].split() == ["a.onnx", *measured]

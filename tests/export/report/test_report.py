@@ -15,14 +15,17 @@ import cv2
 import numpy as np
 import pytest
 
-from calibration.budget import BUDGETS
-from export.accuracy.gate import FAILED, NOT_RUN, PASSED, Outcome, Verification
+from calibration.budget import BUDGETS, FAILED, PASSED, UNDECIDED
+from export.accuracy.gate import NOT_RUN, Outcome, Verification
+from export.accuracy.limits import Limits
 from export.accuracy.measure import Measurement
+from export.accuracy.verdict import Criterion
 from export.report import write_report
 from export.report.images import choose_images, jpeg_uri
 from export.report.page import environment, render_page
 from export.report.report_data import dataset_sha256, report_data
 from runtime.datasets.dataset import Dataset, labeled_image
+from runtime.evaluation.bootstrap import Bounds
 from runtime.evaluation.coco import METRICS, Evaluation
 from runtime.files import sha256
 from runtime.manifest import Origin, write_manifest
@@ -63,6 +66,18 @@ def detection(image: int, left: float, score: float, category: int = 1) -> dict[
     return {"image_id": image, "category_id": category, "bbox": [left, 10.0, 40.0, 30.0], "score": score}
 
 
+def criterion(name: str, status: str, budget: float, lower: float, upper: float) -> Criterion:
+    return Criterion(name, status, budget, Bounds((lower + upper) / 2, 0.1, lower, upper, 0.95))
+
+
+GOOD = (criterion("AP", PASSED, 0.05, -0.04, 0.04),)
+BAD = (
+    criterion("AP", FAILED, 0.5, -24, -16),
+    Criterion(f"AP of {NASTY}", UNDECIDED, 0.2, None, "no object"),
+    criterion("AP of cat", UNDECIDED, 0.0, -1, 1),
+)
+
+
 @pytest.fixture
 def found(tmp_path: Path) -> Verification:
     """A verification with one file of each fate, a class with a hostile name, and an image that cannot be read."""
@@ -72,24 +87,25 @@ def found(tmp_path: Path) -> Verification:
         path = tmp_path / f"{index + 1}.png"
         if index < 2:
             write_image(path, rng.integers(0, 256, (90, 160, 3), dtype=np.uint8))
-        entries.append(labeled_image(index, path, (160, 90), [], [], []))
+        entries.append(labeled_image(index, path, (160, 90), [(10, 10, 50, 40), (90, 5, 99, 9)], [0, 1], [False, True]))
     spec = ModelSpec("tiny", ("cat", NASTY, "unseen"), (64, 64), (((9.0, 9.0),),) * 3, source_sha256="0" * 64)
     dataset = Dataset(tmp_path, "val", spec.class_names, (1, 5, 9), tuple(entries), ())
     before = [detection(0, 10, 0.9), detection(1, 10, 0.8), detection(1, 80, 0.7, 5), detection(1, 60, 0.1)]
     after = [detection(0, 11, 0.9), detection(1, 10, 0.6), detection(1, 100, 0.5)]
     outcomes = []
-    for name, precision, measurement, status, reasons in (
-        ("good.onnx", "fp32", measured("good.onnx", 0.6, before, 1e-7), PASSED, ()),
-        ("bad.onnx", "int8", measured("bad.onnx", 0.4, after, float("inf")), FAILED, ("lost 20.000 points",)),
-        ("worse.onnx", "fp16", None, FAILED, (f"damaged {NASTY} \x07",)),
-        ("m.engine", "fp16", None, NOT_RUN, ("no GPU",)),
+    for name, precision, measurement, status, reasons, criteria in (
+        ("good.onnx", "fp32", measured("good.onnx", 0.6, before, 1e-7), PASSED, (), GOOD),
+        ("bad.onnx", "int8", measured("bad.onnx", 0.4, after, float("inf")), FAILED, ("lost -20.000 points",), BAD),
+        ("worse.onnx", "fp16", None, FAILED, (f"damaged {NASTY} \x07",), ()),
+        ("m.engine", "fp16", None, NOT_RUN, ("no GPU",), ()),
     ):
         (tmp_path / name).write_bytes(name.encode())
         file_spec = spec.replace(precision=precision)
         if precision == "int8":
             write_manifest(tmp_path / name, file_spec, [Origin("onnx", "good.onnx", "f" * 64)], {"calibration": CALIBRATION})
-        outcomes.append(Outcome(name, tmp_path / name, None if status == NOT_RUN else file_spec, measurement, status, reasons))
-    return Verification(tmp_path / "w.pt", spec, dataset, BUDGETS, measured("PyTorch", 0.6, before), tuple(outcomes))
+        opened = None if status == NOT_RUN else file_spec
+        outcomes.append(Outcome(name, tmp_path / name, opened, measurement, status, reasons, (), criteria))
+    return Verification(tmp_path / "w.pt", spec, dataset, Limits(), measured("PyTorch", 0.6, before), tuple(outcomes))
 
 
 @pytest.fixture
@@ -110,7 +126,7 @@ def test_the_json_says_all_that_was_measured(page: Path, found: Verification) ->
     report = json.loads(
         (page.parent / "report.json").read_text(), parse_constant=lambda name: pytest.fail(f"{name} is no JSON")
     )
-    assert (report["passed"], report["budgets"]) == (False, BUDGETS)
+    assert (report["passed"], report["limits"]["by_precision"]) == (False, BUDGETS)
     good, bad, worse, engine = report["files"]
     assert good["measured"]["figures"] == found.outcomes[0].measurement.evaluation.metrics  # type: ignore[union-attr]
     assert (good["measured"]["change"], good["measured"]["worst_class"]) == (0, None)
@@ -155,28 +171,36 @@ def test_a_hostile_class_name_is_only_text(page: Path) -> None:
 
 def test_the_page_shows_every_file_its_verdict_and_why(page: Path) -> None:
     said = words(page)
-    for expected in ("bad.onnx, worse.onnx must not be used", "lost 20.000 points", "no GPU", "built, not run"):
+    for expected in (
+        *("bad.onnx, worse.onnx must not be used", "m.engine was built, not measured"),
+        *("bad.onnx: lost −20.000 points", "m.engine: built, not measured: no GPU"),
+    ):
         assert expected in said
     assert "1 more could not be read" in said
     rows = elements(page, "table")[0].findall("./tbody/tr")
     assert ["".join(row[0].itertext()) for row in rows] == ["PyTorch", "good.onnx", "bad.onnx", "worse.onnx", "m.engine"]
-    assert ["".join(cell.itertext()) for cell in rows[2]][1:11] == [
-        *("✗ failed", "40.00", "40.00", "40.00", "–", "40.00", "40.00", "−20.00", "−0.50", "cat −20.00"),
+    assert ["".join(cell.itertext()).strip() for cell in rows[2]][1:] == [
+        *("✗ failed", "−20.000 (−24.000, −16.000)", "0.5", "40.00", "40.00", "40.00", "–", "40.00", "40.00", "cat −20.00"),
+        *("0.00", "3.0", "–"),
     ]
 
 
 def test_the_charts_are_named_and_there(page: Path) -> None:
     charts = [item.get("aria-label") for item in ET.parse(page).getroot().iter() if "chart" in item.get("class", "").split()]
     assert charts == [
-        "AP of every model",
         "ΔAP of each file against its budget",
+        "Limits of good.onnx",
+        "Limits of bad.onnx",
+        "AP against size",
+        "AP against time",
         "ΔAP by class, good.onnx",
         "ΔAP by class, bad.onnx",
-        "Sensitivity of the layers of bad.onnx",
         "Calibration histogram of first",
         f"Calibration histogram of {NASTY}",
+        "Sensitivity of the layers of bad.onnx",
     ]
     assert "9.5 dB, ΔAP −0.25, stays FP32" in words(page)
+    assert "−1.0 dB" in words(page)
     assert "untouched" not in words(page)  # infinitely far above the noise
     assert "nan" not in page.read_text(encoding="utf-8").split("<main>")[1].split("base64")[0]
 
@@ -191,13 +215,57 @@ def test_changed_boxes_are_marked_beside_the_reference_and_the_most_changed_imag
     ]
     assert labels[3].startswith("1.png")
     kinds = [box.get("class") for box in drawings[2].iter("rect") if box.get("class") != "under"]
-    assert sorted(kinds) == ["box appeared", "box rescored", "box vanished"]
+    assert sorted(kinds) == ["box appeared", "box labeled", "box rescored", "box vanished"]  # the crowd is not shown
 
 
 def test_without_calibration_the_page_says_so(found: Verification, tmp_path: Path) -> None:
     (tmp_path / "bad.onnx.json").unlink()
     said = words(write_report(tmp_path, found))
-    assert said.count("No calibration data") == 2
+    assert said.count("No calibration data") == 1
+
+
+def test_with_calibration_it_does_not_say_that_there_is_none(found: Verification, tmp_path: Path) -> None:
+    spec = found.outcomes[1].spec
+    assert spec is not None
+    write_manifest(found.outcomes[1].file, spec, [], {"calibration": CALIBRATION | {"sensitivity": []}})
+    said = words(write_report(tmp_path, found))
+    assert "No calibration data" not in said and "no layer was quantized alone" in said
+
+
+def judged(found: Verification, *statuses: str, **limits: bool) -> Verification:
+    """Verdicts of other statuses on the files that ran."""
+    outcomes = tuple(replace(item, status=status) for item, status in zip(found.outcomes, statuses))
+    return replace(found, outcomes=outcomes, limits=replace(found.limits, **limits))
+
+
+@pytest.mark.parametrize(
+    ("statuses", "accepted", "badge", "text"),
+    [
+        ((PASSED, PASSED), False, "✓ passed", "All 2 files that ran kept their accuracy."),
+        ((PASSED,), False, "✓ passed", "The file that ran kept its accuracy."),
+        ((PASSED, UNDECIDED), False, "? undecided", "do not show whether bad.onnx kept its accuracy"),
+        ((UNDECIDED, UNDECIDED), True, "? undecided, accepted", "whether good.onnx, bad.onnx kept their accuracy"),
+        ((FAILED, UNDECIDED), False, "✗ failed", "good.onnx must not be used."),
+        ((FAILED, UNDECIDED), True, "✗ failed", "good.onnx must not be used."),
+    ],
+)
+def test_the_overall_verdict(
+    statuses: tuple[str, ...], accepted: bool, badge: str, text: str, found: Verification, tmp_path: Path
+) -> None:
+    page = write_report(tmp_path, judged(found, *statuses, accept_undecided=accepted))
+    (verdict,) = [item for item in elements(page, "p") if item.get("class") == "verdict"]
+    said = " ".join("".join(verdict.itertext()).split())
+    assert said.startswith(badge + " ") and text in said
+
+
+def test_an_accepted_foreign_file_is_shown(found: Verification, tmp_path: Path) -> None:
+    spec = found.outcomes[0].spec
+    assert spec is not None
+    foreign = replace(found.outcomes[0], spec=spec.replace(source_sha256="1" * 64))
+    changed = replace(found, outcomes=(foreign, *found.outcomes[1:]))
+    assert "foreign (accepted)" not in words(write_report(tmp_path, changed))
+    said = words(write_report(tmp_path, replace(changed, limits=replace(found.limits, allow_foreign=True))))
+    assert "✓ passed, foreign (accepted)" in said
 
 
 @pytest.mark.parametrize("key", list(CALIBRATION))
@@ -237,7 +305,7 @@ def test_no_value_becomes_markup(found: Verification, page: Path) -> None:
 
 def test_images_are_of_bounded_size(tmp_path: Path) -> None:
     noise = np.random.default_rng(0).integers(0, 256, (1500, 2000, 3), dtype=np.uint8)  # what JPEG compresses worst
-    assert len(jpeg_uri(noise)) < 270_000
+    assert len(jpeg_uri(noise)) < 270_000  # 200 kB in base64
     tall = np.full((4000, 2, 3), 200, np.uint8)
     assert jpeg_uri(tall).startswith("data:image/jpeg;base64,")
 
@@ -273,9 +341,42 @@ def test_a_browser_shows_the_page_without_errors(scheme: str, number: int, page:
 @needs_chromium
 def test_the_script_runs_and_a_broken_one_would_be_noticed(page: Path) -> None:
     result = browse(page, "--dump-dom")
-    assert result.stdout.count('class="chart') == 7
+    assert result.stdout.count('class="chart') == 10
     figures = result.stdout.split('id="histograms-0"')[1].split("</div>")[0]
     assert [part.split(">")[0] for part in figures.split("<figure")[1:]] == ["", ' hidden=""']  # one of two shown
     content = page.read_text(encoding="utf-8")
     page.write_text(content.replace("<script>", "<script>undefinedFunction();"), encoding="utf-8")
     assert "undefinedFunction is not defined" in browse(page, "--dump-dom").stderr
+
+
+OVERFLOWS = """
+const wide = (item) => item.scrollWidth > item.clientWidth + 1;
+const found = wide(document.documentElement) ? ["page"] : [];
+for (const item of document.querySelectorAll("%s")) if (wide(item)) found.push(item.className);
+document.documentElement.setAttribute("data-overflows", found.join() || "nothing");
+"""
+
+
+@needs_chromium
+@pytest.mark.parametrize(("width", "checked"), [(1300, ".card, .models, .scroll"), (390, ".card, .notes")])
+def test_nothing_is_cut_off_at_the_side(width: int, checked: str, page: Path) -> None:
+    content = page.read_text(encoding="utf-8").replace("</script>", OVERFLOWS % checked + "</script>")
+    page.write_text(content, encoding="utf-8")
+    assert 'data-overflows="nothing"' in browse(page, "--dump-dom", f"--window-size={width},900").stdout
+
+
+ENLARGED = """
+document.querySelectorAll(".images .enlarge")[1].click();
+document.querySelector("dialog").dispatchEvent(new KeyboardEvent("keydown", { key: "ArrowRight" }));
+"""
+
+
+@needs_chromium
+def test_an_image_is_enlarged_and_the_arrow_keys_lead_on(page: Path) -> None:
+    content = page.read_text(encoding="utf-8").replace("</script>", ENLARGED + "</script>")
+    page.write_text(content, encoding="utf-8")
+    result = browse(page, "--dump-dom")
+    dialog = result.stdout.split("<dialog")[1].split("</dialog>")[0]
+    assert " open" in dialog.split(">")[0]
+    assert "2.png, bad.onnx: 2 boxes" in dialog and dialog.count("<figure") == 1
+    assert "CONSOLE" not in result.stderr

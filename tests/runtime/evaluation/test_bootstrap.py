@@ -13,7 +13,7 @@ import pytest
 from runtime.datasets.dataset import Dataset
 from runtime.datasets.open import open_dataset
 from runtime.evaluation import matching
-from runtime.evaluation.bootstrap import ApDelta, average_precision, compare, mean_ap
+from runtime.evaluation.bootstrap import ApDelta, average_precision, compare, mean_ap, student_quantile
 from runtime.evaluation.matching import AREAS, Matches, read_matches, run_cocoeval
 
 IMAGES = 12
@@ -140,12 +140,36 @@ def test_a_model_differs_from_itself_by_nothing(make_coco: Callable[..., Path]) 
 def test_bounds_of_known_samples() -> None:
     rng = np.random.default_rng(0)
     samples = np.column_stack([rng.normal(-0.3, 0.1, 100_000), np.full(100_000, np.nan)])
-    delta = ApDelta(np.array([-0.3, np.nan]), samples, ("none",), 100, (0,))
+    delta = ApDelta(
+        estimate=np.array([-0.3, np.nan]),
+        samples=samples,
+        reference=np.array([50.0, np.nan]),
+        class_names=("none",),
+        presence=np.zeros((1, 100), bool),
+        objects=(0,),
+    )
     bounds = delta.bounds(0.95)
     assert (bounds.estimate, bounds.confidence) == (-0.3, 0.95)
-    assert bounds.standard_error == pytest.approx(0.1, rel=0.01)
-    assert (bounds.lower, bounds.upper) == (pytest.approx(-0.3 - 0.1645, abs=2e-3), pytest.approx(-0.3 + 0.1645, abs=2e-3))
+    error = 0.1 * (100 / 99) ** 0.5
+    assert bounds.standard_error == pytest.approx(error, rel=0.01)
+    assert bounds.lower == pytest.approx(-0.3 - 1.6604 * error, abs=2e-3)  # Student's quantile at 99 degrees of freedom
+    assert bounds.upper == pytest.approx(-0.3 + 1.6604 * error, abs=2e-3)
     assert np.isnan(delta.bounds(0.95, "none").estimate)
+
+
+@pytest.mark.parametrize(
+    ("probability", "freedom", "expected"),  # from a table of Student's distribution
+    [
+        (0.95, 19, 1.7291),
+        (0.975, 19, 2.0930),
+        (0.95, 99, 1.6604),
+        (0.975, 99, 1.9842),
+        (0.99, 30, 2.4573),
+        (0.95, 10**6, 1.6449),
+    ],
+)
+def test_students_quantile(probability: float, freedom: int, expected: float) -> None:
+    assert student_quantile(probability, freedom) == pytest.approx(expected, abs=2e-3)
 
 
 def test_matches_of_other_images_are_refused(make_coco: Callable[..., Path]) -> None:
