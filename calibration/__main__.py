@@ -33,7 +33,8 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         "--method",
         choices=(*METHODS, "auto"),
         default=Request.method,
-        help=f"how to find ranges; auto: the best by AP (default: {Request.method})",
+        help="how to find ranges: by the values alone (entropy, minmax, percentile) or by what changes in the detections;"
+        f" auto: the best by AP (default: {Request.method})",
     )
     parser.add_argument("--images", type=cli.positive, help=f"images to calibrate on (default: {DEFAULT_IMAGES}, or all)")
     parser.add_argument("--target", choices=TARGETS, default=Request.target, help="whose kernels to suit (default: tensorrt)")

@@ -12,13 +12,15 @@ from pathlib import Path
 from typing import Any
 
 import onnx
+from numpy.typing import NDArray
 
 from calibration.budget import CONFIDENCE, PASSED, judge
 from calibration.collect import cache_key, collect
 from calibration.graph import Graph
 from calibration.placement import place
 from calibration.quantize import quantize
-from calibration.ranges import METHODS, Histogram, Range, find_range
+from calibration.range_search import search_ranges
+from calibration.ranges import DETECTIONS, METHODS, Histogram, Range, find_range
 from calibration.request import Request, inputs, open_data
 from calibration.sensitivity import LayerSensitivity, Outputs, cut_at_maps, rank_layers, smallest_set
 from runtime.backends.ort import OrtBackend
@@ -34,6 +36,7 @@ from runtime.spec import ModelSpec
 log = logging.getLogger(__name__)
 
 _JUDGED = 4  # images on which a layer's signal-to-noise ratio is measured
+_RANGED = 16  # images by whose detections ranges are searched
 _SCORED = 5  # the worst layers, whose AP drop is measured too
 
 
@@ -140,7 +143,29 @@ class _Work:
 
     def ranges(self, method: str) -> dict[str, Range]:
         """Returns the range of every quantized activation."""
+        if method == DETECTIONS:
+            return self._searched_ranges()
         return {name: find_range(histogram, method) for name, histogram in self.histograms.items()}
+
+    def _searched_ranges(self) -> dict[str, Range]:
+        """Searches the ranges by their effect on the detections; resumes an interrupted search."""
+        key = hashlib.sha256(f"{self.key}{self.request.target}{_RANGED}".encode()).hexdigest()
+        path = self.request.output.with_name(f"{self.request.output.name}.search.json")
+        widest = {name: find_range(histogram, "minmax") for name, histogram in self.histograms.items()}
+        return search_ranges(
+            cut_at_maps(self.model, self.spec),
+            self.spec.replace(top_k=0),
+            widest,
+            self.request.target,
+            self._batches(_RANGED),
+            _known(path, key, "shares"),
+            lambda found: write_json(path, {"key": key, "shares": found}),
+        )
+
+    def _batches(self, count: int) -> list[NDArray[Any]]:
+        """Returns the model's input for each of the first calibration images."""
+        with OrtBackend(self.request.model) as original:
+            return [image.load(self.spec, original.batch_size) for image in self.images[:count]]
 
     def best_method(self) -> str:
         """Returns the method whose file has the highest AP; the first of equals."""
@@ -184,8 +209,7 @@ class _Work:
         spans = json.dumps(sorted((name, span.low, span.high) for name, span in ranges.items()))
         key = hashlib.sha256(f"{self.key}{self.request.target}{spans}".encode()).hexdigest()
         path = self.request.output.with_name(f"{self.request.output.name}.sensitivity.json")
-        with OrtBackend(self.request.model) as original:
-            batches = [image.load(self.spec, original.batch_size) for image in self.images[:_JUDGED]]
+        batches = self._batches(_JUDGED)
         model_to_maps = cut_at_maps(self.model, self.spec)
 
         def run(model: onnx.ModelProto) -> list[Outputs]:
@@ -198,7 +222,7 @@ class _Work:
         def save(found: dict[str, float]) -> None:
             write_json(path, {"key": key, "snr_db": found})
 
-        return rank_layers(model_to_maps, ranges, self.request.target, self.layers, run, _known(path, key), save)
+        return rank_layers(model_to_maps, ranges, self.request.target, self.layers, run, _known(path, key, "snr_db"), save)
 
     def write(self, ranges: dict[str, Range], result: Result) -> None:
         """Writes the INT8 file, then its manifest."""
@@ -258,11 +282,11 @@ def _accuracy(result: Result) -> dict[str, Any]:
     return {name: found.to_dict() for name, found in named.items() if found is not None}
 
 
-def _known(path: Path, key: str) -> dict[str, float]:
-    """Reads the sensitivities that an interrupted run left; none if they are of another model, ranges or images."""
+def _known(path: Path, key: str, values: str) -> dict[str, float]:
+    """Reads the values that an interrupted run left; none if they are of another model, ranges or images."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        return {str(name): float(value) for name, value in content["snr_db"].items()} if content["key"] == key else {}
+        return {str(name): float(value) for name, value in content[values].items()} if content["key"] == key else {}
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return {}
 

@@ -1,4 +1,4 @@
-"""Finds the ranges of activations: growing histograms, and three methods to cut them."""
+"""Finds the ranges of activations by their values: growing histograms, and three methods to cut them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,10 @@ from numpy.typing import NDArray
 
 BINS = 4096
 """Number of a histogram's bins, over [-limit, limit)."""
-METHODS = ("entropy", "minmax", "percentile")
+DETECTIONS = "detections"
+"""Method that searches each range by its effect on the detections, see `calibration.range_search`."""
+HISTOGRAM_METHODS = ("entropy", "minmax", "percentile")
+METHODS = (*HISTOGRAM_METHODS, DETECTIONS)
 PERCENTILE = 99.99
 """Share of the values, in percent, that the percentile method keeps."""
 _LEVELS = 128
@@ -111,7 +114,7 @@ class Histogram:
 
 
 def find_range(histogram: Histogram, method: str) -> Range:
-    """Finds the range of an activation by one of `METHODS`.
+    """Finds the range of an activation by its histogram, with one of `HISTOGRAM_METHODS`.
 
     `minmax` keeps all values, `percentile` all but a few, `entropy` cuts where the least information is lost.
     """

@@ -9,6 +9,7 @@ from typing import Any
 
 from calibration.budget import BUDGETS
 from calibration.images import CalibrationImage, choose_apart, choose_images, dataset_sha256, digest, find_shared
+from calibration.ranges import DETECTIONS
 from runtime.datasets.dataset import Dataset, LabeledImage
 from runtime.datasets.open import open_dataset
 from runtime.errors import InputError
@@ -38,7 +39,7 @@ class Request:
     model: Path
     output: Path
     data: Path
-    method: str = "auto"
+    method: str = DETECTIONS
     target: str = "tensorrt"
     images: int | None = None
     seed: int = 0

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from calibration.ranges import BINS, METHODS, PERCENTILE, Histogram, Range, find_range
+from calibration.ranges import BINS, HISTOGRAM_METHODS, PERCENTILE, Histogram, Range, find_range
 
 magnitudes = st.sampled_from([0.0, 1e-30, 1e-6, 1.0, 3.0, 100.0, 1e6, 1e30])
 batches = st.lists(
@@ -71,7 +71,7 @@ def test_a_damaged_state_is_refused(state: np.ndarray) -> None:
         ([-1.0, 0.0, 4.0], (-1, 4)),
     ],
 )
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", HISTOGRAM_METHODS)
 def test_small_sets_keep_their_range(method: str, values: list[float], expected: tuple[float, float]) -> None:
     found = find_range(histogram_of(np.array(values)), method)
     assert (found.low, found.high) == pytest.approx(expected)
