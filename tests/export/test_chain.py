@@ -34,7 +34,7 @@ Run = Callable[..., tuple[int, list[str]]]
 
 
 @pytest.fixture
-def run(exported: object, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> Run:
+def run(exported: object, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> Run:
     """Runs the chain on the model that finds everything in its own set, with splits to calibrate and search on; its exit code,
     and which files it made (True) or found up to date (False)."""
     data, weights = tmp_path / "data", tmp_path / "run" / "best.pt"
@@ -54,6 +54,7 @@ def run(exported: object, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> R
         write_image(data / "search2017" / path.name, image)
     shutil.copy(data / "annotations" / "instances_val2017.json", data / "annotations" / "instances_search2017.json")
     caplog.set_level(logging.INFO)
+    monkeypatch.setattr("calibration.pipeline._RANGED", 1)  # image to search ranges by, for speed
 
     def call(*arguments: str) -> tuple[int, list[str]]:
         caplog.clear()
