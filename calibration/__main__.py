@@ -38,6 +38,11 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--images", type=cli.positive, help=f"images to calibrate on (default: {DEFAULT_IMAGES}, or all)")
     parser.add_argument("--target", choices=TARGETS, default=Request.target, help="whose kernels to suit (default: tensorrt)")
+    parser.add_argument(
+        "--rest",
+        choices=("fp32", "fp16"),
+        help="precision of what is not quantized (default: fp16 for tensorrt, fp32 for cpu, where FP16 is slow)",
+    )
     parser.add_argument("--seed", type=cli.count, default=Request.seed, help="of the choice of images (default: 0)")
     parser.add_argument(
         "--max-ap-drop",
@@ -102,6 +107,7 @@ def main(arguments: list[str] | None = None) -> int:
         data=options.data,
         method=options.method,
         target=options.target,
+        rest=options.rest,
         images=options.images,
         seed=options.seed,
         max_ap_drop=options.max_ap_drop,

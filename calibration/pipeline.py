@@ -185,7 +185,8 @@ class _Work:
 
     def accuracy(self, ranges: dict[str, Range], fp16: Collection[str] = (), only: Sequence[str] | None = None) -> Evaluation:
         """Scores the model with these ranges and the layers `fp16` in FP16, or with none but the layers `only` in INT8."""
-        model = quantize(self.model, ranges, self.request.target, fp16=fp16, only=only)
+        rest = "fp32" if only else self.request.float_precision
+        model = quantize(self.model, ranges, self.request.target, fp16=fp16, only=only, rest=rest)
         key = hashlib.sha256(model.SerializeToString(deterministic=True)).hexdigest()
         if key not in self._evaluations:
             with tempfile.TemporaryDirectory() as folder:
@@ -227,7 +228,7 @@ class _Work:
     def write(self, ranges: dict[str, Range], result: Result) -> None:
         """Writes the INT8 file, then its manifest."""
         request = self.request
-        model = quantize(self.model, ranges, request.target, fp16=result.fp16_layers)
+        model = quantize(self.model, ranges, request.target, fp16=result.fp16_layers, rest=request.float_precision)
         spec = self.spec.replace(
             precision="int8", made_with=(*self.spec.made_with, f"calibration with onnx {onnx.__version__}")
         )
@@ -255,6 +256,7 @@ class _Work:
         return {
             "method": result.method,
             "target": self.request.target,
+            "rest": self.request.float_precision,
             "seed": self.request.seed,
             "split": self.request.calibration_split,
             "images": [{"name": image.entry.path.name, "sha256": image.sha256} for image in self.images],

@@ -10,6 +10,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
+from calibration.fp16 import float_region, run_in_fp16
 from calibration.graph import Graph
 from calibration.placement import Placement, place
 from calibration.ranges import Range
@@ -28,6 +29,7 @@ def quantize(
     *,
     fp16: Collection[str] = (),
     only: Collection[str] | None = None,
+    rest: str = "fp32",
 ) -> onnx.ModelProto:
     """Copies an FP32 model and quantizes the layers that `calibration.placement` names.
 
@@ -40,6 +42,7 @@ def quantize(
         target: see `calibration.placement`.
         fp16: names of convolutions to run in FP16 instead.
         only: names of the only convolutions to quantize, to measure them one by one; None for all.
+        rest: precision of what is not quantized, `fp32` or `fp16` (see `calibration.fp16.float_region`).
     """
     graph = Graph(model)
     everything = place(graph, target)
@@ -52,9 +55,13 @@ def quantize(
     for node in graph.nodes:
         if node.name in placement.layers:
             writer.quantize_weight(node, WEIGHT_MAX[target])
-        elif node.name in fp16:
-            writer.run_in_fp16(node)
-    return writer.finish()
+    result = writer.finish()
+    halved = set(fp16)
+    if rest == "fp16":
+        halved |= float_region(graph, {*placement.layers, *(name for takers in placement.takers.values() for name in takers)})
+    run_in_fp16(result, halved)
+    drop_unused(result.graph)
+    return result
 
 
 def quantize_activations(
@@ -119,22 +126,6 @@ class _Writer:
             self._before.setdefault(node.name, []).append(dequantize)
         self._nodes[node.name].input[1] = made
 
-    def run_in_fp16(self, node: NodeProto) -> None:
-        """Runs a convolution in FP16, between casts."""
-        mine = self._nodes[node.name]
-        cast = helper.make_node(
-            "Cast", [mine.input[0]], [f"{node.name}/half_input"], name=f"{node.name}/to_half", to=TensorProto.FLOAT16
-        )
-        self._before.setdefault(node.name, []).append(cast)
-        mine.input[0] = f"{node.name}/half_input"
-        for index in range(1, len(node.input)):
-            value = self._graph.constant(node.input[index])
-            assert value is not None
-            mine.input[index] = self._constant(f"{node.input[index]}/half", value.astype(np.float16))
-        back = helper.make_node("Cast", [f"{node.name}/half_output"], [node.output[0]], name=f"{node.name}/to_float", to=1)
-        mine.output[0] = f"{node.name}/half_output"
-        self._after.setdefault(mine.output[0], []).append(back)
-
     def _constant(self, name: str, value: NDArray[Any]) -> str:
         self._constants[name] = numpy_helper.from_array(np.asarray(value), name)
         return name
@@ -150,15 +141,10 @@ class _Writer:
             node = self._nodes[original.name]
             result.graph.node.extend([*self._before.get(node.name, []), node])
             for name in node.output:
-                result.graph.node.extend(self._chain(name))
+                result.graph.node.extend(self._after.get(name, []))
         result.graph.initializer.extend(self._constants.values())
-        _drop_unused(result.graph)
+        drop_unused(result.graph)
         return result
-
-    def _chain(self, tensor: str) -> list[NodeProto]:
-        """Returns the nodes inserted after a tensor, and those after their own results (a cast to float32, then a pair)."""
-        nodes = self._after.get(tensor, [])
-        return [part for node in nodes for part in (node, *(p for name in node.output for p in self._chain(name)))]
 
 
 def quantize_weight(weight: NDArray[Any], largest: int) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
@@ -195,7 +181,7 @@ def _rename_input(node: NodeProto, old: str, new: str) -> None:
             node.input[index] = new
 
 
-def _drop_unused(graph: onnx.GraphProto) -> None:
+def drop_unused(graph: onnx.GraphProto) -> None:
     """Removes constants, and Identity nodes of constants, that nothing reads."""
     while True:
         used = {name for node in graph.node for name in node.input} | {item.name for item in graph.output}

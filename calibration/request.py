@@ -26,6 +26,7 @@ class Request:
         data: dataset folder.
         method: how to find ranges, one of `METHODS`; `auto` takes the one with the best AP.
         target: whose kernels to suit, see `calibration.placement`.
+        rest: precision of what is not quantized, `fp32` or `fp16`; None for what suits the target.
         images: how many images to calibrate on; None for the default.
         seed: of the choice of images.
         max_ap_drop: budget in points of AP; None for any loss (then AP is measured for `auto` alone).
@@ -41,6 +42,7 @@ class Request:
     data: Path
     method: str = DETECTIONS
     target: str = "tensorrt"
+    rest: str | None = None
     images: int | None = None
     seed: int = 0
     max_ap_drop: float | None = BUDGETS["int8"]
@@ -49,11 +51,17 @@ class Request:
     split: str = "val"
     sensitivity: bool = False
 
+    @property
+    def float_precision(self) -> str:
+        """Precision of what is not quantized: FP16 for TensorRT, and FP32 for CPUs, where FP16 is slow."""
+        return self.rest or {"tensorrt": "fp16", "cpu": "fp32"}[self.target]
+
     def settings(self) -> dict[str, Any]:
         """Returns the settings that the output depends on, for its manifest."""
         names = (
             "method",
             "target",
+            "rest",
             "images",
             "seed",
             "max_ap_drop",

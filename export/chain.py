@@ -30,7 +30,7 @@ log = logging.getLogger("chain")
 
 Main = Callable[[list[str]], int]
 TARGETS = ("auto", "tensorrt", "rtx", "cpu")
-_REQUEST_OPTIONS = ("method", "target", "images", "seed", "max_ap_drop", "calibration_split", "search_split", "split")
+_REQUEST_OPTIONS = ("method", "target", "rest", "images", "seed", "max_ap_drop", "calibration_split", "search_split", "split")
 
 
 @dataclass(frozen=True)
@@ -167,6 +167,7 @@ def plan(options: argparse.Namespace, folder: Path) -> list[Step]:
             options.data,
             max_ap_drop=options.max_ap_drop.by_precision["int8"],
             target="cpu" if options.target == "cpu" else "tensorrt",
+            rest=options.rest,
             search_split=options.search_split,
             split=options.split,
         )
@@ -188,6 +189,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--precision", choices=PRECISIONS, default="fp16", help="of the engine (default: fp16)")
     parser.add_argument("--size", type=cli.image_size, help="side or HEIGHTxWIDTH, multiples of 32 (default: the weights')")
     parser.add_argument("--output", type=Path, help="folder for the files (default: that of the weights)")
+    parser.add_argument("--rest", choices=("fp32", "fp16"), help="INT8: precision of what is not quantized, see calibration")
     parser.add_argument("--split", default="val", help="split to score on (default: the one that plays `val`)")
     parser.add_argument("--search-split", help="split to choose INT8 methods and layers by (default: images of train)")
     limits.add_arguments(parser)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -126,7 +127,8 @@ def _bind_types(api: Any, config: Any, network: Any, precision: NetworkPrecision
     """Binds TensorRT 8.6, which chooses types itself, to the types of the network.
 
     Reduced precision is allowed if the network has it. Layers with only float32 tensors are pinned to float32, so that the
-    float32 parts of an FP16 file (sampling, the last additions) stay float32.
+    float32 parts of an FP16 file (sampling, the last additions) stay float32. Those between Dequantize and Quantize layers are
+    free, so that TensorRT can fuse them into int8 kernels.
     """
     flags = api.BuilderFlag
     if precision.int8_tensors:
@@ -136,14 +138,37 @@ def _bind_types(api: Any, config: Any, network: Any, precision: NetworkPrecision
     config.set_flag(flags.FP16)
     config.set_flag(flags.OBEY_PRECISION_CONSTRAINTS)
     pinned = [getattr(api.LayerType, kind) for kind in _COMPUTING]
+    free = _between_pairs(api.LayerType, list(network_layers(network)))
     for layer in network_layers(network):
         tensors = [tensor for tensor in (*layer_inputs(layer)[:1], *layer_outputs(layer)) if tensor is not None]
         floats = {tensor.dtype for tensor in tensors} - {api.int32, api.bool}  # shapes, anchor indices and conditions
-        if layer.type in pinned and layer.name not in precision.int8 and floats == {api.float32}:
+        if layer.type in pinned and layer.name not in free and floats == {api.float32}:
             layer.precision = api.float32
             for index, tensor in enumerate(layer_outputs(layer)):
                 if tensor.dtype == api.float32:
                     layer.set_output_type(index, api.float32)
+
+
+_Ports = Callable[[Any], list[Any]]
+
+
+def _between_pairs(kinds: Any, layers: Sequence[Any]) -> set[str]:
+    """Names the layers that lie on a way from a Dequantize to a Quantize layer without a cast, in a network in order."""
+    between = {kinds.QUANTIZE, kinds.DEQUANTIZE, kinds.CAST}
+
+    def reached(start: Any, ordered: Iterable[Any], takes: _Ports, gives: _Ports) -> set[str]:
+        names: set[str] = set()
+        tensors: set[str] = set()
+        for layer in ordered:
+            met = any(tensor is not None and tensor.name in tensors for tensor in takes(layer))
+            if met and layer.type not in between:
+                names.add(layer.name)
+            if layer.type == start or (met and layer.type not in between):
+                tensors.update(tensor.name for tensor in gives(layer) if tensor is not None)
+        return names
+
+    after = reached(kinds.DEQUANTIZE, layers, layer_inputs, layer_outputs)
+    return after & reached(kinds.QUANTIZE, reversed(layers), layer_outputs, layer_inputs)
 
 
 # Layers that do arithmetic, and those that move values beyond FP16 (candidates with their anchor indices). Constants, shapes,

@@ -77,7 +77,7 @@ def test_a_file_and_its_manifest(target: str, calibrate: Command, own_set: Path,
     assert find_changes(tmp_path / "m.int8.onnx.json") == [] and manifest.sha256 == sha256(file)
     assert [(item.role, item.sha256) for item in manifest.made_from] == [("onnx", sha256(plain_model))]
     assert set(manifest.details) == {"settings", "data", "calibration", "accuracy"}
-    expected = {"method": "minmax", "target": target, "images": 4, "seed": 3, "max_ap_drop": 100}
+    expected = {"method": "minmax", "target": target, "rest": None, "images": 4, "seed": 3, "max_ap_drop": 100}
     splits = {"calibration_split": "train", "search_split": "search", "split": "val"}
     assert manifest.details["settings"] == {**expected, **splits, "sensitivity": False}
     hashes = [item["sha256"] for item in manifest.details["calibration"]["images"]]
@@ -92,9 +92,10 @@ def test_a_file_and_its_manifest(target: str, calibrate: Command, own_set: Path,
 
 def _check_details(details: dict[str, Any], target: str, own_set: Path, model: Path) -> None:
     assert list(details) == [
-        *("method", "target", "seed", "split", "images", "search", "ranges", "histograms"),
+        *("method", "target", "rest", "seed", "split", "images", "search", "ranges", "histograms"),
         *("float_layers", "half_layers", "sensitivity"),
     ]
+    assert details["rest"] == {"tensorrt": "fp16", "cpu": "fp32"}[target]
     assert (details["method"], details["target"], details["seed"], details["split"]) == ("minmax", target, 3, "train")
     assert len(details["images"]) == 4
     assert details["search"]["split"] == "search" and len(details["search"]["images"]) == 24

@@ -170,6 +170,34 @@ def test_fp16_layers_run_in_fp16_and_their_neighbors_stay_right(
     assert signal_to_noise([[a]], [[b]]) > 20
 
 
+def test_the_rest_runs_in_fp16_but_for_the_sampling_and_the_maps(tiny_model: Path, ranges_of: FindRanges) -> None:
+    source, ranges = onnx.load(tiny_model), ranges_of(tiny_model, "tensorrt")
+    plain, halved = (quantize(source, ranges, "tensorrt", rest=rest) for rest in ("fp32", "fp16"))
+    onnx.checker.check_model(halved, full_check=True)
+    kinds = {
+        item.name: item.type.tensor_type.elem_type
+        for item in onnx.shape_inference.infer_shapes(halved, check_type=True).graph.value_info
+    }
+    made = Graph(halved)
+    placement = place(Graph(source), "tensorrt")
+    for node in made.nodes:
+        if node.op_type == "Conv":
+            weight = made.constant(node.input[1])
+            assert (weight is not None and weight.dtype == np.float16) == (node.name in placement.float_layers), node.name
+        if node.op_type in ("GridSample", "QuantizeLinear"):
+            assert kinds.get(node.input[0], TensorProto.FLOAT) == TensorProto.FLOAT, node.name
+        if node.op_type == "Softmax":
+            assert kinds[node.output[0]] == TensorProto.FLOAT16, node.name
+    assert all(item.type.tensor_type.elem_type == TensorProto.FLOAT for item in halved.graph.output)
+    with OrtBackend(tiny_model) as before:
+        reference = before.infer(noise(0))
+    quality = [signal_to_noise([reference], [infer(model, noise(0))]) for model in (plain, halved)]
+    assert quality[1] > quality[0] - 1
+    assert halved.ByteSize() < plain.ByteSize()
+    nothing_quantized = quantize(source, ranges, "tensorrt", only=(), rest="fp16")
+    assert signal_to_noise([reference], [infer(nothing_quantized, noise(0))]) > 45
+
+
 def test_a_layer_in_fp16_costs_a_byte_a_weight(tiny_model: Path, ranges_of: FindRanges) -> None:
     source, ranges = onnx.load(tiny_model), ranges_of(tiny_model, "tensorrt")
     graph = Graph(source)

@@ -36,18 +36,18 @@ def adapter(version: str) -> TensorRT:
 
 
 class Layer:
-    """Fake layer with one input and one output, which records the precision it is given."""
+    """Fake layer with one input and one output, which records the precision it is given; `follows` is the layer before it."""
 
-    def __init__(self, name: str, kind: str, taken: str, given: str) -> None:
-        self.name, self.type, self.precision = name, kind, ""
+    def __init__(self, name: str, kind: str, taken: str, given: str, follows: str = "") -> None:
+        self.name, self.type, self.precision, self.follows = name, kind, "", follows
         self.num_inputs = self.num_outputs = 1
         self._taken, self._given, self.output_types = taken, given, {}
 
     def get_input(self, index: int) -> Any:
-        return SimpleNamespace(dtype=self._taken)
+        return SimpleNamespace(dtype=self._taken, name=self.follows or f"before {self.name}")
 
     def get_output(self, index: int) -> Any:
-        return SimpleNamespace(dtype=self._given)
+        return SimpleNamespace(dtype=self._given, name=self.name)
 
     def set_output_type(self, index: int, dtype: str) -> None:
         self.output_types[index] = dtype
@@ -88,10 +88,18 @@ def test_tensorrt_8_keeps_the_float_islands_of_an_fp16_network() -> None:
         Layer("best", "TOPK", "FLOAT", "INT32"),
         Layer("shape", "SHUFFLE", "INT32", "INT32"),
         Layer("cast", "CAST", "FLOAT", "HALF"),
-        Layer("q", "CONVOLUTION", "FLOAT", "FLOAT"),  # a quantized one: its dequantized inputs are float
+        Layer("dequantize", "DEQUANTIZE", "INT8", "FLOAT"),
+        Layer("q", "CONVOLUTION", "FLOAT", "FLOAT", "dequantize"),  # a quantized one: its dequantized inputs are float
+        Layer("leaky", "ACTIVATION", "FLOAT", "FLOAT", "q"),  # fused into it
+        Layer("to_grid", "SHUFFLE", "FLOAT", "FLOAT", "q"),  # not followed by a Quantize layer
+        Layer("quantize", "QUANTIZE", "FLOAT", "INT8", "leaky"),
+        Layer("half", "CAST", "FLOAT", "HALF", "q"),
+        Layer("back", "CAST", "HALF", "FLOAT", "half"),
+        Layer("island", "ELEMENTWISE", "FLOAT", "FLOAT", "back"),
+        Layer("last", "QUANTIZE", "FLOAT", "INT8", "island"),
     ]
     configured("8.6.1", "int8 and fp16", layers=layers)
-    assert [layer.name for layer in layers if layer.precision] == ["sample", "move", "best"]
+    assert [layer.name for layer in layers if layer.precision] == ["sample", "move", "best", "to_grid", "island"]
     assert {layer.precision for layer in layers[1:4]} == {"FLOAT"}
     assert [layer.output_types for layer in layers[1:4]] == [{0: "FLOAT"}, {0: "FLOAT"}, {}]
     configured("10.12.0", "int8 and fp16", layers=layers[:1])
