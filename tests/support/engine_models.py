@@ -81,7 +81,7 @@ def write_int8(fp32: Path, spec: ModelSpec, path: Path) -> None:
     noise = as_input(np.random.default_rng(0).integers(0, 256, (*spec.input_size, 3), dtype=np.uint8), spec)[None]
     with ActivationRunner(fp32, tensors) as runner:
         ranges = {name: Range(min(float(x.min()), 0.0), max(float(x.max()), 0.0)) for name, x in runner.run(noise).items()}
-    quantized = quantize(model, ranges, "tensorrt")
+    quantized = quantize(model, ranges, "tensorrt", rest="fp16")
     del quantized.metadata_props[:]
     helper.set_model_props(quantized, spec.replace(precision="int8").to_metadata())
     onnx.save(quantized, str(path))
