@@ -45,7 +45,7 @@ class BuildOptions:
         return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
 
-RTX_GPUS = "its engines run on x86-64 with GPUs of compute capability 8.0, 8.6, 8.9, 12.0 and later, not on a Jetson"
+RTX_GPUS = "its engines run on x86-64 with GPUs of compute capability 8.6, 8.9, 12.0 and later, not on a Jetson"
 
 
 def usable_options(trt: TensorRT, options: BuildOptions) -> BuildOptions:
