@@ -6,6 +6,7 @@ import hashlib
 import itertools
 import json
 import logging
+from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -144,6 +145,27 @@ def find_shared(hashes: Collection[str], sizes: Collection[int] | None, dataset:
     files = (entry for entry in dataset.images if entry.path.is_file())
     alike = (entry for entry in files if sizes is None or entry.path.stat().st_size in sizes)
     return [entry for entry in alike if sha256(entry.path) in hashes]
+
+
+def group_copies(dataset: Dataset, image_ids: Sequence[int]) -> NDArray[np.intp]:
+    """Numbers the different contents among the images of a split.
+
+    Args:
+        dataset: the split.
+        image_ids: ids of the images to number, all of the split.
+
+    Returns:
+        `[I]`, equal numbers for files of equal bytes, from 0 on without a gap.
+    """
+    paths = {entry.image_id: entry.path for entry in dataset.images}
+    sizes = Counter(paths[image_id].stat().st_size for image_id in image_ids)
+    numbers: dict[object, int] = {}
+    found = []
+    for image_id in image_ids:
+        path = paths[image_id]
+        content: object = sha256(path) if sizes[path.stat().st_size] > 1 else image_id  # of its own size: no copy
+        found.append(numbers.setdefault(content, len(numbers)))
+    return np.array(found, np.intp)
 
 
 def digest(images: Sequence[CalibrationImage]) -> str:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from calibration.budget import FAILED, PASSED, UNDECIDED
-from calibration.images import find_shared
+from calibration.images import find_shared, group_copies
 from export.accuracy.box_changes import SHOWN_SCORE
 from export.accuracy.limits import Limits, check_classes
 from export.accuracy.measure import Measurement, first_images, measure
@@ -212,9 +212,16 @@ def _examine(exported: ExportedFile, pytorch: Backend, reference: Measurement, d
         return Outcome(name, file, spec, None, FAILED, (str(error), *faults), notes)
     before, after = reference.evaluation, measurement.evaluation
     threshold = pytorch.spec.operating_threshold or SHOWN_SCORE
-    operating = compare_operating(before, after, threshold, limits.confidence)
-    criteria = assess(before.matches, after.matches, spec.precision, limits)
-    criteria += assess_operating(operating, after.images, limits)
+    groups = group_copies(dataset, before.matches.image_ids)
+    different = int(groups.max()) + 1
+    if different < len(groups):
+        notes = (
+            *notes,
+            f"{len(groups) - different} of the {len(groups)} images are copies of others; the bounds count them once",
+        )
+    operating = compare_operating(before, after, threshold, limits.confidence, groups)
+    criteria = assess(before.matches, after.matches, spec.precision, limits, groups)
+    criteria += assess_operating(operating, different, limits)
     faults = (*faults, *_spec_faults(spec, pytorch.spec))
     missed = [item for item in criteria if item.status != PASSED]
     reasons = (*(item.reason for item in missed), *faults)

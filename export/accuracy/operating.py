@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from export.accuracy.box_changes import APPEARED, VANISHED, Box, Record, by_image, match_detections, overlaps
-from runtime.evaluation.bootstrap import RESAMPLES, Bounds, make_bounds
+from runtime.evaluation.bootstrap import Bounds, Indices, draw_weights, make_bounds
 from runtime.evaluation.coco import Evaluation
 from runtime.evaluation.matching import Matches
 
@@ -35,7 +35,9 @@ class OperatingChange:
     changes: Mapping[str, Bounds]
 
 
-def compare_operating(reference: Evaluation, other: Evaluation, threshold: float, confidence: float) -> OperatingChange:
+def compare_operating(
+    reference: Evaluation, other: Evaluation, threshold: float, confidence: float, groups: Indices | None = None
+) -> OperatingChange:
     """Compares the detections of two models at a threshold, with a paired bootstrap over the images.
 
     Args:
@@ -43,19 +45,20 @@ def compare_operating(reference: Evaluation, other: Evaluation, threshold: float
         other: evaluation of the model that is compared with it, on the same images.
         threshold: the lowest score that counts.
         confidence: of each bound, in (0.5, 1).
+        groups: copies of an image among the images, see `draw_weights`.
     """
     ids = reference.matches.image_ids
     before, after = by_image(reference.results, threshold), by_image(other.results, threshold)
     counts = np.array([_count(before.get(i, []), after.get(i, [])) for i in ids], np.int64).reshape(len(ids), len(SHARES))
     total = np.array([len(before.get(i, [])) for i in ids], np.int64)
     scored = [_f1_counts(item.matches, threshold) for item in (reference, other)]
-    drawn = np.random.default_rng(0).multinomial(len(ids), np.full(len(ids), 1 / len(ids)), size=RESAMPLES)
-    weights = np.concatenate([np.ones((1, len(ids)), np.int64), drawn])
+    weights = draw_weights(len(ids), groups)
+    different = len(ids) if groups is None else int(groups.max()) + 1
     with np.errstate(invalid="ignore", divide="ignore"):
         shares = -100 * (weights @ counts) / (weights @ total)[:, None]
         f1 = [200 * (weights @ right) / (weights @ (found + objects)) for right, found, objects in scored]
     values = {**dict(zip(SHARES, shares.T)), F1: f1[1] - f1[0]}
-    changes = {name: _bounds(item, len(ids), confidence) for name, item in values.items()}
+    changes = {name: _bounds(item, different, confidence) for name, item in values.items()}
     return OperatingChange(threshold, int(total.sum()), changes)
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from calibration.budget import FAILED, PASSED, UNDECIDED, images_to_decide, judge
 from export.accuracy.limits import Limits
 from export.accuracy.operating import OperatingChange
-from runtime.evaluation.bootstrap import ApDelta, Bounds, compare
+from runtime.evaluation.bootstrap import ApDelta, Bounds, Indices, compare
 from runtime.evaluation.matching import Matches
 
 MIN_IMAGES = 20
@@ -41,7 +41,9 @@ class Criterion:
     reason: str = ""
 
 
-def assess(reference: Matches, other: Matches, precision: str, limits: Limits) -> tuple[Criterion, ...]:
+def assess(
+    reference: Matches, other: Matches, precision: str, limits: Limits, groups: Indices | None = None
+) -> tuple[Criterion, ...]:
     """Judges a file by every limit that applies to it.
 
     Args:
@@ -49,16 +51,18 @@ def assess(reference: Matches, other: Matches, precision: str, limits: Limits) -
         other: matches of the file, on the same images.
         precision: of the file.
         limits: what is asked of it.
+        groups: copies of an image among the images, see `runtime.evaluation.bootstrap.draw_weights`.
 
     Returns:
         One criterion a limit; the first is that of AP over all classes.
     """
     budgets, confidence = limits.budgets, limits.confidence
-    delta = compare(reference, other)
+    delta = compare(reference, other, groups=groups)
     found = [_criterion("AP", delta, None, budgets.by_precision[precision], confidence)]
     found += [_criterion(f"AP of {name}", delta, name, budget, confidence) for name, budget in budgets.by_class.items()]
     for size, budget in budgets.by_size.items():
-        found.append(_criterion(f"AP of {size} objects", compare(reference, other, area=size), None, budget, confidence))
+        of_size = compare(reference, other, area=size, groups=groups)
+        found.append(_criterion(f"AP of {size} objects", of_size, None, budget, confidence))
     if budgets.each_class is not None:
         found.append(_each_class(delta, budgets.each_class, confidence))
     return tuple(found)

@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 from runtime.evaluation.matching import ClassMatches, Matches
 
 Floats = NDArray[np.float64]
+Counts = NDArray[np.int32]
+Indices = NDArray[np.intp]
 
 RESAMPLES = 1000
 _THRESHOLDS: Floats = np.linspace(0.0, 1.0, 101)  # of recall, as in COCO's evaluation
@@ -124,7 +126,7 @@ class ApDelta:
         samples: the same on each resampled set, `[B, 1 + K]`.
         reference: AP of the reference in points, `[1 + K]`.
         class_names: of the K classes.
-        presence: bool `[K, I]`, which images hold an object of the class.
+        presence: bool `[K, G]`, which images hold an object of the class; copies of an image are one.
         objects: number of objects of each class.
     """
 
@@ -137,7 +139,7 @@ class ApDelta:
 
     @property
     def images(self) -> int:
-        """Number of images."""
+        """Number of different images."""
         return int(self.presence.shape[1])
 
     def images_with_objects(self, class_name: Optional[str] = None) -> int:
@@ -184,13 +186,40 @@ def student_quantile(probability: float, freedom: int) -> float:
     return z + (z**3 + z) / (4 * freedom) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * freedom**2)
 
 
-def compare(reference: Matches, other: Matches, *, area: str = "all", resamples: int = RESAMPLES, seed: int = 0) -> ApDelta:
+def draw_weights(images: int, groups: Optional[Indices] = None, *, resamples: int = RESAMPLES, seed: int = 0) -> Counts:
+    """Draws sets of images with replacement; copies of an image are drawn together, since they say nothing new.
+
+    Args:
+        images: number of images.
+        groups: int `[I]`, which of the G different images each one is; None if all differ.
+        resamples: number of sets.
+        seed: of the sets.
+
+    Returns:
+        int32 `[1 + resamples, I]`, how often each set holds each image; the first set holds each once.
+    """
+    groups = np.arange(images) if groups is None else groups
+    different = int(groups.max()) + 1 if images else 0
+    drawn = np.random.default_rng(seed).multinomial(different, np.full(different, 1 / different), size=resamples)
+    return np.concatenate([np.ones((1, images), np.int32), drawn.astype(np.int32)[:, groups]])
+
+
+def compare(
+    reference: Matches,
+    other: Matches,
+    *,
+    area: str = "all",
+    groups: Optional[Indices] = None,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> ApDelta:
     """Resamples the images with replacement, the same for both models, and takes the difference of AP on each set.
 
     Args:
         reference: matches of the reference.
         other: matches of the model that is compared with it, on the same images.
         area: one of `AREAS`.
+        groups: copies of an image among the images, see `draw_weights`.
         resamples: number of sets.
         seed: of the sets.
 
@@ -200,8 +229,7 @@ def compare(reference: Matches, other: Matches, *, area: str = "all", resamples:
     if (reference.image_ids, reference.class_names) != (other.image_ids, other.class_names):
         raise ValueError("expected matches of the same images and classes")
     images = len(reference.image_ids)
-    drawn = np.random.default_rng(seed).multinomial(images, np.full(images, 1 / images), size=resamples)
-    weights = np.concatenate([np.ones((1, images), np.int32), drawn.astype(np.int32)])
+    weights = draw_weights(images, groups, resamples=resamples, seed=seed)
     before, after = (average_precision(item, weights, area) for item in (reference, other))
     change = 100 * np.column_stack([mean_ap(after) - mean_ap(before), after - before])
     classes = reference.by_area[area]
@@ -210,6 +238,16 @@ def compare(reference: Matches, other: Matches, *, area: str = "all", resamples:
         samples=change[1:],
         reference=100 * np.append(mean_ap(before[:1]), before[0]),
         class_names=reference.class_names,
-        presence=np.array([item.objects > 0 for item in classes]).reshape(len(classes), images),
+        presence=_by_group(np.array([item.objects > 0 for item in classes]).reshape(len(classes), images), groups),
         objects=tuple(int(item.objects.sum()) for item in classes),
     )
+
+
+def _by_group(presence: NDArray[np.bool_], groups: Optional[Indices]) -> NDArray[np.bool_]:
+    """Tells of each group of images, rather than of each image, which classes it holds."""
+    if groups is None:
+        return presence
+    found = np.zeros((len(presence), int(groups.max()) + 1), np.bool_)
+    for row, values in zip(found, presence):
+        row[groups[values]] = True
+    return found

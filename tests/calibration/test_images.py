@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from calibration.images import MIN_SEARCH, choose_apart, find_shared
+from calibration.images import MIN_SEARCH, choose_apart, find_shared, group_copies
 from runtime.datasets.dataset import Dataset, labeled_image
 from runtime.errors import InputError
 from runtime.files import sha256
@@ -77,3 +77,8 @@ def test_shared_files_are_found_by_their_contents(make: Made) -> None:
     for sizes in (None, {path.stat().st_size}):
         assert [entry.image_id for entry in find_shared({sha256(path)}, sizes, dataset)] == [0, 1, 2]
     assert find_shared({sha256(path)}, {1}, dataset) == find_shared(set(), None, dataset) == []
+
+
+def test_copies_are_numbered_alike(make: Made) -> None:
+    dataset = make(count=6, copies=3)
+    assert group_copies(dataset, [5, 0, 3, 2, 1, 4]).tolist() == [0, 1, 2, 1, 1, 3]

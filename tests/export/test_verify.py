@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -161,6 +162,16 @@ def test_a_split_that_made_the_file_cannot_judge_it(
     code, out, _ = run(model)
     assert code == 1
     assert "1 images of the split were used to make it (such as 3.png)" in out
+
+
+def test_copies_of_an_image_count_once(exported: Exported, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = tmp_path / "data"
+    shutil.copytree(exported.data, data)
+    first, second, *_ = sorted((data / "val2017").iterdir())
+    second.write_bytes(first.read_bytes())
+    arguments = ["--weights", str(exported.weights), "--data", str(data), "--split", "val2017", "--output", str(tmp_path / "r")]
+    verify.main([*arguments, str(exported.model)])
+    assert f"note: 1 of the {IMAGES} images are copies of others" in capsys.readouterr().out
 
 
 def test_too_few_images_decide_nothing(exported: Exported, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

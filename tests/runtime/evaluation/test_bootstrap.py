@@ -66,6 +66,10 @@ def matched(dataset: Dataset, records: Records) -> tuple[Matches, Any]:
 
 def repeated(dataset: Dataset, records: Records, counts: Any) -> Any:
     """The slow reference: pycocotools on a set that holds each image as often as `counts` says, under ids of its own."""
+    return _repeated(dataset, records, counts)[1]
+
+
+def _repeated(dataset: Dataset, records: Records, counts: Any) -> tuple[Matches, Any]:
     copies = [(image_id, 100 * image_id + copy) for image_id, count in enumerate(counts) for copy in range(count)]
     of = {entry.image_id: entry for entry in dataset.images}
     larger = Dataset(
@@ -81,7 +85,8 @@ def repeated(dataset: Dataset, records: Records, counts: Any) -> Any:
         }
     )
     found = [{**item, "image_id": b} for item in records for a, b in copies if item["image_id"] == a]
-    return run_cocoeval(larger, found, [b for _, b in copies])
+    judge = run_cocoeval(larger, found, [b for _, b in copies])
+    return read_matches(judge, larger), judge
 
 
 def per_class(judge: Any, area: int) -> Any:
@@ -127,6 +132,21 @@ def test_blocks_change_nothing(make_coco: Callable[..., Path], monkeypatch: pyte
     whole = compare(*pair, resamples=50)
     monkeypatch.setattr("runtime.evaluation.bootstrap._ELEMENTS", 1)
     np.testing.assert_array_equal(compare(*pair, resamples=50).samples, whole.samples)
+
+
+def test_copies_of_images_make_nothing_surer(make_coco: Callable[..., Path]) -> None:
+    rng = np.random.default_rng(0)
+    dataset = made_up(make_coco, rng)
+    found = [detected(dataset, rng, noise) for noise in (0.1, 0.2)]
+    for item in (*found[0], *found[1]):
+        item["score"] = float(rng.uniform(0.05, 1))  # equal scores have no order
+    single = compare(*(matched(dataset, records)[0] for records in found), resamples=50)
+    doubled = [_repeated(dataset, records, np.full(IMAGES, 2))[0] for records in found]
+    grouped = compare(*doubled, groups=np.repeat(np.arange(IMAGES), 2), resamples=50)
+    np.testing.assert_allclose(grouped.samples, single.samples, rtol=0, atol=1e-9)
+    assert grouped.images == single.images == IMAGES
+    assert grouped.images_with_objects("dot") == single.images_with_objects("dot")
+    assert compare(*doubled, resamples=200).bounds(0.95).standard_error < 0.85 * single.bounds(0.95).standard_error
 
 
 def test_a_model_differs_from_itself_by_nothing(make_coco: Callable[..., Path]) -> None:
