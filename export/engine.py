@@ -7,9 +7,10 @@ import logging
 import math
 from pathlib import Path
 
-from export.trt.builder import RTX_GPUS, BuildOptions
+from export.trt.builder import BuildOptions
 from export.trt.engine import build_engine, choose_output, read_spec
 from runtime import cli
+from runtime.backends.tensorrt.engine_info import RTX_GPUS
 from runtime.backends.tensorrt.library import FLAVORS, open_tensorrt
 from runtime.errors import InputError
 
@@ -57,6 +58,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--timing-cache", type=Path, metavar="FILE", help="kernel timings to use and extend: faster builds")
     parser.add_argument("--version-compatible", action="store_true", help="loads in later versions of TensorRT too")
     parser.add_argument("--hardware-compatible", action="store_true", help="runs on every GPU from Ampere on")
+    parser.add_argument("--tf32", action="store_true", help="float32 layers may compute in TF32: faster, with FP16's precision")
     return parser.parse_args(arguments)
 
 
@@ -69,6 +71,7 @@ def main(arguments: list[str] | None = None) -> int:
         timing_cache=given.timing_cache,
         version_compatible=given.version_compatible,
         hardware_compatible=given.hardware_compatible,
+        tf32=given.tf32,
     )
     spec = read_spec(given.onnx)
     trt = open_tensorrt(given.flavor)
@@ -89,7 +92,7 @@ def main(arguments: list[str] | None = None) -> int:
     )
     if trt.flavor == "rtx":
         int8 = "; NVIDIA's support matrix lists INT8 for weights alone" if spec.precision == "int8" else ""
-        log.info("%s: %s%s", trt.title, RTX_GPUS, int8)
+        log.info("%s: its engines run on %s%s", trt.title, RTX_GPUS, int8)
     print(output)
     return 0
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from export.trt.build_progress import BuildProgress, run_with_progress
 from export.trt.precision_check import NetworkPrecision, layer_inputs, layer_outputs, network_layers
+from runtime.backends.tensorrt.engine_info import RTX_GPUS
 from runtime.backends.tensorrt.library import TensorRT
 from runtime.errors import InputError
 from runtime.files import atomic_write
@@ -29,6 +30,7 @@ class BuildOptions:
         timing_cache: file of kernel timings to read and extend.
         version_compatible: whether later versions of the library can load the engine.
         hardware_compatible: whether all GPUs from Ampere on can run it, not only the kind it is built on.
+        tf32: whether float32 convolutions may compute in TF32, which has the 10 mantissa bits of FP16.
     """
 
     batch: tuple[int, int, int] | None = None
@@ -37,15 +39,13 @@ class BuildOptions:
     timing_cache: Path | None = None
     version_compatible: bool = False
     hardware_compatible: bool = False
+    tf32: bool = False
 
     def settings(self) -> dict[str, Any]:
         """Returns the settings that an engine depends on, for its manifest."""
-        names = ("batch", "workspace", "level", "version_compatible", "hardware_compatible")
+        names = ("batch", "workspace", "level", "version_compatible", "hardware_compatible", "tf32")
         values = {name: getattr(self, name) for name in names}
         return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
-
-
-RTX_GPUS = "its engines run on x86-64 with GPUs of compute capability 8.6, 8.9, 12.0 and later, not on a Jetson"
 
 
 def usable_options(trt: TensorRT, options: BuildOptions) -> BuildOptions:
@@ -58,7 +58,9 @@ def usable_options(trt: TensorRT, options: BuildOptions) -> BuildOptions:
         return options
     asked = {"--version-compatible": options.version_compatible, "--hardware-compatible": options.hardware_compatible}
     for flag in (flag for flag, wanted in asked.items() if wanted):
-        raise InputError(f"{flag}: {trt.title} cannot make such engines; leave it out ({RTX_GPUS}), or use --flavor tensorrt")
+        raise InputError(
+            f"{flag}: {trt.title} cannot make such engines; leave it out (they run on {RTX_GPUS}), or use --flavor tensorrt"
+        )
     if options.timing_cache:
         log.info("%s has no timing cache; %s is neither read nor written", trt.title, options.timing_cache)
     return dataclasses.replace(options, timing_cache=None)
@@ -92,6 +94,8 @@ def configure(
     precision: NetworkPrecision,
     batch: tuple[int, int, int],
     options: BuildOptions,
+    *,
+    keep_nan: bool = False,
 ) -> Any:
     """Creates the `IBuilderConfig` for a network.
 
@@ -102,6 +106,7 @@ def configure(
         precision: of that network.
         batch: smallest, most frequent and largest batch size.
         options: the other options, see `usable_options`.
+        keep_nan: whether NaN must come out as NaN; else the library may optimize as if there were none.
     """
     api, config = trt.api, builder.create_builder_config()
     config.profiling_verbosity = api.ProfilingVerbosity.DETAILED  # otherwise the inspector shows only names
@@ -113,6 +118,10 @@ def configure(
         config.set_flag(api.BuilderFlag.VERSION_COMPATIBLE)
     if options.hardware_compatible:
         config.hardware_compatibility_level = api.HardwareCompatibilityLevel.AMPERE_PLUS
+    if not options.tf32:
+        config.clear_flag(api.BuilderFlag.TF32)  # the library sets it by default
+    if keep_nan and hasattr(api.BuilderFlag, "STRICT_NANS"):
+        config.set_flag(api.BuilderFlag.STRICT_NANS)
     if not trt.is_typed:
         _bind_types(api, config, network, precision)
     images = network.get_input(0)

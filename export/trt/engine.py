@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import tempfile
@@ -23,11 +24,14 @@ from export.trt.precision_check import check_inspected, check_network, inspected
 from runtime import cli
 from runtime.backends import signature
 from runtime.backends.gpu import find_gpu
+from runtime.backends.tensorrt.engine_info import runs_rtx
 from runtime.backends.tensorrt.library import TensorRT, dtype_name, tensor_shape
 from runtime.errors import InputError, MissingComponentError, ModelError, OutputError
-from runtime.files import check_writable, sha256
+from runtime.files import check_writable, sha256, write_json
 from runtime.manifest import Origin, manifest_path, read_manifest, write_manifest
 from runtime.spec import ModelSpec
+
+log = logging.getLogger(__name__)
 
 
 def read_spec(path: Path) -> ModelSpec:
@@ -147,7 +151,7 @@ def build_engine(trt: TensorRT, model: Path, spec: ModelSpec, output: Path, opti
     batch = batch_profile(check_signature(model, network, spec), options.batch)
     precision = network_precision(trt, network)
     check_network(model, precision, spec.precision)
-    config = configure(trt, builder, network, precision, batch, options)
+    config = configure(trt, builder, network, precision, batch, options, keep_nan=spec.top_k > 0)
     if options.timing_cache:
         check_writable(options.timing_cache)
         load_timing_cache(trt, config, options.timing_cache)
@@ -155,6 +159,7 @@ def build_engine(trt: TensorRT, model: Path, spec: ModelSpec, output: Path, opti
     plan = build_plan(trt, builder, network, config)
     seconds = time.perf_counter() - start
     del parser  # it owns the weights until here
+    layers = _inspect(trt, plan, spec.precision, options)
     details = {
         **_library_details(trt),
         "batch": dict(zip(("min", "opt", "max"), batch)),
@@ -163,11 +168,14 @@ def build_engine(trt: TensorRT, model: Path, spec: ModelSpec, output: Path, opti
         "workspace_gib": options.workspace,
         "version_compatible": options.version_compatible,
         "hardware_compatible": options.hardware_compatible,
+        "tf32": options.tf32,
         "strongly_typed": trt.is_typed,
         "network": precision.summary(),
-        "inspector": _inspect(trt, plan, spec.precision, options),
+        "inspector": None if layers is None else inspected_types(layers),
     }
     _write(output, plan, spec, origin, {"settings": settings, "engine": details})
+    if layers is not None:
+        write_json(output.with_name(f"{output.name}.layers.json"), layers)
     if options.timing_cache:
         save_timing_cache(config, options.timing_cache)
     return details
@@ -183,20 +191,24 @@ def _library_details(trt: TensorRT) -> dict[str, Any]:
     }
 
 
-def _inspect(trt: TensorRT, plan: bytes, claimed: str, options: BuildOptions) -> dict[str, int] | None:
-    """Checks the precision of a plan with the engine inspector, which needs a GPU.
+def _inspect(trt: TensorRT, plan: bytes, claimed: str, options: BuildOptions) -> list[Any] | None:
+    """Checks the precision of a plan with the engine inspector, which needs a GPU that can load it.
 
     Returns:
-        See `inspected_types`; None without a GPU.
+        The engine's layers, as the inspector describes them; None without such a GPU.
 
     Raises:
         CheckFailed: see `check_inspected`.
     """
-    if not find_gpu():
+    gpu = find_gpu()
+    if gpu is None:
         return None
-    counts = inspected_types(trt.inspect(trt.deserialize(plan, version_compatible=options.version_compatible)))
-    check_inspected(trt, counts, claimed)
-    return counts
+    if trt.flavor == "rtx" and not runs_rtx(gpu):
+        log.warning("%s does not run on %s; the engine was not inspected", trt.title, gpu.name)
+        return None
+    layers = trt.inspect(trt.deserialize(plan, version_compatible=options.version_compatible))
+    check_inspected(trt, inspected_types(layers), claimed)
+    return layers
 
 
 def _write(output: Path, plan: bytes, spec: ModelSpec, origin: Origin, details: Mapping[str, Any]) -> None:

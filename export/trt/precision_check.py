@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,8 +14,9 @@ from runtime.errors import CheckFailed
 _MAJORITY = 0.5
 """A file is fp16 or int8 if more than this share of its convolutions is: sensitive ones may stay in float32."""
 
-# Tensor types as the engine inspector of any version writes them: "Half", "Row major linear FP16 format", "Int8 NC/32HW32".
-_INSPECTED = {"fp16": re.compile(r"half|fp16", re.I), "int8": re.compile("int8", re.I), "fp32": re.compile(r"float|fp32", re.I)}
+_TYPE_NAMES = {"fp32": ("fp32", "float"), "fp16": ("fp16", "half"), "int8": ("int8",)}
+"""Words by which the engine inspector of any version names a tensor type, as in "Row major linear FP16 format", "Half" or
+"Thirty-two wide channel vectorized row major Int8 format". Whole words: UInt8 is the type of an image, not Int8."""
 
 
 @dataclass(frozen=True)
@@ -127,22 +128,31 @@ def check_network(source: object, found: NetworkPrecision, claimed: str) -> None
 
 
 def inspected_types(layers: Sequence[Any]) -> dict[str, int]:
-    """Counts the layers of an engine that take an input of each precision; a layer may count more than once.
+    """Counts the convolutions of an engine by the type of their data input; all its layers where none is called a convolution.
 
     Args:
         layers: the engine's layers, as the inspector gives them.
     """
-    counts = dict.fromkeys(_INSPECTED, 0)
-    for layer in layers:
-        inputs = layer.get("Inputs", []) if isinstance(layer, dict) else []
-        formats = " ".join(str(item.get("Format/Datatype", item.get("Datatype", ""))) for item in inputs)
-        for kind, pattern in _INSPECTED.items():
-            counts[kind] += bool(pattern.search(formats))
-    return counts
+    found = [layer for layer in layers if isinstance(layer, dict)]
+    counts = Counter(_data_type(layer) for layer in ([layer for layer in found if _is_convolution(layer)] or found))
+    return {kind: counts[kind] for kind in _TYPE_NAMES}
+
+
+def _is_convolution(layer: Mapping[str, Any]) -> bool:
+    kinds = (str(layer.get(key, "")).lower() for key in ("LayerType", "ParameterType"))
+    return any("conv" in kind for kind in kinds) or "conv" in str(layer.get("Name", "")).lower()
+
+
+def _data_type(layer: Mapping[str, Any]) -> str:
+    """Returns the type of a layer's first input, one of `_TYPE_NAMES`; empty if it is none of them."""
+    inputs = layer.get("Inputs") or [{}]
+    first = inputs[0] if isinstance(inputs[0], dict) else {}
+    words = re.findall(r"\w+", str(first.get("Format/Datatype", first.get("Datatype", ""))).lower())
+    return next((kind for kind, names in _TYPE_NAMES.items() if any(name in words for name in names)), "")
 
 
 def check_inspected(trt: TensorRT, counts: dict[str, int], claimed: str) -> None:
-    """Checks the precision of an engine as its inspector shows it.
+    """Checks the precision of an engine as its inspector shows it: more than half of the convolutions must have it.
 
     An inspector that names no types proves nothing. That is accepted only of a library that is bound to the network's types.
 
@@ -154,11 +164,14 @@ def check_inspected(trt: TensorRT, counts: dict[str, int], claimed: str) -> None
     Raises:
         CheckFailed: the engine has another precision, or nothing proves the one that is claimed.
     """
-    if not any(counts.values()):
+    total = sum(counts.values())
+    if not total:
         if not trt.is_typed:
             raise CheckFailed(f"the inspector of {trt.title} names no types, so {claimed} is not proven; no engine was written")
         return
-    wrong = counts["fp16"] + counts["int8"] if claimed == "fp32" else not counts[claimed]
-    if wrong:
+    enough = counts[claimed] == total if claimed == "fp32" else counts[claimed] > total * _MAJORITY
+    if not enough:
         seen = ", ".join(f"{count} {kind}" for kind, count in counts.items())
-        raise CheckFailed(f"the engine is not {claimed}: {trt.title} built layers with inputs of {seen}; no engine was written")
+        raise CheckFailed(
+            f"the engine is not {claimed}: {trt.title} built convolutions with data in {seen}; no engine was written"
+        )

@@ -74,7 +74,8 @@ class Stream:
 
     handle = 0
 
-    def __init__(self, gpu: FakeGpu) -> None:
+    def __init__(self, gpu: FakeGpu, flags: int) -> None:
+        assert flags == 1, "a blocking stream: a capture on it stops all other libraries"
         self.gpu = gpu
         gpu.call("stream")
         gpu.addresses += 1
@@ -150,7 +151,7 @@ class FakeGpu:
         module.Error, module.init = CudaError, lambda: None
         module.Device = lambda index: SimpleNamespace(retain_primary_context=lambda: SimpleNamespace(push=self._push))
         module.Context = SimpleNamespace(pop=self._pop)
-        module.Stream = lambda: Stream(self)
+        module.Stream = lambda flags=0: Stream(self, flags)
         module.pagelocked_empty = self._pagelocked_empty
         module.mem_alloc = self._mem_alloc
         module.memcpy_htod_async, module.memcpy_dtoh_async = self._upload, self._download
@@ -259,6 +260,7 @@ class FakeContext:
         self.addresses: dict[str, int] = {}
         self.shape: tuple[int, ...] = ()
         self.in_use = threading.Lock()
+        self.nvtx_verbosity = "DETAILED"
         self.token = object()
         self.gpu.take(self.token)
 
@@ -284,6 +286,7 @@ class FakeContext:
 
     def execute_async_v3(self, stream: int) -> bool:
         assert set(self.addresses) == set(self.engine.shapes)
+        assert self.nvtx_verbosity == "NONE", "detailed profiling slows every run"
         assert self.in_use.acquire(blocking=False), "two threads in one context"
         try:
             self.gpu.call("execute")

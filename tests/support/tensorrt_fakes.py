@@ -27,12 +27,15 @@ class Config:
     builder_optimization_level = 3
 
     def __init__(self) -> None:
-        self.flags: list[str] = []
+        self.flags: list[str] = ["TF32"]  # as the library sets it
         self.pools: dict[str, int] = {}
         self.cache: Any = None
 
     def set_flag(self, flag: str) -> None:
         self.flags.append(flag)
+
+    def clear_flag(self, flag: str) -> None:
+        self.flags.remove(flag)
 
     def set_memory_pool_limit(self, pool: str, size: int) -> None:
         self.pools[pool] = size
@@ -65,7 +68,9 @@ class Builder:
 def library(version: str) -> Any:
     """A module with the names of this version."""
     old, new = version.startswith("8"), version.startswith(("11", "1."))
-    flags = {"VERSION_COMPATIBLE": "VERSION_COMPATIBLE"}
+    flags = {name: name for name in ("VERSION_COMPATIBLE", "TF32")}
+    if new:
+        flags["STRICT_NANS"] = "STRICT_NANS"
     if not new:
         flags.update({name: name for name in ("FP16", "INT8", "OBEY_PRECISION_CONSTRAINTS")})
     network_flags = {} if new else {"EXPLICIT_BATCH": 0}
@@ -77,7 +82,7 @@ def library(version: str) -> Any:
         Builder=Builder,
         BuilderFlag=SimpleNamespace(**flags),
         NetworkDefinitionCreationFlag=SimpleNamespace(**network_flags),
-        ProfilingVerbosity=SimpleNamespace(DETAILED="DETAILED"),
+        ProfilingVerbosity=SimpleNamespace(DETAILED="DETAILED", NONE="NONE"),
         MemoryPoolType=SimpleNamespace(WORKSPACE="WORKSPACE"),
         HardwareCompatibilityLevel=SimpleNamespace(AMPERE_PLUS="AMPERE_PLUS"),
         LayerInformationFormat=SimpleNamespace(JSON="JSON"),

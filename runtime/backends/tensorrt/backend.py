@@ -172,6 +172,9 @@ class TrtBackend:
             log.debug("compiled kernels are not kept: %s", error)
 
 
+_CAPTURE_LOCK = threading.Lock()  # what creates a context allocates memory, which fails while another thread captures
+
+
 class _Worker:
     """An execution context with its stream, buffers and CUDA graph.
 
@@ -182,7 +185,8 @@ class _Worker:
         self._trt = trt
         self._rows = 0
         self._graph: Optional[Graph] = None
-        self._is_capturable = config is None  # else the library captures by itself
+        self._is_capturing = config is None  # else the library captures by itself
+        self._runs_to_capture = self._failed_captures = 0
         _, usual, largest = info.batch
         with contextlib.ExitStack() as resources:
             self._stream = device.create_stream()
@@ -192,7 +196,8 @@ class _Worker:
                 dtype = info.spec.input_type if name == INPUT_NAME else "float32"
                 self._buffers[name] = device.allocate((largest, *tuple(engine.get_tensor_shape(name))[1:]), dtype)
                 resources.callback(self._buffers[name].close)
-            self._context: Any = trt.create_context(engine, config)
+            with _CAPTURE_LOCK:
+                self._context: Any = trt.create_context(engine, config)
             resources.callback(self._drop_context)
             resources.callback(self._drop_graph)
             self._ask(self._set_addresses)
@@ -210,15 +215,25 @@ class _Worker:
         self._fill(images, rows)
         if rows != self._rows:
             self._reshape(rows)  # and enqueued without a graph: at a new shape the library has to prepare
-        elif self._graph is None and self._is_capturable:
-            self._graph = self._stream.capture(self._enqueue)
-            self._is_capturable = self._graph is not None
+        elif self._graph is None and self._is_capturing:
+            self._capture()
         with self._stream.running():
             if self._graph is None:
                 self._enqueue()
             else:
                 self._stream.launch(self._graph)
         return [buffer.host[: len(images)] for buffer in self._outputs]
+
+    def _capture(self) -> None:
+        """Captures a graph; after a failure it is tried again later, each time after twice as many runs."""
+        if self._runs_to_capture:
+            self._runs_to_capture -= 1
+            return
+        with _CAPTURE_LOCK:
+            self._graph = self._stream.capture(self._enqueue)
+        if self._graph is None:
+            self._failed_captures += 1
+            self._runs_to_capture = 2**self._failed_captures
 
     def copy(self, images: NDArray[Any], rows: int) -> list[NDArray[np.float32]]:
         """Copies as `run` does, without inference: the outputs hold old values.

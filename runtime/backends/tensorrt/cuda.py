@@ -23,6 +23,7 @@ from runtime.errors import DetectorError, MissingComponentError, ModelError
 log = logging.getLogger(__name__)
 
 _FAILED = "the engine failed on the GPU"
+_NON_BLOCKING = 1  # CUstream_flags: a capture on it leaves the legacy stream, which other libraries use, alone
 _CAPTURE_THREAD_LOCAL = 1  # CUstreamCaptureMode in cuda.h: calls of other threads do not disturb it
 
 
@@ -114,7 +115,7 @@ class Stream:
 
     def __init__(self, cuda: Any, driver: Any) -> None:
         self._cuda, self._driver = cuda, driver
-        self._stream = cuda.Stream()
+        self._stream = cuda.Stream(_NON_BLOCKING)
         self.handle = int(self._stream.handle)
 
     def upload(self, buffer: Buffer, rows: int) -> None:

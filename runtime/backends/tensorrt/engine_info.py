@@ -21,7 +21,10 @@ log = logging.getLogger(__name__)
 
 _LARGEST_BATCH = 1 << 16  # beyond what any GPU has memory for
 _AMPERE = (8, 0)
-_RTX_GPUS, _RTX_FROM = ((8, 0), (8, 6), (8, 9)), (12, 0)  # compute capabilities, from NVIDIA's documentation
+_RTX_GPUS, _RTX_FROM = ((8, 6), (8, 9)), (12, 0)  # compute capabilities, from NVIDIA's support matrix
+RTX_GPUS = "x86-64 with GPUs of compute capability 8.6, 8.9, 12.0 and later, not on a Jetson"
+_LOADS_OLDER = {10: 8, 11: 10}
+"""Older major version whose version-compatible engines each one loads too, from NVIDIA's support matrix."""
 
 
 @dataclass(frozen=True)
@@ -121,7 +124,8 @@ def _parse(path: Path, manifest: Manifest) -> EngineInfo:
 def check_library(info: EngineInfo, trt: TensorRT) -> None:
     """Raises ModelError unless this library can load the engine."""
     built, installed = _numbers(info.version), _numbers(trt.version)
-    if installed == built or (info.version_compatible and installed > built):
+    loads = built[:1] in (installed[:1], (_LOADS_OLDER.get(installed[0]),))
+    if installed == built or (info.version_compatible and installed > built and loads):
         return
     raise ModelError(f"{info.path}: built by version {info.version}, installed is {trt.title}; {info.remedy}")
 
@@ -130,7 +134,7 @@ def check_gpu(info: EngineInfo, gpu: Gpu) -> None:
     """Raises ModelError if the engine cannot run on this GPU; warns if that is unknown."""
     here = _numbers(gpu.compute_capability)
     if info.flavor == "rtx":
-        if here not in _RTX_GPUS and here < _RTX_FROM:
+        if not runs_rtx(gpu):
             log.warning(
                 "%s: NVIDIA does not list %s (compute capability %s) for TensorRT-RTX engines; it may not load",
                 info.path,
@@ -146,6 +150,12 @@ def check_gpu(info: EngineInfo, gpu: Gpu) -> None:
         f"{info.path}: built for {info.gpu.name} (compute capability {info.gpu.compute_capability}), this machine has"
         f" {gpu.name} ({gpu.compute_capability}); {info.remedy}"
     )
+
+
+def runs_rtx(gpu: Gpu) -> bool:
+    """Tells whether NVIDIA lists a GPU for the engines of TensorRT-RTX."""
+    here = _numbers(gpu.compute_capability)
+    return here in _RTX_GPUS or here >= _RTX_FROM
 
 
 def _numbers(version: str) -> tuple[int, ...]:

@@ -209,7 +209,9 @@ class TensorRT:
             ModelError: with the library's reason, most often too little memory.
         """
         arguments = () if config is None else (config,)
-        return self.checked("execution context", lambda: engine.create_execution_context(*arguments))
+        context = self.checked("execution context", lambda: engine.create_execution_context(*arguments))
+        context.nvtx_verbosity = self.api.ProfilingVerbosity.NONE  # the detail that the inspector needs slows every run
+        return context
 
     def inspect(self, engine: Any) -> list[Any]:
         """Returns the engine inspector's layers: mappings if built with detailed profiling, otherwise names."""

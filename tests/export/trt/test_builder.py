@@ -178,27 +178,59 @@ def test_a_failing_build_is_raised_where_it_was_asked_for() -> None:
     assert build_plan(trt, works, None, config) == b"plan"
 
 
-FP16 = {"Inputs": [{"Name": "x", "Format/Datatype": "Row major linear FP16 format"}]}
-WORD = {"Inputs": [{"Name": "x", "Format/Datatype": "Half"}]}
-INT8 = {"Inputs": [{"Name": "x", "Format/Datatype": "Thirty-two wide channel vectorized row major Int8 format"}]}
-FLOAT = {"Inputs": [{"Name": "x", "Datatype": "Float"}]}
+def layer(kind: str, text: str, key: str = "Format/Datatype") -> dict[str, Any]:
+    return {"Name": "x", "LayerType": kind, "Inputs": [{"Name": "data", key: text}, {"Name": "more", key: "Int32"}]}
+
+
+# As versions 8.6, 10 and 11 write them.
+FP32_LAYERS = ["Row major linear FP32", "Float", "Row major linear FP32 format"]
+FP16_LAYERS = ["Row major linear FP16 format", "Half", "Channel major FP16 format where channel % 8 == 0"]
+INT8_LAYERS = [
+    "Thirty-two wide channel vectorized row major Int8 format",
+    "Int8",
+    "Channel major INT8 format where channel % 32 == 0",
+]
+IMAGE = layer("Reformat", "Row major linear UInt8 format")
 
 
 @pytest.mark.parametrize(
-    ("layers", "true", "false"),
+    ("layers", "counts", "true"),
     [
-        ([FLOAT], ["fp32"], ["fp16", "int8"]),
-        ([FP16, WORD, FLOAT], ["fp16"], ["fp32", "int8"]),
-        ([INT8, FLOAT], ["int8"], ["fp32", "fp16"]),
+        ([layer("CaskConvolution", text) for text in FP32_LAYERS], (3, 0, 0), ["fp32"]),
+        ([layer("CaskConvolution", text) for text in FP16_LAYERS], (0, 3, 0), ["fp16"]),
+        ([layer("CaskConvolution", text) for text in INT8_LAYERS], (0, 0, 3), ["int8"]),
+        ([IMAGE, layer("Convolution", "Float", "Datatype")], (1, 0, 0), ["fp32"]),
+        ([layer("Convolution", "UInt8"), layer("Convolution", "Float")], (1, 0, 0), ["fp32"]),
+        ([layer("Reformat", "Row major linear INT8 format"), layer("Convolution", "Half")], (0, 1, 0), ["fp16"]),
+        ([layer("Convolution", text) for text in ("Half", "Int8", "Int8")], (0, 1, 2), ["int8"]),
+        ([layer("Convolution", text) for text in ("Float", "Half", "Int8", "Int8")], (1, 1, 2), []),
+        ([layer("Convolution", text) for text in ("Float", "Float", "Half")], (2, 1, 0), []),
+        ([layer("kgen", text) for text in ("Half", "Half")], (0, 2, 0), ["fp16"]),  # no layer is called a convolution
+        ([{"Name": "/backbone/conv/Conv", "Inputs": [{"Datatype": "Half"}]}, layer("Pooling", "Float")], (0, 1, 0), ["fp16"]),
     ],
 )
-def test_the_inspector_has_the_last_word(layers: list[Any], true: list[str], false: list[str]) -> None:
-    counts = inspected_types(layers)
-    for claim in true:
-        check_inspected(adapter("10.12.0"), counts, claim)
-    for claim in false:
-        with pytest.raises(CheckFailed, match=f"not {claim}"):
-            check_inspected(adapter("10.12.0"), counts, claim)
+def test_most_convolutions_must_have_the_precision(layers: list[Any], counts: tuple[int, ...], true: list[str]) -> None:
+    found = inspected_types(layers)
+    assert tuple(found.values()) == counts
+    for claim in found:
+        if claim in true:
+            check_inspected(adapter("10.12.0"), found, claim)
+        else:
+            with pytest.raises(CheckFailed, match=f"not {claim}"):
+                check_inspected(adapter("10.12.0"), found, claim)
+
+
+def test_float32_is_not_tf32_unless_allowed() -> None:
+    assert configured("10.12.0", "fp32").flags == []
+    assert configured("10.12.0", "fp32", BuildOptions(tf32=True)).flags == ["TF32"]
+    assert BuildOptions(tf32=True).settings()["tf32"] is True
+
+
+@pytest.mark.parametrize(("version", "flags"), [("8.6.1", []), ("11.0.0", ["STRICT_NANS"])])
+def test_candidates_keep_nan_where_the_library_can(version: str, flags: list[str]) -> None:
+    trt = adapter(version)
+    config = configure(trt, trt.create_builder(), network([]), NETWORKS["fp32"], (1, 1, 8), BuildOptions(), keep_nan=True)
+    assert config.flags == flags
 
 
 def test_an_inspector_that_names_no_types_proves_only_a_typed_network() -> None:

@@ -96,6 +96,8 @@ def test_an_engine_without_its_own_manifest_is_refused(
         ("10.12.0", "11.4.0", True, True),
         ("10.12.0", "10.9.0", True, False),  # compatible with later ones only
         ("11.4.0", "10.12.0", True, False),
+        ("8.6.1", "10.12.0", True, True),
+        ("8.6.1", "11.4.0", True, False),  # two major versions on
     ],
 )
 def test_another_version_loads_it_only_if_built_for_that(
@@ -160,7 +162,8 @@ def test_another_kind_of_gpu_runs_it_only_if_built_for_that(
 
 
 @pytest.mark.parametrize(
-    ("capability", "listed"), [("7.5", False), ("8.0", True), ("8.9", True), ("9.0", False), ("12.0", True), ("12.1", True)]
+    ("capability", "listed"),
+    [("7.5", False), ("8.0", False), ("8.6", True), ("8.9", True), ("9.0", False), ("12.0", True), ("12.1", True)],
 )
 @pytest.mark.parametrize("built", [None, "8.6"])
 def test_rtx_engines_only_warn_of_gpus_that_are_not_listed(
