@@ -23,7 +23,7 @@ from export.trt.builder import (
 from export.trt.precision_check import check_inspected, check_network, inspected_types, network_precision
 from runtime import cli
 from runtime.backends import signature
-from runtime.backends.gpu import find_gpu
+from runtime.backends.gpu import driver_version, find_gpu, platform_name
 from runtime.backends.tensorrt.engine_info import runs_rtx
 from runtime.backends.tensorrt.library import TensorRT, dtype_name, tensor_shape
 from runtime.errors import InputError, MissingComponentError, ModelError, OutputError
@@ -186,6 +186,8 @@ def _library_details(trt: TensorRT) -> dict[str, Any]:
     return {
         "flavour": trt.flavor,
         "version": trt.version,
+        "platform": platform_name(),
+        "cuda_driver": driver_version(),
         "gpu": gpu.name if gpu else None,
         "compute_capability": gpu.compute_capability if gpu else None,
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import platform
 from dataclasses import dataclass
 from typing import Any, Optional
 
@@ -41,6 +42,21 @@ def _attribute(cuda: Any, device: ctypes.c_int, number: int) -> int:
     value = ctypes.c_int()
     cuda.cuDeviceGetAttribute(ctypes.byref(value), number, device)
     return value.value
+
+
+def driver_version() -> Optional[str]:
+    """Returns the newest CUDA version that the driver supports, such as `13.0`; None without a driver."""
+    try:
+        cuda = ctypes.CDLL(DRIVER_LIBRARY)
+    except OSError:
+        return None
+    version = ctypes.c_int()
+    return None if cuda.cuDriverGetVersion(ctypes.byref(version)) else f"{version.value // 1000}.{version.value % 1000 // 10}"
+
+
+def platform_name() -> str:
+    """Returns the operating system and the processor's architecture, such as `Linux x86_64`."""
+    return f"{platform.system()} {platform.machine()}"
 
 
 def memory_used() -> Optional[int]:

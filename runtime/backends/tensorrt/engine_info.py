@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Optional
 
-from runtime.backends.gpu import Gpu
+from runtime.backends.gpu import Gpu, platform_name
 from runtime.backends.tensorrt.library import FLAVORS, TensorRT
 from runtime.errors import InputError, ModelError
 from runtime.files import sha256
@@ -37,6 +37,7 @@ class EngineInfo:
         flavor: of the library that built it, one of `FLAVORS`.
         version: of the library that built it.
         gpu: of the machine that built it, None if it had none.
+        platform: of that machine, see `platform_name`; None in manifests that do not say.
         batch: the smallest, most frequent and largest batch size.
         version_compatible: whether later versions of the library can load it.
         hardware_compatible: whether it runs on every GPU from Ampere on.
@@ -48,6 +49,7 @@ class EngineInfo:
     flavor: str
     version: str
     gpu: Optional[Gpu]
+    platform: Optional[str]
     batch: tuple[int, int, int]
     version_compatible: bool
     hardware_compatible: bool
@@ -114,6 +116,7 @@ def _parse(path: Path, manifest: Manifest) -> EngineInfo:
         flavor=flavor,
         version=version,
         gpu=None if capability is None else Gpu(str(name), capability),
+        platform=None if engine.get("platform") is None else str(engine["platform"]),
         batch=(smallest, usual, largest),
         version_compatible=engine["version_compatible"] is True,
         hardware_compatible=engine["hardware_compatible"] is True,
@@ -123,6 +126,8 @@ def _parse(path: Path, manifest: Manifest) -> EngineInfo:
 
 def check_library(info: EngineInfo, trt: TensorRT) -> None:
     """Raises ModelError unless this library can load the engine."""
+    if info.platform not in (None, platform_name()):
+        raise ModelError(f"{info.path}: built on {info.platform!r}, this is {platform_name()}; {info.remedy}")
     built, installed = _numbers(info.version), _numbers(trt.version)
     loads = built[:1] in (installed[:1], (_LOADS_OLDER.get(installed[0]),))
     if installed == built or (info.version_compatible and installed > built and loads):
@@ -142,9 +147,11 @@ def check_gpu(info: EngineInfo, gpu: Gpu) -> None:
                 gpu.compute_capability,
             )
         return
-    if info.gpu is None or info.gpu.compute_capability == gpu.compute_capability:
+    if info.gpu is None or (info.hardware_compatible and here >= _AMPERE):
         return
-    if info.hardware_compatible and here >= _AMPERE:
+    if info.gpu.compute_capability == gpu.compute_capability:
+        if info.gpu.name != gpu.name:
+            log.warning("%s: built for %s; on %s it may be slower or not load", info.path, info.gpu.name, gpu.name)
         return
     raise ModelError(
         f"{info.path}: built for {info.gpu.name} (compute capability {info.gpu.compute_capability}), this machine has"

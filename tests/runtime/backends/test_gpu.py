@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from runtime.backends.gpu import Gpu, find_gpu, memory_used
+from runtime.backends.gpu import Gpu, driver_version, find_gpu, memory_used
 
 
 class Driver:
@@ -26,6 +26,8 @@ class Driver:
             arguments[0].value = b"Some GPU"
         elif name == "cuDeviceGetAttribute":
             arguments[0]._obj.value = {75: 8, 76: 6}[arguments[1]]
+        elif name == "cuDriverGetVersion":
+            arguments[0]._obj.value = 12080
         elif name == "cuDevicePrimaryCtxRetain":
             self.contexts += 1
         elif name == "cuDevicePrimaryCtxRelease_v2":
@@ -45,6 +47,7 @@ class Driver:
 def test_name_and_compute_capability_come_from_the_driver(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ctypes, "CDLL", lambda name: Driver())
     assert find_gpu() == Gpu("Some GPU", "8.6")
+    assert driver_version() == "12.8"
 
 
 @pytest.mark.parametrize("failing", ["cuInit", "cuDeviceGet", "cuDeviceGetName"])
@@ -58,6 +61,7 @@ def test_no_driver_is_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
         raise OSError("libcuda.so.1: cannot open shared object file")
 
     monkeypatch.setattr(ctypes, "CDLL", missing)
+    assert driver_version() is None
     assert find_gpu() is None
 
 

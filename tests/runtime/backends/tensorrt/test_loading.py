@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from runtime.backends.gpu import platform_name
 from runtime.backends.open import open_backend
 from runtime.backends.tensorrt import cuda
 from runtime.backends.tensorrt.backend import TrtBackend
@@ -115,6 +116,25 @@ def test_another_version_loads_it_only_if_built_for_that(
         f"{here.path}: built by version {built}, installed is TensorRT {installed}; build it again here with `python -m"
         f" export.engine --onnx {here.path.parent / 'tiny.onnx'} --output {here.path} --flavor tensorrt --batch 1,2,8{flag}`"
     )
+
+
+@pytest.mark.parametrize(("platform", "loads"), [(None, True), (platform_name(), True), ("Windows AMD64", False)])
+def test_an_engine_of_another_platform_is_refused(platform: str | None, loads: bool, machine: MakeMachine) -> None:
+    here = machine(platform=platform)
+    if loads:
+        TrtBackend(here.path).close()
+        return
+    with pytest.raises(ModelError, match=r"built on 'Windows AMD64', this is .*; build it again here"):
+        TrtBackend(here.path)
+
+
+@pytest.mark.parametrize(("name", "warned"), [("Fake GPU", False), ("Other GPU", True)])
+def test_another_gpu_of_the_same_kind_is_a_warning(
+    name: str, warned: bool, machine: MakeMachine, caplog: pytest.LogCaptureFixture
+) -> None:
+    here = machine(gpu=name, compute_capability="8.6", hardware_compatible=False)
+    with caplog.at_level(logging.WARNING), TrtBackend(here.path):
+        assert ("built for Other GPU; on Fake GPU" in caplog.text) == warned
 
 
 def test_the_command_that_is_advised_is_safe_to_copy(machine: MakeMachine) -> None:
