@@ -7,7 +7,7 @@ from typing import NamedTuple, Optional
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -299,6 +299,7 @@ def test_half_precision_maps_are_measured_in_float32() -> None:
         torch.testing.assert_close(got[name], want[name])
 
 
+@example(9745, 0.625, (32, 32), 2, False, 6, 7.0)  # a box 6e-5 pixels wide
 @settings(max_examples=60, deadline=None)
 @given(
     st.integers(0, 2**31),
@@ -329,14 +330,21 @@ def test_overlapping_background_equals_all_pairs(
     sure, possible = set(), set()
     for image in range(2):
         for anchor_index, box in enumerate(boxes[image]):
-            best = max((dense_iou(box, label[1:].double()) for label in labels[image]), default=0.0)
+            pairs = [(dense_iou(box, label[1:].double()), rounding(box, label[1:].double())) for label in labels[image]]
             element = (image, anchor_index // (rows * columns), anchor_index // columns % rows, anchor_index % columns)
-            if best > threshold + 1e-5:
+            if any(iou > threshold + error for iou, error in pairs):
                 sure.add(element)
-            if best > threshold - 1e-5:
+            if any(iou > threshold - error for iou, error in pairs):
                 possible.add(element)
     found = well_overlapping(output, match(labels, anchors), torch.tensor(sides), stride, threshold)
     assert sure <= {tuple(element) for element in found.tolist()} <= possible
+
+
+def rounding(first: Tensor, second: Tensor) -> float:
+    """How far float32 may be from the IoU: a center's rounding counts as much more as the sides are smaller than it."""
+    largest = max(float(box[:2].abs().max()) for box in (first, second))
+    smallest = min(float(box[2:].abs().min()) for box in (first, second))
+    return 1e-5 + 4 * float(torch.finfo(torch.float32).eps) * largest / max(smallest, 1e-30)
 
 
 def dense_iou(first: Tensor, second: Tensor) -> float:
