@@ -10,7 +10,8 @@ import onnx
 from numpy.typing import NDArray
 
 from runtime.backends.signature import INPUT_NAME
-from runtime.errors import InputError, MissingComponentError, ModelError
+from runtime.components import load
+from runtime.errors import InputError, ModelError
 from runtime.files import PathLike
 
 _FLOATS = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16)
@@ -86,10 +87,7 @@ def _activations(graph: onnx.GraphProto) -> list[str]:
 
 
 def _session(model: onnx.ModelProto, path: PathLike) -> Any:
-    try:
-        import onnxruntime
-    except ImportError as error:
-        raise MissingComponentError("onnxruntime is not installed; run `pip install onnxruntime`") from error
+    onnxruntime = load("onnxruntime")
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL

@@ -106,7 +106,9 @@ def _repair(work: _Work, ranges: dict[str, Range], result: Result, budget: float
     result.ranking = [*worst, *ranking[_SCORED:]]
     chosen = smallest_set([item.layer for item in ranking], lambda layers: work.keeps(ranges, budget, layers))
     if chosen is None:
-        log.info("layers, the most sensitive first:\n%s", "\n".join(map(str, result.ranking)))
+        log.info("layers, the most sensitive first:")
+        for item in result.ranking:
+            log.info("%s", item)
         left = work.delta(ranges, fp16=frozenset(work.layers))
         raise CheckFailed(
             f"{work.request.output} was not written: even with every layer in FP16 ΔAP is {left.estimate:+.2f} points (above"

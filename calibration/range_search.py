@@ -16,7 +16,7 @@ from calibration.placement import Placement, place
 from calibration.quantize import activation_scale, quantize_activations, shared_ranges
 from calibration.ranges import Range
 from runtime.backends.signature import INPUT_NAME
-from runtime.errors import MissingComponentError
+from runtime.components import load
 from runtime.spec import ModelSpec
 
 SHARES = tuple(2 ** (-step / 2) for step in range(7))
@@ -85,10 +85,7 @@ class _Trial:
     """Session of a model in which the scales of some quantized activations can be set for each run."""
 
     def __init__(self, model: onnx.ModelProto, tensors: Sequence[str] = ()) -> None:
-        try:
-            import onnxruntime
-        except ImportError as error:
-            raise MissingComponentError("onnxruntime is not installed; run `pip install onnxruntime`") from error
+        onnxruntime = load("onnxruntime")
         self._scales = [f"{name}/scale" for name in tensors]
         self._zeros = [f"{name}/zero_point" for name in tensors]
         settable = onnx.ModelProto()

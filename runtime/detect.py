@@ -13,6 +13,7 @@ from typing import Any, Optional
 from tqdm import tqdm
 
 from runtime import cli
+from runtime.console.terminal import printable
 from runtime.detections import Detections
 from runtime.detector import Detector
 from runtime.files import output_folder
@@ -103,7 +104,7 @@ def _detect_in_video(detector: Detector, source: Source, target: Optional[Path],
     with contextlib.ExitStack() as stack:
         write = stack.enter_context(write_video(target, frame_rate(source.path))) if target else None
         stack.enter_context(close_generator(results))
-        bar = tqdm(results, source.path.name, frame_count(source.path), unit="frame", disable=None, leave=False)
+        bar = tqdm(results, printable(source.path.name, 40), frame_count(source.path), unit="frame", disable=None, leave=False)
         for number, (frame, found) in enumerate(bar):
             if write:
                 write(draw(frame, found, detector.spec.class_names))

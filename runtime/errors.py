@@ -6,9 +6,14 @@ DetectorError               every error that this project raises on purpose; exi
 ├── OutputError             a file or folder that cannot be written; exit code 2
 ├── CheckFailed             a check that ran and did not pass; exit code 1
 └── MissingComponentError   a package, GPU or driver that this machine lacks; exit code 3
+
+Any other exception that reaches a command line is a fault of this project's own; exit code 4.
 """
 
 from __future__ import annotations
+
+UNEXPECTED = 4
+"""Exit code of a command that ended with an exception which no code expected."""
 
 
 class DetectorError(Exception):

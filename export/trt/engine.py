@@ -24,6 +24,7 @@ from runtime import cli
 from runtime.backends import signature
 from runtime.backends.gpu import find_gpu
 from runtime.backends.tensorrt.library import TensorRT, dtype_name, tensor_shape
+from runtime.components import is_installed, load
 from runtime.errors import InputError, MissingComponentError, ModelError, OutputError
 from runtime.files import check_writable, sha256
 from runtime.manifest import Origin, manifest_path, read_manifest, write_manifest
@@ -42,10 +43,9 @@ def read_spec(path: Path) -> ModelSpec:
     """
     if not path.is_file():
         raise InputError(f"{path}: no such ONNX file; make one with `python -m export.onnx`")
-    try:
-        import onnx
-    except ImportError as error:
-        return _spec_of_manifest(path, error)
+    if not is_installed("onnx"):
+        return _spec_of_manifest(path)
+    onnx = load("onnx")
     try:
         model = onnx.load(str(path), load_external_data=False)
     except Exception as error:  # protobuf's error type differs between its versions
@@ -56,15 +56,13 @@ def read_spec(path: Path) -> ModelSpec:
         raise ModelError(f"{path}: {error}") from error
 
 
-def _spec_of_manifest(path: Path, error: ImportError) -> ModelSpec:
+def _spec_of_manifest(path: Path) -> ModelSpec:
     beside = manifest_path(path)
     if not beside.is_file():
-        raise MissingComponentError(
-            f"onnx is not installed; run `pip install onnx`, or put {beside.name} beside {path}"
-        ) from error
+        raise MissingComponentError(f"onnx is not installed; run `pip install onnx`, or put {beside.name} beside {path}")
     manifest = read_manifest(beside)
     if manifest.sha256 != sha256(path):
-        raise ModelError(f"{path}: is not the file that {beside.name} describes; copy both again") from error
+        raise ModelError(f"{path}: is not the file that {beside.name} describes; copy both again")
     return manifest.spec
 
 

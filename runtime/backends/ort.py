@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from runtime.backends.onnx_base import OnnxBackend, telling_line
 from runtime.backends.signature import INPUT_NAME, Port
+from runtime.components import load
 from runtime.errors import InputError, MissingComponentError, ModelError
 from runtime.files import PathLike
 
@@ -44,7 +45,7 @@ class OrtBackend(OnnxBackend):
     def __init__(self, path: PathLike, provider: str = "cpu") -> None:
         if provider not in PROVIDERS:
             raise InputError(f"provider: expected one of {', '.join(PROVIDERS)}, got {provider!r}")
-        onnxruntime = _import()
+        onnxruntime = load("onnxruntime")
         wanted = PROVIDERS[provider]
         first = wanted[0] if isinstance(wanted[0], str) else wanted[0][0]
         available = onnxruntime.get_available_providers()
@@ -118,14 +119,6 @@ class BoundRuns:
             return self._onnxruntime.OrtValue.ortvalue_from_numpy(images, self.device, 0)
         bound.update_inplace(images)
         return bound
-
-
-def _import() -> Any:
-    try:
-        import onnxruntime
-    except ImportError as error:
-        raise MissingComponentError("onnxruntime is not installed; run `pip install onnxruntime`") from error
-    return onnxruntime
 
 
 def _open(onnxruntime: Any, path: PathLike, providers: Sequence[Any]) -> Any:
