@@ -15,6 +15,7 @@ import onnx
 from numpy.typing import NDArray
 
 from calibration.budget import CONFIDENCE, PASSED, judge
+from calibration.cache import read_values, write_values
 from calibration.collect import cache_key, collect
 from calibration.graph import Graph
 from calibration.placement import place
@@ -29,7 +30,7 @@ from runtime.detector import Detector
 from runtime.errors import CheckFailed, InputError, ModelError, OutputError
 from runtime.evaluation.bootstrap import Bounds, compare
 from runtime.evaluation.coco import Evaluation, evaluate, match_classes
-from runtime.files import atomic_write, sha256, write_json
+from runtime.files import atomic_write, sha256
 from runtime.manifest import Origin, write_manifest
 from runtime.spec import ModelSpec
 
@@ -160,8 +161,8 @@ class _Work:
             widest,
             self.request.target,
             self._batches(_RANGED),
-            _known(path, key, "shares"),
-            lambda found: write_json(path, {"key": key, "shares": found}),
+            read_values(path, key),
+            lambda found: write_values(path, key, found),
         )
 
     def _batches(self, count: int) -> list[NDArray[Any]]:
@@ -222,9 +223,9 @@ class _Work:
                     return [backend.infer(batch) for batch in batches]
 
         def save(found: dict[str, float]) -> None:
-            write_json(path, {"key": key, "snr_db": found})
+            write_values(path, key, found)
 
-        return rank_layers(model_to_maps, ranges, self.request.target, self.layers, run, _known(path, key, "snr_db"), save)
+        return rank_layers(model_to_maps, ranges, self.request.target, self.layers, run, read_values(path, key), save)
 
     def write(self, ranges: dict[str, Range], result: Result) -> None:
         """Writes the INT8 file, then its manifest."""
@@ -282,15 +283,6 @@ def _named(search: Dataset) -> dict[str, Any]:
 def _accuracy(result: Result) -> dict[str, Any]:
     named = {"float32": result.before, "int8": result.after}
     return {name: found.to_dict() for name, found in named.items() if found is not None}
-
-
-def _known(path: Path, key: str, values: str) -> dict[str, float]:
-    """Reads the values that an interrupted run left; none if they are of another model, ranges or images."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        return {str(name): float(value) for name, value in content[values].items()} if content["key"] == key else {}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return {}
 
 
 def _check_measurable(before: Evaluation, search: Dataset) -> None:

@@ -11,13 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from runtime.errors import InputError, ModelError
-from runtime.files import PathLike, sha256, write_json
+from runtime.files import SMALL_FILE, PathLike, read_json, sha256, write_json
 from runtime.spec import ModelSpec
 
 _KIND = "yolov3-asff-manifest"
 _VERSION = 1
-_LARGEST = 32 << 20
-"""Largest manifest in bytes: room for the names of 200,000 calibration images."""
+_LARGEST = SMALL_FILE  # room for the names of 200,000 calibration images
 
 
 @dataclass(frozen=True)
@@ -94,19 +93,15 @@ def read_manifest(path: PathLike) -> Manifest:
     if not Path(path).is_file():
         raise InputError(f"{path}: no such manifest")
     try:
-        return _parse(_load(Path(path)))
+        content = read_json(path, _LARGEST, _object)
+    except InputError as error:
+        raise ModelError(f"{path}: not a manifest that can be read ({str(error).removeprefix(f'{path}: ')})") from error
+    try:
+        return _parse(content)
     except ModelError as error:
         raise ModelError(f"{path}: {error}") from error
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ModelError(f"{path}: not a manifest that can be read ({type(error).__name__}: {error})") from error
-
-
-def _load(path: Path) -> Any:
-    with open(path, "rb") as file:
-        content = file.read(_LARGEST + 1)
-    if len(content) > _LARGEST:
-        raise ModelError(f"not a manifest: larger than {_LARGEST >> 20} MB")
-    return json.loads(content.decode("utf-8"), object_pairs_hook=_object)
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

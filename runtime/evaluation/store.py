@@ -11,7 +11,7 @@ from typing import Optional
 
 from runtime.backends.onnx_metadata import replace_metadata
 from runtime.errors import InputError, ModelError, OutputError
-from runtime.files import PathLike, check_writable, sha256
+from runtime.files import LARGEST_MODEL, PathLike, check_writable, read_bytes, sha256
 from runtime.manifest import Manifest, manifest_path, read_manifest, write_manifest
 
 log = logging.getLogger(__name__)
@@ -69,7 +69,7 @@ def _own_manifest(path: Path) -> Optional[Manifest]:
 
 def _store_in_onnx(path: Path, threshold: float, manifest: Optional[Manifest]) -> None:
     try:
-        content = replace_metadata(path.read_bytes(), {_FIELD: json.dumps(threshold)})
+        content = replace_metadata(read_bytes(path, LARGEST_MODEL), {_FIELD: json.dumps(threshold)})
     except ValueError as error:
         raise ModelError(f"{path}: not an ONNX file, or a damaged one ({error})") from error
     try:

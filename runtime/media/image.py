@@ -12,12 +12,9 @@ import numpy as np
 from runtime.errors import InputError, OutputError
 from runtime.files import PathLike, atomic_write
 from runtime.media.image_header import claimed_size
-from runtime.ops.image import Image
+from runtime.ops.image import MAX_PIXELS, Image
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".jpe", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm"})
-MAX_PIXELS = 1 << 28
-"""Most pixels of an image that is read: 16384 x 16384, 0.8 GB, twice that while it is decoded. (Kinds of files that are not
-in `IMAGE_SUFFIXES` have OpenCV's own bound, four times that.)"""
 _LARGEST_FILE = 8 * MAX_PIXELS  # four channels of 16 bits, not compressed
 
 
