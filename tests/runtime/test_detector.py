@@ -120,6 +120,38 @@ def test_an_incomplete_batch_is_padded(backend: Callable[..., KnownBackend]) -> 
     assert model.batches[0].shape == (4, 3, 64, 64) and not model.batches[0][1:].any()
 
 
+def outputs_but_last(change: Callable[[np.ndarray], object]) -> Callable[[list[np.ndarray]], list[object]]:
+    return lambda outputs: [*outputs[:-1], change(outputs[-1])]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda outputs: outputs[:2], "gave 2 outputs, expected p5, p4, p3"),
+        (lambda outputs: [*outputs, outputs[0]], "gave 4 outputs"),
+        (lambda outputs: [], "gave 0 outputs"),
+        (lambda outputs: outputs[::-1], r"output p5 is float32 \[2, 28, 8, 8\] .* expected float32 \[2, 28, 2, 2\]"),
+        (outputs_but_last(lambda last: last[:1]), r"output p3 is float32 \[1, 28, 8, 8\] for a batch of 2"),
+        (outputs_but_last(lambda last: last[..., None]), r"output p3 is float32 \[2, 28, 8, 8, 1\]"),
+        (outputs_but_last(lambda last: last.ravel()), r"output p3 is float32 \[3584\]"),
+        (outputs_but_last(lambda last: last[0, 0, 0, 0]), "output p3 is float32"),
+        (outputs_but_last(lambda last: last.astype(np.float64)), "output p3 is float64"),
+        (outputs_but_last(lambda last: last.astype(np.float16)), "output p3 is float16"),
+        (outputs_but_last(lambda last: last.astype(object)), "output p3 is object"),
+        (outputs_but_last(lambda last: last.tolist()), "output p3 is list"),
+        (outputs_but_last(lambda last: None), "output p3 is NoneType"),
+    ],
+)
+def test_a_backend_that_breaks_its_contract(
+    change: Callable[[list[np.ndarray]], list[np.ndarray]], message: str, backend: Callable[..., KnownBackend]
+) -> None:
+    model = backend()
+    honest = model.infer
+    model.infer = lambda images: change(honest(images))  # type: ignore[method-assign]
+    with pytest.raises(ModelError, match=message):
+        Detector(model)([white(64, 64)] * 2)
+
+
 def sized(height: int, width: int) -> np.ndarray:
     """An image of any size that takes no memory."""
     return np.broadcast_to(np.uint8(0), (height, width, 3))
