@@ -27,11 +27,11 @@ from calibration.sensitivity import LayerSensitivity, Outputs, cut_at_maps, rank
 from runtime.backends.ort import OrtBackend
 from runtime.datasets.dataset import Dataset
 from runtime.detector import Detector
-from runtime.errors import CheckFailed, InputError, ModelError, OutputError
+from runtime.errors import CheckFailed, InputError, ModelError
 from runtime.evaluation.bootstrap import Bounds, compare
 from runtime.evaluation.coco import Evaluation, evaluate, match_classes
-from runtime.files import atomic_write, sha256
-from runtime.manifest import Origin, write_manifest
+from runtime.files import sha256
+from runtime.manifest import Origin, atomic_pair, write_manifest
 from runtime.spec import ModelSpec
 
 log = logging.getLogger(__name__)
@@ -228,7 +228,7 @@ class _Work:
         return rank_layers(model_to_maps, ranges, self.request.target, self.layers, run, read_values(path, key), save)
 
     def write(self, ranges: dict[str, Range], result: Result) -> None:
-        """Writes the INT8 file, then its manifest."""
+        """Writes the INT8 file and its manifest."""
         request = self.request
         model = quantize(self.model, ranges, request.target, fp16=result.fp16_layers)
         spec = self.spec.replace(
@@ -237,20 +237,16 @@ class _Work:
         del model.metadata_props[:]
         onnx.helper.set_model_props(model, dict(sorted(spec.to_metadata().items())))
         onnx.checker.check_model(model, full_check=True)
-        with atomic_write(request.output) as temporary:
-            onnx.save(model, str(temporary))
-            with OrtBackend(temporary):
-                pass  # opening it checks its signature against its spec
         details = {
             **self.inputs,
             "calibration": self._details(ranges, result),
             "accuracy": _accuracy(result),
         }
-        try:
-            write_manifest(request.output, spec, [Origin.of("onnx", request.model, request.output)], details)
-        except OutputError:
-            request.output.unlink()  # never leave a file without its manifest
-            raise
+        with atomic_pair(request.output) as written:
+            onnx.save(model, str(written))
+            with OrtBackend(written):
+                pass  # opening it checks its signature against its spec
+            write_manifest(written, spec, [Origin.of("onnx", request.model, request.output)], details)
 
     def _details(self, ranges: dict[str, Range], result: Result) -> dict[str, Any]:
         placement = place(Graph(self.model), self.request.target, without=result.fp16_layers)

@@ -140,6 +140,14 @@ def check_suffix(output: Path, suffix: str, option: str = "--output") -> None:
         raise InputError(f"{option} {output}: expected a name ending in {suffix}")
 
 
+def check_keeps(output: Path, *inputs: Path, option: str = "--output") -> None:
+    """Raises InputError if writing an exported file and its manifest would replace one of the files it is made from."""
+    for written in (output, Path(f"{output}.json")):
+        for path in inputs:
+            if written.exists() and path.exists() and os.path.samefile(written, path):
+                raise InputError(f"{option} {output}: would replace {path}, which it is made from; choose another name")
+
+
 def probability(text: str) -> float:
     """Parses an argument in 0-1."""
     value = float(text)

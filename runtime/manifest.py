@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import reprlib
-from collections.abc import Mapping, Sequence
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from runtime.errors import InputError, ModelError
-from runtime.files import SMALL_FILE, PathLike, read_json, sha256, write_json
+from runtime.errors import InputError, ModelError, OutputError
+from runtime.files import SMALL_FILE, PathLike, check_writable, read_json, sha256, write_json
 from runtime.spec import ModelSpec
 
 _KIND = "yolov3-asff-manifest"
@@ -81,6 +84,45 @@ def write_manifest(file: PathLike, spec: ModelSpec, made_from: Sequence[Origin],
     }
     write_json(manifest_path(path), content)
     return manifest
+
+
+@contextlib.contextmanager
+def atomic_pair(file: PathLike) -> Iterator[Path]:
+    """Yields a temporary path; what is written there with `write_manifest` replaces `file` and its manifest on success.
+
+    The manifest goes first. So whenever the process is killed, the old pair or the new one is there, or a manifest whose hash
+    says that it is not of the file beside it (see `find_changes`). On any other failure the old pair stays.
+
+    Raises:
+        OutputError: one of the two cannot be written.
+    """
+    target = Path(file)
+    check_writable(target)
+    check_writable(manifest_path(target))
+    try:
+        with tempfile.TemporaryDirectory(dir=target.parent, prefix=".new-") as folder:
+            written = Path(folder) / target.name
+            yield written
+            _replace_pair(written, target, Path(folder) / "earlier")
+    except OSError as error:
+        raise OutputError(
+            f"cannot write {target}: {error.strerror or error}; choose another output or free some space"
+        ) from error
+
+
+def _replace_pair(written: Path, target: Path, earlier: Path) -> None:
+    beside = manifest_path(target)
+    if beside.exists():
+        shutil.copyfile(beside, earlier)
+    os.replace(manifest_path(written), beside)
+    try:
+        os.replace(written, target)
+    except BaseException:
+        if earlier.exists():
+            os.replace(earlier, beside)
+        else:
+            beside.unlink()
+        raise
 
 
 def read_manifest(path: PathLike) -> Manifest:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import tempfile
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -25,9 +24,9 @@ from runtime.backends import signature
 from runtime.backends.gpu import find_gpu
 from runtime.backends.tensorrt.library import TensorRT, dtype_name, tensor_shape
 from runtime.components import is_installed, load
-from runtime.errors import InputError, MissingComponentError, ModelError, OutputError
+from runtime.errors import InputError, MissingComponentError, ModelError
 from runtime.files import check_writable, sha256
-from runtime.manifest import Origin, manifest_path, read_manifest, write_manifest
+from runtime.manifest import Origin, atomic_pair, manifest_path, read_manifest, write_manifest
 from runtime.spec import ModelSpec
 
 
@@ -81,8 +80,7 @@ def choose_output(path: Path | None, model: Path, spec: ModelSpec, flavor: str) 
     """
     if path:
         cli.check_suffix(path, ".engine")
-        if path.resolve() == model.resolve():
-            raise InputError(f"--output {path}: that is the ONNX file itself; choose another name")
+        cli.check_keeps(path, model)
         return path
     output = model.parent / engine_name(spec)
     if output.exists() and not _is_made_from(output, model, flavor):
@@ -198,15 +196,6 @@ def _inspect(trt: TensorRT, plan: bytes, claimed: str, options: BuildOptions) ->
 
 
 def _write(output: Path, plan: bytes, spec: ModelSpec, origin: Origin, details: Mapping[str, Any]) -> None:
-    """Writes plan and manifest to a temporary folder, and then moves both into place."""
-    try:
-        with tempfile.TemporaryDirectory(dir=output.parent, prefix=".engine-") as folder:
-            written = Path(folder) / output.name
-            written.write_bytes(plan)
-            write_manifest(written, spec, [origin], details)
-            os.replace(manifest_path(written), manifest_path(output))
-            os.replace(written, output)
-    except OSError as error:
-        raise OutputError(
-            f"cannot write {output}: {error.strerror or error}; choose another output or free some space"
-        ) from error
+    with atomic_pair(output) as written:
+        written.write_bytes(plan)
+        write_manifest(written, spec, [origin], details)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import signal
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -127,3 +129,28 @@ def test_a_broken_pipe_that_is_not_our_output_is_an_error(capsys: pytest.Capture
 
 def test_what_skips_bad_input_does_not_skip_failed_output() -> None:
     assert not issubclass(OutputError, InputError)
+
+
+@pytest.mark.parametrize(
+    ("output", "is_input"),
+    [
+        ("w.pt", True),
+        ("below/../w.pt", True),
+        ("hard link.pt", True),
+        ("soft link.pt", True),
+        ("names.txt", True),
+        ("other", True),  # its manifest would be other.json
+        ("w.pt.onnx", False),
+        ("none", False),
+    ],
+)
+def test_an_output_never_replaces_an_input(output: str, is_input: bool, tmp_path: Path) -> None:
+    (tmp_path / "below").mkdir()
+    inputs = [tmp_path / name for name in ("w.pt", "names.txt", "other.json")]
+    for path in inputs:
+        path.write_text("kept")
+    (tmp_path / "hard link.pt").hardlink_to(inputs[0])
+    (tmp_path / "soft link.pt").symlink_to(inputs[0])
+    expected = pytest.raises(InputError, match=r"--output .*: would replace .*, which it is made from")
+    with expected if is_input else contextlib.nullcontext():
+        cli.check_keeps(tmp_path / output, *inputs)
