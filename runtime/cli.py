@@ -6,6 +6,7 @@ An error becomes one line on stderr and an exit code. Results go to stdout, ever
 from __future__ import annotations
 
 import argparse
+import errno
 import logging
 import os
 import signal
@@ -74,7 +75,8 @@ def _report(error: BaseException, received: list[int]) -> int:
     elif isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # PyTorch's has no other common base
         line, code = "error: out of memory; try a smaller --batch or --size", InputError.exit_code
     elif isinstance(error, OSError):
-        line, code = f"error: {printable(error)}", InputError.exit_code
+        remedy = "; free some space, or set TMPDIR to another folder" if error.errno == errno.ENOSPC else ""
+        line, code = f"error: {printable(error)}{remedy}", InputError.exit_code
     else:
         line, code = unexpected(error), UNEXPECTED
     try:

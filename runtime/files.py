@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import io
 import json
+import logging
 import os
 import stat
 import tempfile
@@ -17,7 +19,14 @@ from typing import Any, BinaryIO, Callable, Optional, Union
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime.errors import InputError, OutputError
+from runtime.errors import InputError, ItemError, OutputError
+
+try:
+    import fcntl
+except ModuleNotFoundError:  # not on Windows
+    fcntl = None  # type: ignore[assignment]
+
+log = logging.getLogger(__name__)
 
 PathLike = Union[str, "os.PathLike[str]"]
 SMALL_FILE = 32 << 20
@@ -25,6 +34,9 @@ SMALL_FILE = 32 << 20
 
 LARGEST_MODEL = 8 << 30
 """Most bytes that are read of a model file: far more than any detector's, with its optimizer's state."""
+
+# Errors that another file in the same folder need not have.
+_OWN_REASONS = {errno.ENAMETOOLONG, errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.EILSEQ, errno.EINVAL, errno.ELOOP}
 
 
 @contextlib.contextmanager
@@ -141,9 +153,8 @@ def atomic_write(path: PathLike) -> Iterator[Path]:
         os.replace(temporary, target)
         temporary = None
     except OSError as error:
-        raise OutputError(
-            f"cannot write {target}: {error.strerror or error}; choose another output or free some space"
-        ) from error
+        kind = ItemError if error.errno in _OWN_REASONS else OutputError
+        raise kind(f"cannot write {target}: {error.strerror or error}; choose another output or free some space") from error
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
@@ -182,6 +193,31 @@ def output_folder(path: PathLike) -> Path:
     return folder
 
 
+@contextlib.contextmanager
+def locked_folder(path: PathLike) -> Iterator[Path]:
+    """Creates a folder as `output_folder` does, and keeps others from locking it while the block runs.
+
+    The lock is the process's: it ends with it, however that ends. File systems and systems without locks have none.
+
+    Raises:
+        OutputError: another process holds the lock, or the folder cannot be written to.
+    """
+    folder = output_folder(path)
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        if fcntl is not None:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        os.close(descriptor)
+        raise OutputError(f"{folder}: another process writes into it; wait for its end, or choose another folder") from error
+    except OSError as error:
+        log.debug("%s cannot be locked: %s", folder, error)
+    try:
+        yield folder
+    finally:
+        os.close(descriptor)
+
+
 def check_writable(path: PathLike) -> None:
     """Proves before long work that `path` can be written; an existing file is left alone.
 
@@ -193,8 +229,8 @@ def check_writable(path: PathLike) -> None:
 
 
 def _refuse_folder(target: Path) -> None:
-    if target.is_dir():
-        raise OutputError(f"cannot write {target}: it is a folder; choose another output")
+    if os.path.isdir(target):  # which is False for a name that no file can have
+        raise ItemError(f"cannot write {target}: it is a folder; choose another output")
 
 
 def sha256(path: PathLike) -> str:

@@ -42,7 +42,12 @@ def raising(error: BaseException) -> Callable[[], int]:
         (OutputError("bad"), 2, "error: bad"),
         (CheckFailed("bad"), 1, "error: bad"),
         (MissingComponentError("bad"), 3, "error: bad"),
-        (OSError(errno.ENOSPC, "No space left on device", "a\nb"), 2, r"error: [Errno 28] No space left on device: 'a\nb'"),
+        (OSError(errno.EIO, "Input/output error", "a\nb"), 2, r"error: [Errno 5] Input/output error: 'a\nb'"),
+        (
+            OSError(errno.ENOSPC, "No space left on device"),
+            2,
+            "error: [Errno 28] No space left on device; free some space, or set TMPDIR to another folder",
+        ),
         (MemoryError(), 2, "error: out of memory; try a smaller --batch or --size"),
         (OutOfMemoryError("CUDA out of memory"), 2, "error: out of memory; try a smaller --batch or --size"),
         (KeyboardInterrupt(), 130, "interrupted"),

@@ -6,6 +6,8 @@ import errno
 import hashlib
 import json
 import os
+import subprocess
+import sys
 import zipfile
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -14,9 +16,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from runtime.errors import InputError, OutputError
+from runtime.errors import InputError, ItemError, OutputError
 from runtime.files import (
     atomic_write,
+    locked_folder,
     output_folder,
     read_arrays,
     read_bytes,
@@ -225,3 +228,36 @@ def test_output_folder_is_made_and_left_empty(tmp_path: Path) -> None:
 def test_sha256(tmp_path: Path, data: bytes) -> None:
     (tmp_path / "a").write_bytes(data)
     assert sha256(tmp_path / "a") == hashlib.sha256(data).hexdigest()
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "folder", "file/below", "loop/below"])
+def test_what_another_file_need_not_have_is_the_items_own(name: str, tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "file").write_text("")
+    (tmp_path / "loop").symlink_to("loop")
+    with pytest.raises(ItemError, match="cannot write"):
+        write_text(tmp_path / name, "text")
+    write_text(tmp_path / "other", "text")
+
+
+HOLD = """
+import sys
+from runtime.files import locked_folder
+with locked_folder(sys.argv[1]):
+    print("locked", flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_a_locked_folder_is_free_again_once_its_holder_ends_in_any_way(tmp_path: Path) -> None:
+    root = Path(__file__).parents[2]
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(tmp_path / "run")], cwd=root, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as holder:
+        assert holder.stdout and holder.stdout.readline() == b"locked\n"
+        with pytest.raises(OutputError, match="run: another process writes into it; wait"), locked_folder(tmp_path / "run"):
+            pass
+        holder.kill()
+    for _ in range(2):
+        with locked_folder(tmp_path / "run") as folder:
+            assert list(folder.iterdir()) == []
