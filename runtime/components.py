@@ -5,14 +5,16 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import os
+import sys
 from typing import Any
 
 from runtime.console import signals
 from runtime.console.terminal import printable
 from runtime.errors import MissingComponentError
 
-# Libraries read it when they are imported, by whomever: none may report to its maker what runs here; see docs/security.md.
-os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+# No library may report to its maker what runs here, whoever imports it; see docs/security.md.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # read by ONNX Runtime when it is imported
+sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  # OpenVINO takes a stub of its own instead
 
 
 def is_installed(name: str) -> bool:

@@ -126,7 +126,7 @@ def _summary(record: dict[str, Any]) -> str:
         counts[item["class_name"]] = counts.get(item["class_name"], 0) + 1
     frame = f" frame {record['frame']}" if "frame" in record else ""
     found = ", ".join(f"{count} {name}" for name, count in counts.items())
-    return f"{record['source']}{frame}: {found or 'nothing found'}"
+    return printable(f"{record['source']}{frame}: {found or 'nothing found'}")
 
 
 if __name__ == "__main__":

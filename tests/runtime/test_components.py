@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pytest
 
-from runtime import components
 from runtime.components import is_installed, load
 from runtime.errors import MissingComponentError
 
@@ -72,12 +71,18 @@ def test_onnx_runtime_is_imported_with_its_telemetry_off(tmp_path: Path) -> None
     assert (done.stdout, done.stderr) == ("1\n", "")
 
 
-def test_onnx_runtime_has_one_way_in() -> None:
-    """A module that imports it by itself could be the first, before the switch is set."""
+def test_openvino_is_imported_without_what_reports_its_use(library: Path) -> None:
+    """With the module of that name it sends an event whenever it is imported; without it, it does not."""
+    (library.parent / "openvino_telemetry.py").write_text("")
+    library.write_text("try:\n    import openvino_telemetry\n    reports = True\nexcept ImportError:\n    reports = False\n")
+    assert load("fake_library").reports is False
+
+
+def test_libraries_that_report_have_one_way_in() -> None:
+    """A module that imports one by itself could be the first, before its reports are off."""
     for folder in ("runtime", "calibration", "train", "export", "benchmarks"):
         for file in (ROOT / folder).rglob("*.py"):
             for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
                 names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
                 names += [node.module or ""] if isinstance(node, ast.ImportFrom) and not node.level else []
-                assert not any(name.split(".")[0] == "onnxruntime" for name in names), file
-    assert components.os.environ["ORT_DISABLE_TELEMETRY"] == "1"
+                assert not {name.split(".")[0] for name in names} & {"onnxruntime", "openvino"}, file
