@@ -19,6 +19,7 @@ from typing import Any, BinaryIO, Callable, Optional, Union
 import numpy as np
 from numpy.typing import NDArray
 
+from runtime.console.terminal import printable
 from runtime.errors import InputError, ItemError, OutputError
 
 try:
@@ -35,6 +36,7 @@ SMALL_FILE = 32 << 20
 LARGEST_MODEL = 8 << 30
 """Most bytes that are read of a model file: far more than any detector's, with its optimizer's state."""
 
+_LONGEST_REASON = 200  # characters: libraries quote what they cannot read
 # Errors that another file in the same folder need not have.
 _OWN_REASONS = {errno.ENAMETOOLONG, errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.EILSEQ, errno.EINVAL, errno.ELOOP}
 
@@ -94,7 +96,7 @@ def read_json(path: PathLike, largest: int = SMALL_FILE, build_object: Optional[
     try:
         return json.loads(read_text(path, largest), object_pairs_hook=build_object)
     except (ValueError, RecursionError) as error:
-        raise InputError(f"{path}: not readable as JSON ({error})") from error
+        raise InputError(f"{path}: not readable as JSON ({printable(error, _LONGEST_REASON)})") from error
 
 
 def read_arrays(path: PathLike, largest: int = SMALL_FILE) -> dict[str, NDArray[Any]]:
@@ -115,7 +117,7 @@ def read_arrays(path: PathLike, largest: int = SMALL_FILE) -> dict[str, NDArray[
                 raise ValueError(f"its arrays are larger than {largest >> 20} MB")
             return {entry.filename.removesuffix(".npy"): _read_array(archive.read(entry)) for entry in entries}
     except Exception as error:  # numpy, zipfile and zlib raise different types for every way a file can be damaged
-        raise InputError(f"{path}: not readable as arrays ({error})") from error
+        raise InputError(f"{path}: not readable as arrays ({printable(error, _LONGEST_REASON)})") from error
 
 
 def _read_array(content: bytes) -> NDArray[Any]:

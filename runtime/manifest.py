@@ -121,7 +121,7 @@ def _replace_pair(written: Path, target: Path, earlier: Path) -> None:
         if earlier.exists():
             os.replace(earlier, beside)
         else:
-            beside.unlink()
+            os.unlink(beside)
         raise
 
 

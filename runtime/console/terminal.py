@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import numbers
 import os
 import re
 import select
@@ -51,7 +52,7 @@ class LineFormatter(logging.Formatter):
 
 
 def _argument(value: object) -> object:
-    return value if isinstance(value, (int, float)) else printable(value, _LONGEST_NAME * (1 + isinstance(value, Exception)))
+    return value if isinstance(value, numbers.Number) else printable(value, _LONGEST_NAME * (1 + isinstance(value, Exception)))
 
 
 class _GuardedStream:

@@ -152,6 +152,31 @@ def test_a_backend_that_breaks_its_contract(
         Detector(model)([white(64, 64)] * 2)
 
 
+@pytest.mark.parametrize(
+    "view",
+    [
+        lambda image: image[::-1, ::-1][::-1, ::-1],
+        lambda image: np.asfortranarray(image),
+        lambda image: np.flip(np.flip(image, 2).copy(), 2),
+        lambda image: np.repeat(image, 2, axis=1)[:, ::2],
+        lambda image: np.concatenate([image, image], axis=2)[..., :3],
+        lambda image: np.pad(image, ((3, 5), (7, 1), (0, 0)))[3:-5, 7:-1],
+        lambda image: np.ma.masked_array(image),
+        lambda image: np.require(image, requirements="C").view(),
+    ],
+)
+def test_any_layout_in_memory_is_the_same_image(
+    view: Callable[[np.ndarray], np.ndarray], backend: Callable[..., KnownBackend]
+) -> None:
+    image = np.random.default_rng(0).integers(0, 256, (50, 70, 3), dtype=np.uint8)
+    seen = view(image)
+    seen.flags.writeable = False
+    plain, other = backend(), backend()
+    Detector(plain)(image)
+    Detector(other)(seen)
+    assert np.array_equal(plain.batches[0], other.batches[0])
+
+
 def sized(height: int, width: int) -> np.ndarray:
     """An image of any size that takes no memory."""
     return np.broadcast_to(np.uint8(0), (height, width, 3))

@@ -7,6 +7,7 @@ import logging
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from tqdm import tqdm
 
@@ -40,11 +41,18 @@ def test_long_text_loses_its_middle(length: int) -> None:
         ((Path("a\x1b[2J"),), r"2 lines\n" r"X a\x1b[2J"),
         ((ValueError("a\nb"),), r"2 lines\n" r"X a\nb"),
         ((7,), r"2 lines\n" "X 7"),
+        ((np.int64(7),), r"2 lines\n" "X 7"),
     ],
 )
 def test_arguments_of_a_log_record_stay_on_their_line(arguments: tuple[object, ...], line: str) -> None:
     record = logging.LogRecord("x", logging.INFO, "", 0, "2 lines\nX %s", arguments, None)
     assert LineFormatter("%(message)s").format(record).replace("\n", r"\n", 1) == line
+
+
+@pytest.mark.parametrize("value", [7, 7.0, True, np.int64(7), np.float32(7), np.uint8(7)])
+def test_numbers_in_a_log_record_are_formatted_as_numbers(value: float) -> None:
+    record = logging.LogRecord("x", logging.INFO, "", 0, "%d %.1f", (value, value), None)
+    assert LineFormatter("%(message)s").format(record) == f"{int(value)} {float(value):.1f}"
 
 
 class Terminal(io.TextIOWrapper):
