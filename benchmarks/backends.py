@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime
 import torch
 from numpy.typing import NDArray
 
@@ -26,10 +25,13 @@ from export.onnx_export.tracer import write_onnx
 from runtime import cli
 from runtime.backends.open import open_backend
 from runtime.backends.signature import INPUT_NAME
+from runtime.components import load
 from runtime.errors import MissingComponentError
 from train.model import build_model
 from train.recipes import recipe
 from train.spec import model_spec
+
+onnxruntime = load("onnxruntime")
 
 _CLASSES = tuple(map(str, range(80)))
 # Attributes of onnxruntime.SessionOptions, and its configuration entries.

@@ -15,8 +15,8 @@ from calibration.placement import TARGETS
 from calibration.ranges import METHODS
 from calibration.request import Request
 from runtime import cli
-from runtime.errors import InputError
 from runtime.files import check_writable
+from runtime.manifest import manifest_path
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -98,9 +98,9 @@ def summary(result: Result, output: Path) -> dict[str, Any]:
 def main(arguments: list[str] | None = None) -> int:
     options = parse(arguments)
     cli.check_suffix(options.output, ".onnx")
-    if options.output.resolve() == options.onnx.resolve():
-        raise InputError(f"--output {options.output}: is the model itself; choose another name")
-    check_writable(options.output)
+    cli.check_keeps(options.output, options.onnx)
+    for path in (options.output, manifest_path(options.output)):
+        check_writable(path)
     request = Request(
         model=options.onnx,
         output=options.output,

@@ -9,8 +9,9 @@ from typing import Any
 import onnx
 from numpy.typing import NDArray
 
+from runtime.backends.ort import open_session, run_session
 from runtime.backends.signature import INPUT_NAME
-from runtime.errors import InputError, MissingComponentError, ModelError
+from runtime.errors import InputError, ModelError
 from runtime.files import PathLike
 
 _FLOATS = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16)
@@ -56,11 +57,11 @@ class ActivationRunner:
         self.names = (INPUT_NAME, *activations) if tensors is not None and INPUT_NAME in tensors else tuple(activations)
         present = {item.name for item in graph.output}
         graph.output.extend(onnx.helper.make_tensor_value_info(n, types[n], None) for n in activations if n not in present)
-        self._session: Any = _session(model, path)
+        self._session: Any = open_session(path, model.SerializeToString(), optimized=False)
 
     def run(self, images: NDArray[Any]) -> dict[str, NDArray[Any]]:
         """Runs a batch in the layout of the file's spec; returns the value of each tensor of `names`."""
-        found = dict(zip(self._made, self._session.run(self._made, {INPUT_NAME: images}) if self._made else []))
+        found = dict(zip(self._made, run_session(self._session, self._made, {INPUT_NAME: images}) if self._made else []))
         return {name: images if name == INPUT_NAME else found[name] for name in self.names}
 
     def close(self) -> None:
@@ -83,17 +84,3 @@ def _activations(graph: onnx.GraphProto) -> list[str]:
             depending.update(node.output)
             found += [name for name in node.output if name]
     return found
-
-
-def _session(model: onnx.ModelProto, path: PathLike) -> Any:
-    try:
-        import onnxruntime
-    except ImportError as error:
-        raise MissingComponentError("onnxruntime is not installed; run `pip install onnxruntime`") from error
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    try:
-        return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # onnxruntime raises a different type for every way a file can be wrong
-        raise ModelError(f"{path}: not a usable ONNX model ({type(error).__name__})") from error

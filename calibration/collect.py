@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 from collections.abc import Sequence
@@ -11,10 +12,11 @@ import numpy as np
 from tqdm import tqdm
 
 from calibration.activations import ActivationRunner
+from calibration.cache import read_states, write_states
 from calibration.images import CalibrationImage, digest
 from calibration.ranges import Histogram
 from runtime.errors import InputError
-from runtime.files import PathLike, atomic_write, sha256
+from runtime.files import PathLike, sha256
 from runtime.spec import ModelSpec
 
 _VERSION = 2  # of the histograms' definition; raise it to make every cache stale
@@ -64,19 +66,13 @@ def collect(
 
 
 def _read_cache(path: Path, key: str, tensors: Sequence[str]) -> tuple[int, dict[str, Histogram]]:
-    """Reads the number of images done and the histograms; none if the cache is missing, damaged or of another key."""
-    empty = 0, {name: Histogram() for name in tensors}
-    try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as content:
-            if str(content["key"]) != key:
-                return empty
-            states = content["histograms"]
-            return int(content["done"]), {name: Histogram.from_state(state) for name, state in zip(tensors, states)}
-    except Exception:  # numpy, zipfile and zlib raise different types for every way a file can be damaged
-        return empty
+    """Reads the number of images done and the histograms; none if there is no such cache."""
+    found = read_states(path, key)
+    if found is not None and len(found[1]) == len(tensors):
+        with contextlib.suppress(ValueError):
+            return found[0], {name: Histogram.from_state(state) for name, state in zip(tensors, found[1])}
+    return 0, {name: Histogram() for name in tensors}
 
 
 def _write_cache(path: Path, key: str, done: int, tensors: Sequence[str], histograms: dict[str, Histogram]) -> None:
-    states = np.stack([histograms[name].state() for name in tensors])
-    with atomic_write(path) as temporary, temporary.open("wb") as file:
-        np.savez_compressed(file, key=np.array(key), done=np.array(done), histograms=states)
+    write_states(path, key, done, np.stack([histograms[name].state() for name in tensors]))

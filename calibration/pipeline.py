@@ -15,6 +15,7 @@ import onnx
 from numpy.typing import NDArray
 
 from calibration.budget import CONFIDENCE, PASSED, judge
+from calibration.cache import read_values, write_values
 from calibration.collect import cache_key, collect
 from calibration.graph import Graph
 from calibration.placement import place
@@ -26,11 +27,11 @@ from calibration.sensitivity import LayerSensitivity, Outputs, cut_at_maps, rank
 from runtime.backends.ort import OrtBackend
 from runtime.datasets.dataset import Dataset
 from runtime.detector import Detector
-from runtime.errors import CheckFailed, InputError, ModelError, OutputError
+from runtime.errors import CheckFailed, InputError, ModelError
 from runtime.evaluation.bootstrap import Bounds, compare
 from runtime.evaluation.coco import Evaluation, evaluate, match_classes
-from runtime.files import atomic_write, sha256, write_json
-from runtime.manifest import Origin, write_manifest
+from runtime.files import sha256
+from runtime.manifest import Origin, atomic_pair, write_manifest
 from runtime.spec import ModelSpec
 
 log = logging.getLogger(__name__)
@@ -106,7 +107,9 @@ def _repair(work: _Work, ranges: dict[str, Range], result: Result, budget: float
     result.ranking = [*worst, *ranking[_SCORED:]]
     chosen = smallest_set([item.layer for item in ranking], lambda layers: work.keeps(ranges, budget, layers))
     if chosen is None:
-        log.info("layers, the most sensitive first:\n%s", "\n".join(map(str, result.ranking)))
+        log.info("layers, the most sensitive first:")
+        for item in result.ranking:
+            log.info("%s", item)
         left = work.delta(ranges, fp16=frozenset(work.layers))
         raise CheckFailed(
             f"{work.request.output} was not written: even with every layer in FP16 ΔAP is {left.estimate:+.2f} points (above"
@@ -158,8 +161,8 @@ class _Work:
             widest,
             self.request.target,
             self._batches(_RANGED),
-            _known(path, key, "shares"),
-            lambda found: write_json(path, {"key": key, "shares": found}),
+            read_values(path, key),
+            lambda found: write_values(path, key, found),
         )
 
     def _batches(self, count: int) -> list[NDArray[Any]]:
@@ -221,12 +224,12 @@ class _Work:
                     return [backend.infer(batch) for batch in batches]
 
         def save(found: dict[str, float]) -> None:
-            write_json(path, {"key": key, "snr_db": found})
+            write_values(path, key, found)
 
-        return rank_layers(model_to_maps, ranges, self.request.target, self.layers, run, _known(path, key, "snr_db"), save)
+        return rank_layers(model_to_maps, ranges, self.request.target, self.layers, run, read_values(path, key), save)
 
     def write(self, ranges: dict[str, Range], result: Result) -> None:
-        """Writes the INT8 file, then its manifest."""
+        """Writes the INT8 file and its manifest."""
         request = self.request
         model = quantize(self.model, ranges, request.target, fp16=result.fp16_layers, rest=request.float_precision)
         spec = self.spec.replace(
@@ -235,20 +238,16 @@ class _Work:
         del model.metadata_props[:]
         onnx.helper.set_model_props(model, dict(sorted(spec.to_metadata().items())))
         onnx.checker.check_model(model, full_check=True)
-        with atomic_write(request.output) as temporary:
-            onnx.save(model, str(temporary))
-            with OrtBackend(temporary):
-                pass  # opening it checks its signature against its spec
         details = {
             **self.inputs,
             "calibration": self._details(ranges, result),
             "accuracy": _accuracy(result),
         }
-        try:
-            write_manifest(request.output, spec, [Origin.of("onnx", request.model, request.output)], details)
-        except OutputError:
-            request.output.unlink()  # never leave a file without its manifest
-            raise
+        with atomic_pair(request.output) as written:
+            onnx.save(model, str(written))
+            with OrtBackend(written):
+                pass  # opening it checks its signature against its spec
+            write_manifest(written, spec, [Origin.of("onnx", request.model, request.output)], details)
 
     def _details(self, ranges: dict[str, Range], result: Result) -> dict[str, Any]:
         placement = place(Graph(self.model), self.request.target, without=result.fp16_layers)
@@ -282,15 +281,6 @@ def _named(search: Dataset) -> dict[str, Any]:
 def _accuracy(result: Result) -> dict[str, Any]:
     named = {"float32": result.before, "int8": result.after}
     return {name: found.to_dict() for name, found in named.items() if found is not None}
-
-
-def _known(path: Path, key: str, values: str) -> dict[str, float]:
-    """Reads the values that an interrupted run left; none if they are of another model, ranges or images."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        return {str(name): float(value) for name, value in content[values].items()} if content["key"] == key else {}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return {}
 
 
 def _check_measurable(before: Evaluation, search: Dataset) -> None:

@@ -15,8 +15,8 @@ from calibration.graph import Graph
 from calibration.placement import Placement, place
 from calibration.quantize import activation_scale, quantize_activations, shared_ranges
 from calibration.ranges import Range
+from runtime.backends.ort import open_session, run_session
 from runtime.backends.signature import INPUT_NAME
-from runtime.errors import MissingComponentError
 from runtime.spec import ModelSpec
 
 SHARES = tuple(2 ** (-step / 2) for step in range(7))
@@ -85,10 +85,6 @@ class _Trial:
     """Session of a model in which the scales of some quantized activations can be set for each run."""
 
     def __init__(self, model: onnx.ModelProto, tensors: Sequence[str] = ()) -> None:
-        try:
-            import onnxruntime
-        except ImportError as error:
-            raise MissingComponentError("onnxruntime is not installed; run `pip install onnxruntime`") from error
         self._scales = [f"{name}/scale" for name in tensors]
         self._zeros = [f"{name}/zero_point" for name in tensors]
         settable = onnx.ModelProto()
@@ -96,13 +92,10 @@ class _Trial:
         constants = {item.name: item for item in settable.graph.initializer}
         for name in (*self._scales, *self._zeros):  # an initializer that is an input too is a default that a run may replace
             settable.graph.input.append(onnx.helper.make_tensor_value_info(name, constants[name].data_type, []))
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = 3
-        content = settable.SerializeToString()
-        self._session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+        self._session = open_session("the quantized model", settable.SerializeToString())
         self._outputs = [item.name for item in model.graph.output]
 
     def run(self, images: Arrays, scale: Any = None, zero: Any = None) -> list[list[NDArray[np.float32]]]:
         """Returns the outputs of each image, with all scales and zero points set to these."""
         fixed = {**dict.fromkeys(self._scales, scale), **dict.fromkeys(self._zeros, zero)}
-        return [self._session.run(self._outputs, {INPUT_NAME: image, **fixed}) for image in images]
+        return [run_session(self._session, self._outputs, {INPUT_NAME: image, **fixed}) for image in images]

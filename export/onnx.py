@@ -71,6 +71,7 @@ def _batch(text: str) -> int | None:
 def main(arguments: list[str] | None = None) -> int:
     options = parse(arguments)
     cli.check_suffix(options.output, ".onnx")
+    cli.check_keeps(options.output, options.weights, *([options.classes] if options.classes else []))
     request = ExportRequest(
         weights=options.weights,
         output=options.output,

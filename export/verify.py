@@ -17,7 +17,7 @@ from export.report.summary import MARKS
 from runtime import cli
 from runtime.datasets.open import open_dataset
 from runtime.errors import CheckFailed, InputError
-from runtime.files import output_folder
+from runtime.files import output_folder, read_text
 from runtime.manifest import find_changes
 from runtime.media.image import read_image
 
@@ -88,7 +88,7 @@ def _verify(options: argparse.Namespace) -> int:
     found = verify(options.weights, options.files, open_dataset(options.data, options.split), limits.read_limits(options))
     page = write_report(folder, found)
     if options.json or options.markdown:
-        text = (folder / "report.json").read_text(encoding="utf-8").strip()
+        text = read_text(folder / "report.json").strip()
         print(text if options.json else render_comment(json.loads(text)).strip())
     else:
         print(summary(found))

@@ -1,5 +1,8 @@
 """Detects and evaluates with exported models; this is the package that gets deployed. Needs neither torch nor a GPU."""
 
+import runtime.console.startup  # noqa: F401 - first: it ends a command cleanly that is interrupted while it imports the rest
+
+# isort: split
 from runtime.backends.base import Backend
 from runtime.backends.open import open_backend
 from runtime.detections import Detections

@@ -6,75 +6,113 @@ An error becomes one line on stderr and an exit code. Results go to stdout, ever
 from __future__ import annotations
 
 import argparse
+import errno
 import logging
 import os
-import re
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import cv2
 
 from runtime.backends.open import BACKENDS
-from runtime.errors import DetectorError, InputError
+from runtime.console import signals, terminal
+from runtime.console.startup import exit_code
+from runtime.console.terminal import printable, unexpected
+from runtime.errors import UNEXPECTED, DetectorError, InputError
 
-INTERRUPTED = 130  # as shells report a program that Ctrl-C ended
-_BREAKS = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")  # characters that break a line or control a terminal
+log = logging.getLogger(__name__)
 
 
 def run(main: Callable[[], int]) -> NoReturn:
     """Runs a command and ends the process with its exit code.
 
-    The codes: 0 done, 1 a check failed, 2 bad input or output, 3 a missing component, 130 Ctrl-C.
+    The codes: 0 done, 1 a check failed, 2 bad input or output, 3 a missing component, 4 an unexpected error, 130 Ctrl-C,
+    143 SIGTERM.
 
     Args:
         main: the command; returns its exit code.
     """
     cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)  # a bad image or video is reported once, by us
     os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # FFmpeg's AV_LOG_QUIET
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    try:
-        code = main()
-        sys.stdout.flush()
-    except DetectorError as error:
-        print(f"error: {_line(error)}", file=sys.stderr)
-        code = error.exit_code
-    except BrokenPipeError:  # the reader of our output is gone, as with `| head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = 0
-    except MemoryError:
-        print("error: out of memory; try a smaller --batch or --size", file=sys.stderr)
-        code = InputError.exit_code
-    except OSError as error:
-        print(f"error: {_line(error)}", file=sys.stderr)
-        code = InputError.exit_code
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        code = INTERRUPTED
+    with signals.raised() as received, terminal.guarded_streams():
+        handler = logging.StreamHandler(sys.stderr)
+        handler.setFormatter(terminal.LineFormatter("%(message)s"))
+        logging.basicConfig(level=logging.INFO, handlers=[handler])
+        try:
+            code = _run(main)
+        except BaseException as error:
+            code = _report(error, received)
     sys.exit(code)
 
 
-def _line(message: object) -> str:
-    """Returns a message as one line, with control characters escaped: it may quote file names and file content."""
-    return _BREAKS.sub(lambda found: repr(found.group())[1:-1], str(message))
+def _run(main: Callable[[], int]) -> Any:
+    try:
+        code: Any = main()
+    except SystemExit as leaving:  # of argparse
+        code = leaving.code
+    if sys.stdout is not None:
+        sys.stdout.flush()
+    return code
+
+
+def _report(error: BaseException, received: list[int]) -> int:
+    """Says in one line on stderr why a command ended; returns its exit code.
+
+    Args:
+        error: that ended it.
+        received: signals that it received: they are the reason of whatever else went wrong after them.
+    """
+    log.debug("details:", exc_info=error)
+    if received or isinstance(error, KeyboardInterrupt):
+        line, code = "interrupted", exit_code(received[0] if received else signal.SIGINT)
+    elif isinstance(error, BrokenPipeError) and terminal.reader_is_gone():
+        line, code = "", 0  # as with `| head`
+    elif isinstance(error, DetectorError):
+        line, code = f"error: {printable(error)}", error.exit_code
+    elif isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # PyTorch's has no other common base
+        line, code = "error: out of memory; try a smaller --batch or --size", InputError.exit_code
+    elif isinstance(error, OSError):
+        remedy = "; free some space, or set TMPDIR to another folder" if error.errno == errno.ENOSPC else ""
+        line, code = f"error: {printable(error)}{remedy}", InputError.exit_code
+    else:
+        line, code = unexpected(error), UNEXPECTED
+    try:
+        if line:
+            print(line, file=sys.stderr)
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except (OSError, ValueError):  # stdout or stderr is what failed
+        terminal.discard_output()
+    return code
+
+
+class _Debug(argparse.Action):
+    """Option that logs the traceback of the error that ends the command."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        log.setLevel(logging.DEBUG)
 
 
 class _Parser(argparse.ArgumentParser):
     """Parser that reports wrong usage in one line."""
 
     def error(self, message: str) -> NoReturn:
-        self.exit(InputError.exit_code, f"error: {_line(message)}; see {self.prog} --help\n")
+        self.exit(InputError.exit_code, f"error: {printable(message)}; see {self.prog} --help\n")
 
 
 def parser(module: str, description: str, example: str) -> argparse.ArgumentParser:
     """Creates a parser whose `--help` ends with an example."""
-    return _Parser(
+    made = _Parser(
         prog=f"python -m {module}",
         description=description,
         epilog=f"example:\n  {example}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    made.add_argument("--debug", action=_Debug, nargs=0, default=argparse.SUPPRESS, help="show the traceback of an error")
+    return made
 
 
 def add_model(parser: argparse.ArgumentParser, made_with: str = "python -m export.onnx") -> None:
@@ -102,6 +140,14 @@ def check_suffix(output: Path, suffix: str, option: str = "--output") -> None:
     """Raises InputError unless the file that an option names ends in `suffix`."""
     if output.suffix != suffix:
         raise InputError(f"{option} {output}: expected a name ending in {suffix}")
+
+
+def check_keeps(output: Path, *inputs: Path, option: str = "--output") -> None:
+    """Raises InputError if writing an exported file and its manifest would replace one of the files it is made from."""
+    for written in (output, Path(f"{output}.json")):
+        for path in inputs:
+            if written.exists() and path.exists() and os.path.samefile(written, path):
+                raise InputError(f"{option} {output}: would replace {path}, which it is made from; choose another name")
 
 
 def probability(text: str) -> float:

@@ -13,6 +13,7 @@ from typing import Any, Optional
 from tqdm import tqdm
 
 from runtime import cli
+from runtime.console.terminal import printable
 from runtime.detections import Detections
 from runtime.detector import Detector
 from runtime.files import output_folder
@@ -103,7 +104,7 @@ def _detect_in_video(detector: Detector, source: Source, target: Optional[Path],
     with contextlib.ExitStack() as stack:
         write = stack.enter_context(write_video(target, frame_rate(source.path))) if target else None
         stack.enter_context(close_generator(results))
-        bar = tqdm(results, source.path.name, frame_count(source.path), unit="frame", disable=None, leave=False)
+        bar = tqdm(results, printable(source.path.name, 40), frame_count(source.path), unit="frame", disable=None, leave=False)
         for number, (frame, found) in enumerate(bar):
             if write:
                 write(draw(frame, found, detector.spec.class_names))
@@ -125,7 +126,7 @@ def _summary(record: dict[str, Any]) -> str:
         counts[item["class_name"]] = counts.get(item["class_name"], 0) + 1
     frame = f" frame {record['frame']}" if "frame" in record else ""
     found = ", ".join(f"{count} {name}" for name, count in counts.items())
-    return f"{record['source']}{frame}: {found or 'nothing found'}"
+    return printable(f"{record['source']}{frame}: {found or 'nothing found'}")
 
 
 if __name__ == "__main__":

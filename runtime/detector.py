@@ -10,7 +10,7 @@ from typing import Any, Optional, Union, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime.backends.base import Backend
+from runtime.backends.base import Backend, check_outputs
 from runtime.backends.open import open_backend
 from runtime.detections import Detections
 from runtime.errors import InputError
@@ -182,7 +182,9 @@ class Detector:
         missing = (self._backend.batch_size or len(batch)) - len(batch)
         if missing:
             batch = np.concatenate([batch, np.zeros((missing, *batch.shape[1:]), batch.dtype)])
-        return self._backend.infer(batch)
+        outputs = self._backend.infer(batch)
+        check_outputs(outputs, self.spec.outputs, len(batch))  # a backend may be anybody's
+        return outputs
 
     def postprocess(self, outputs: Sequence[NDArray[np.float32]], geometry: Geometry) -> Detections:
         """Decodes the outputs of one image of a batch to its detections in original pixels."""

@@ -4,11 +4,17 @@ DetectorError               every error that this project raises on purpose; exi
 ├── InputError              input or usage that cannot be used as given; exit code 2
 │   └── ModelError          a model file that is damaged, foreign or unfit; exit code 2
 ├── OutputError             a file or folder that cannot be written; exit code 2
+│   └── ItemError           one output of many that cannot be written for reasons of its own; exit code 2
 ├── CheckFailed             a check that ran and did not pass; exit code 1
 └── MissingComponentError   a package, GPU or driver that this machine lacks; exit code 3
+
+Any other exception that reaches a command line is a fault of this project's own; exit code 4.
 """
 
 from __future__ import annotations
+
+UNEXPECTED = 4
+"""Exit code of a command that ended with an exception which no code expected."""
 
 
 class DetectorError(Exception):
@@ -34,6 +40,13 @@ class OutputError(DetectorError):
 
     It is no InputError: where unusable inputs are skipped, one output that fails still ends the work, since the next
     would fail too.
+    """
+
+
+class ItemError(OutputError):
+    """An output that cannot be written for reasons of its own: its name, its size, or a folder in its place.
+
+    Where there are many, it is skipped and counted: the next may well be written.
     """
 
 

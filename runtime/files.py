@@ -1,19 +1,135 @@
-"""Atomic file writes, write checks and file hashes."""
+"""Bounded reads of small files, atomic writes, write checks and file hashes."""
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
+import io
 import json
+import logging
 import os
+import stat
 import tempfile
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Union
+from typing import Any, BinaryIO, Callable, Optional, Union
 
-from runtime.errors import OutputError
+import numpy as np
+from numpy.typing import NDArray
+
+from runtime.console.terminal import printable
+from runtime.errors import InputError, ItemError, OutputError
+
+try:
+    import fcntl
+except ModuleNotFoundError:  # not on Windows
+    fcntl = None  # type: ignore[assignment]
+
+log = logging.getLogger(__name__)
 
 PathLike = Union[str, "os.PathLike[str]"]
+SMALL_FILE = 32 << 20
+"""Most bytes that are read of a text, list, manifest or settings file, unless its reader says otherwise."""
+
+LARGEST_MODEL = 8 << 30
+"""Most bytes that are read of a model file: far more than any detector's, with its optimizer's state."""
+
+_LONGEST_REASON = 200  # characters: libraries quote what they cannot read
+# Errors that another file in the same folder need not have.
+_OWN_REASONS = {errno.ENAMETOOLONG, errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.EILSEQ, errno.EINVAL, errno.ELOOP}
+
+
+@contextlib.contextmanager
+def open_file(path: PathLike) -> Iterator[BinaryIO]:
+    """Opens a regular file to read its bytes; nothing that would block, never end or act when it is opened.
+
+    Raises:
+        InputError: no such file, another kind of file, or one that cannot be read, also inside the block.
+    """
+    try:
+        _check_regular(os.stat(path))  # first: opening some devices does something
+        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+        with os.fdopen(descriptor, "rb") as file:
+            _check_regular(os.fstat(descriptor))  # again: another file may have taken its place
+            yield file
+    except (OSError, ValueError) as error:  # the latter for a name that no file can have
+        raise InputError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})") from error
+
+
+def _check_regular(status: os.stat_result) -> None:
+    if stat.S_ISDIR(status.st_mode):
+        raise ValueError("it is a folder")
+    if not stat.S_ISREG(status.st_mode):
+        raise ValueError("it is no regular file, but a device, pipe or socket")
+
+
+def read_bytes(path: PathLike, largest: int = SMALL_FILE) -> bytes:
+    """Reads a file of at most `largest` bytes; see `open_file` for errors."""
+    with open_file(path) as file:
+        content = file.read(largest + 1) or b""
+        if len(content) > largest:
+            raise ValueError(f"it is larger than {largest >> 20} MB")
+        return content
+
+
+def read_text(path: PathLike, largest: int = SMALL_FILE) -> str:
+    """Reads a UTF-8 text, with or without byte order mark; see `open_file` for errors."""
+    try:
+        return read_bytes(path, largest).decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: is no UTF-8 text (byte {error.start})") from error
+
+
+def read_json(path: PathLike, largest: int = SMALL_FILE, build_object: Optional[Callable[..., Any]] = None) -> Any:
+    """Reads a JSON file.
+
+    Args:
+        path: of the file.
+        largest: bytes.
+        build_object: makes an object from its pairs of names and values; a dict by default.
+
+    Raises:
+        InputError: as `open_file`, or not JSON.
+    """
+    try:
+        return json.loads(read_text(path, largest), object_pairs_hook=build_object)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path}: not readable as JSON ({printable(error, _LONGEST_REASON)})") from error
+
+
+def read_arrays(path: PathLike, largest: int = SMALL_FILE) -> dict[str, NDArray[Any]]:
+    """Reads the arrays of an `.npz` file by name; sizes are checked before memory is taken, and no code in it is run.
+
+    Args:
+        path: of the file.
+        largest: bytes of the file, and of all its arrays together.
+
+    Raises:
+        InputError: as `open_file`, larger, damaged, or it holds anything but plain arrays.
+    """
+    content = read_bytes(path, largest)
+    try:
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+            entries = archive.infolist()
+            if sum(entry.file_size for entry in entries) > largest:
+                raise ValueError(f"its arrays are larger than {largest >> 20} MB")
+            return {entry.filename.removesuffix(".npy"): _read_array(archive.read(entry)) for entry in entries}
+    except Exception as error:  # numpy, zipfile and zlib raise different types for every way a file can be damaged
+        raise InputError(f"{path}: not readable as arrays ({printable(error, _LONGEST_REASON)})") from error
+
+
+def _read_array(content: bytes) -> NDArray[Any]:
+    stream = io.BytesIO(content)
+    read_header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+    shape, _, dtype = read_header[np.lib.format.read_magic(stream)](stream)
+    needed = int(np.prod([*map(int, shape), dtype.itemsize], dtype=object))
+    if dtype.hasobject or needed != len(content) - stream.tell():
+        raise ValueError(f"an array {dtype} {list(shape)} in {len(content)} bytes")
+    stream.seek(0)
+    found: NDArray[Any] = np.lib.format.read_array(stream, allow_pickle=False)
+    return found
 
 
 @contextlib.contextmanager
@@ -39,9 +155,8 @@ def atomic_write(path: PathLike) -> Iterator[Path]:
         os.replace(temporary, target)
         temporary = None
     except OSError as error:
-        raise OutputError(
-            f"cannot write {target}: {error.strerror or error}; choose another output or free some space"
-        ) from error
+        kind = ItemError if error.errno in _OWN_REASONS else OutputError
+        raise kind(f"cannot write {target}: {error.strerror or error}; choose another output or free some space") from error
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
@@ -80,6 +195,31 @@ def output_folder(path: PathLike) -> Path:
     return folder
 
 
+@contextlib.contextmanager
+def locked_folder(path: PathLike) -> Iterator[Path]:
+    """Creates a folder as `output_folder` does, and keeps others from locking it while the block runs.
+
+    The lock is the process's: it ends with it, however that ends. File systems and systems without locks have none.
+
+    Raises:
+        OutputError: another process holds the lock, or the folder cannot be written to.
+    """
+    folder = output_folder(path)
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        if fcntl is not None:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        os.close(descriptor)
+        raise OutputError(f"{folder}: another process writes into it; wait for its end, or choose another folder") from error
+    except OSError as error:
+        log.debug("%s cannot be locked: %s", folder, error)
+    try:
+        yield folder
+    finally:
+        os.close(descriptor)
+
+
 def check_writable(path: PathLike) -> None:
     """Proves before long work that `path` can be written; an existing file is left alone.
 
@@ -91,14 +231,14 @@ def check_writable(path: PathLike) -> None:
 
 
 def _refuse_folder(target: Path) -> None:
-    if target.is_dir():
-        raise OutputError(f"cannot write {target}: it is a folder; choose another output")
+    if os.path.isdir(target):  # which is False for a name that no file can have
+        raise ItemError(f"cannot write {target}: it is a folder; choose another output")
 
 
 def sha256(path: PathLike) -> str:
-    """Returns the hexadecimal SHA-256 of a file's bytes."""
+    """Returns the hexadecimal SHA-256 of a file's bytes; see `open_file` for errors."""
     digest = hashlib.sha256()
-    with open(path, "rb") as file:
+    with open_file(path) as file:
         for block in iter(lambda: file.read(1 << 20), b""):
             digest.update(block)
     return digest.hexdigest()

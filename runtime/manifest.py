@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import reprlib
-from collections.abc import Mapping, Sequence
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from runtime.errors import InputError, ModelError
-from runtime.files import PathLike, sha256, write_json
+from runtime.errors import InputError, ModelError, OutputError
+from runtime.files import SMALL_FILE, PathLike, check_writable, read_json, sha256, write_json
 from runtime.spec import ModelSpec
 
 _KIND = "yolov3-asff-manifest"
 _VERSION = 1
-_LARGEST = 32 << 20
-"""Largest manifest in bytes: room for the names of 200,000 calibration images."""
+_LARGEST = SMALL_FILE  # room for the names of 200,000 calibration images
 
 
 @dataclass(frozen=True)
@@ -84,6 +86,45 @@ def write_manifest(file: PathLike, spec: ModelSpec, made_from: Sequence[Origin],
     return manifest
 
 
+@contextlib.contextmanager
+def atomic_pair(file: PathLike) -> Iterator[Path]:
+    """Yields a temporary path; what is written there with `write_manifest` replaces `file` and its manifest on success.
+
+    The manifest goes first. So whenever the process is killed, the old pair or the new one is there, or a manifest whose hash
+    says that it is not of the file beside it (see `find_changes`). On any other failure the old pair stays.
+
+    Raises:
+        OutputError: one of the two cannot be written.
+    """
+    target = Path(file)
+    check_writable(target)
+    check_writable(manifest_path(target))
+    try:
+        with tempfile.TemporaryDirectory(dir=target.parent, prefix=".new-") as folder:
+            written = Path(folder) / target.name
+            yield written
+            _replace_pair(written, target, Path(folder) / "earlier")
+    except OSError as error:
+        raise OutputError(
+            f"cannot write {target}: {error.strerror or error}; choose another output or free some space"
+        ) from error
+
+
+def _replace_pair(written: Path, target: Path, earlier: Path) -> None:
+    beside = manifest_path(target)
+    if beside.exists():
+        shutil.copyfile(beside, earlier)
+    os.replace(manifest_path(written), beside)
+    try:
+        os.replace(written, target)
+    except BaseException:
+        if earlier.exists():
+            os.replace(earlier, beside)
+        else:
+            os.unlink(beside)
+        raise
+
+
 def read_manifest(path: PathLike) -> Manifest:
     """Reads and validates a manifest.
 
@@ -94,19 +135,15 @@ def read_manifest(path: PathLike) -> Manifest:
     if not Path(path).is_file():
         raise InputError(f"{path}: no such manifest")
     try:
-        return _parse(_load(Path(path)))
+        content = read_json(path, _LARGEST, _object)
+    except InputError as error:
+        raise ModelError(f"{path}: not a manifest that can be read ({str(error).removeprefix(f'{path}: ')})") from error
+    try:
+        return _parse(content)
     except ModelError as error:
         raise ModelError(f"{path}: {error}") from error
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ModelError(f"{path}: not a manifest that can be read ({type(error).__name__}: {error})") from error
-
-
-def _load(path: Path) -> Any:
-    with open(path, "rb") as file:
-        content = file.read(_LARGEST + 1)
-    if len(content) > _LARGEST:
-        raise ModelError(f"not a manifest: larger than {_LARGEST >> 20} MB")
-    return json.loads(content.decode("utf-8"), object_pairs_hook=_object)
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Search for input that the readers of manifests and metadata do not answer in one line, guided by the coverage of their code.
+"""Search for input that the readers of manifests, metadata and caches do not answer in one line, guided by their coverage.
 
     python tests/fuzz_readers.py -max_total_time=600 FOLDER
 
@@ -20,12 +20,22 @@ except ImportError:
     print("error: atheris is not installed; run `pip install atheris`", file=sys.stderr)
     sys.exit(3)
 
-with atheris.instrument_imports(include=["json", "runtime.spec", "runtime.manifest", "runtime.backends.tensorrt.engine_info"]):
+with atheris.instrument_imports(
+    include=[
+        *("json", "zipfile", "calibration.cache", "runtime.files", "runtime.spec", "runtime.manifest"),
+        "runtime.backends.tensorrt.engine_info",
+    ]
+):
     import json
+    import zipfile  # noqa: F401 - instrumented
 
+    from calibration.cache import read_states, read_values, write_states, write_values
     from runtime.backends.tensorrt.engine_info import read_engine_info
+    from runtime.files import read_arrays, read_text
     from runtime.manifest import Origin, manifest_path, read_manifest, write_manifest
     from runtime.spec import ModelSpec
+
+import numpy as np
 
 from runtime.errors import InputError
 from tests.support.engine_manifests import FACTS
@@ -39,19 +49,26 @@ VALUES: tuple[Any, ...] = (
 )
 _LONGEST_LINE = 500
 _FOLDER = tempfile.TemporaryDirectory()
-_ENGINE = Path(_FOLDER.name) / "m.engine"
+_ENGINE, _CACHE = Path(_FOLDER.name) / "m.engine", Path(_FOLDER.name) / "cache"
 
 
 def seeds() -> list[bytes]:
-    """A manifest of an engine, and metadata as lines `key=text`."""
+    """A manifest of an engine, metadata as lines `key=text`, and caches of numbers and of arrays."""
     _ENGINE.write_bytes(b"plan")
     write_manifest(_ENGINE, SPEC, [Origin("onnx", "m.onnx", "0" * 64)], {"engine": FACTS})
-    return [manifest_path(_ENGINE).read_bytes(), "\n".join(map("=".join, SPEC.to_metadata().items())).encode()]
+    found = [manifest_path(_ENGINE).read_bytes(), "\n".join(map("=".join, SPEC.to_metadata().items())).encode()]
+    write_values(_CACHE, "key", {"a": 1.5})
+    found.append(b"\n" + _CACHE.read_bytes())
+    write_states(_CACHE, "key", 3, np.arange(6.0).reshape(2, 3))
+    return [*found, _CACHE.read_bytes()]
 
 
 def read(data: bytes) -> None:
     """Whatever the bytes are: taken in and given back the same, or refused in one short line."""
     try:
+        if data.startswith((b"PK", b"\n")):
+            _read_caches(data)
+            return
         if data.startswith(b"{"):
             manifest_path(_ENGINE).write_bytes(data)
             manifest = read_manifest(manifest_path(_ENGINE))
@@ -66,6 +83,18 @@ def read(data: bytes) -> None:
         assert not data.startswith(b"{")
     except InputError as error:
         _check_line(str(error))
+
+
+def _read_caches(data: bytes) -> None:
+    """A cache is never an error, only of no use; the readers below it refuse in one line."""
+    _CACHE.write_bytes(data)
+    read_values(_CACHE, "key")
+    read_states(_CACHE, "key")
+    for reader in (read_arrays, read_text):
+        try:
+            reader(_CACHE, 1 << 20)
+        except InputError as error:
+            _check_line(str(error))
 
 
 def _check_line(line: str) -> None:

@@ -4,24 +4,27 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import os
 import pickle
 import warnings
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from torch import nn
 
 from runtime.errors import InputError, ModelError
-from runtime.files import PathLike, atomic_write
+from runtime.files import LARGEST_MODEL, PathLike, atomic_write, open_file
 from runtime.spec import ModelSpec
 from train.config import TrainConfig
+from train.memory import memory_limit
 from train.model import DetectorModel, build_model
 
 KIND = "yolov3-asff-checkpoint"
 _VERSION = 1
+_WORKING_MEMORY = 1 << 30  # bytes that reading may take beside the tensors
 
 # What torch raises for the many ways in which a file can be damaged or foreign.
 _UNREADABLE = (
@@ -103,12 +106,34 @@ def read(path: PathLike) -> Any:
     Raises:
         ModelError: damaged, or it holds more than that. No code in the file is ever run.
     """
+    with open_file(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        if size > LARGEST_MODEL:
+            raise ModelError(f"{path}: {size >> 30} GB, at most {LARGEST_MODEL >> 30} GB are read of a checkpoint")
+        _check_entries(path, file, size)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), memory_limit(2 * size + _WORKING_MEMORY):
             warnings.simplefilter("ignore")  # torch muses about foreign pickles; they are refused below in one line
             return torch.load(path, map_location="cpu", weights_only=True)
+    except MemoryError as error:
+        raise ModelError(f"{path}: asks for far more memory than its size; it is damaged, or made to do harm") from error
     except _UNREADABLE as error:
         raise ModelError(f"{path}: not a checkpoint that can be read; it is damaged, or holds more than tensors") from error
+
+
+def _check_entries(path: PathLike, file: BinaryIO, size: int) -> None:
+    """Raises ModelError for a zip file whose entries are larger than the file, as only compression or overlap makes them."""
+    try:
+        if not zipfile.is_zipfile(file):
+            return  # of the legacy format
+        with zipfile.ZipFile(file) as archive:
+            claimed = sum(entry.file_size for entry in archive.infolist())
+    except _UNREADABLE as error:
+        raise ModelError(f"{path}: not a checkpoint that can be read; it is damaged") from error
+    if claimed > size:
+        raise ModelError(
+            f"{path}: its {claimed} bytes are compressed to {size}, which PyTorch never does; save it with torch.save"
+        )
 
 
 def parse(path: PathLike, content: dict[str, Any]) -> Checkpoint:

@@ -21,7 +21,7 @@ from runtime.detector import Detector
 from runtime.errors import CheckFailed, InputError, MissingComponentError, ModelError
 from runtime.evaluation.coco import Evaluation, evaluate
 from runtime.evaluation.operating_point import measure_curve
-from runtime.files import output_folder
+from runtime.files import locked_folder
 from runtime.ops.image import Image
 from runtime.spec import ModelSpec
 from runtime.viz.annotate import draw
@@ -65,7 +65,8 @@ def train(config: TrainConfig, options: RunOptions, resume: Checkpoint | None = 
     """Trains to the end and returns the best checkpoint's path.
 
     Raises:
-        InputError: the data cannot be used, or the output cannot be written.
+        InputError: the data cannot be used.
+        OutputError: the output cannot be written, or another run is writing it.
         CheckFailed: the loss is not finite; the message names the batch.
     """
     train_data, val_data = (open_dataset(options.data, split) for split in (config.train_split, config.val_split))
@@ -82,26 +83,26 @@ def train(config: TrainConfig, options: RunOptions, resume: Checkpoint | None = 
         if isinstance(module, torch.nn.BatchNorm2d):
             module.momentum = config.norm_momentum
     model.to(device)
-    folder = output_folder(options.output)
-    optimizer = build_optimizer(model, config)
-    state = _State(config, spec, model, optimizer)
-    if resume:
-        state.restore(resume)
-    else:
-        _remove_earlier_run(folder)
-        state.save(folder / "last.pt")  # so that there is something to resume from at any moment
-    run_logger = RunLogger(folder, state.epoch, model.components)
-    log.info("training %s on %d images of %s (%s), %s", spec.name, len(train_data), options.data, train_data.split, device)
-    try:
-        while state.epoch < config.epochs:
-            _run_epoch(state, training_set, val_data, run_logger, folder, options)
-    finally:
-        run_logger.close()
-    if training_set.unreadable:
-        log.warning("%d of %d images could not be read and were left out", len(training_set.unreadable), len(train_data))
-    if not (folder / "best.pt").is_file():
-        raise InputError(f"{folder}: the run is complete but best.pt is missing; train again into another --output")
-    return folder / "best.pt"
+    with locked_folder(options.output) as folder:
+        optimizer = build_optimizer(model, config)
+        state = _State(config, spec, model, optimizer)
+        if resume:
+            state.restore(resume)
+        else:
+            _remove_earlier_run(folder)
+            state.save(folder / "last.pt")  # so that there is something to resume from at any moment
+        run_logger = RunLogger(folder, state.epoch, model.components)
+        log.info("training %s on %d images of %s (%s), %s", spec.name, len(train_data), options.data, train_data.split, device)
+        try:
+            while state.epoch < config.epochs:
+                _run_epoch(state, training_set, val_data, run_logger, folder, options)
+        finally:
+            run_logger.close()
+        if training_set.unreadable:
+            log.warning("%d of %d images could not be read and were left out", len(training_set.unreadable), len(train_data))
+        if not (folder / "best.pt").is_file():
+            raise InputError(f"{folder}: the run is complete but best.pt is missing; train again into another --output")
+        return folder / "best.pt"
 
 
 def _remove_earlier_run(folder: Path) -> None:

@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 
 from runtime.detections import Detections
-from runtime.files import write_text
+from runtime.files import read_text, write_text
 from runtime.media.image import write_image
 from runtime.ops import boxes as box_ops
 from runtime.ops.image import Image
@@ -66,10 +66,9 @@ class RunLogger:
 
 
 def _read(file: Path) -> list[dict[str, str]]:
-    if not file.is_file():
+    if not file.exists():
         return []
-    with file.open(newline="", encoding="utf-8") as stream:
-        return [row for row in csv.DictReader(stream) if (row.get("epoch") or "").isdigit()]
+    return [row for row in csv.DictReader(io.StringIO(read_text(file))) if (row.get("epoch") or "").isdigit()]
 
 
 def show_batch(batch: Batch, spec: ModelSpec, most: int = 8) -> Image:

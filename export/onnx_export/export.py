@@ -22,8 +22,8 @@ from runtime.backends.base import Backend
 from runtime.backends.inspection import InspectableBackend, Inspection, inspection_shapes
 from runtime.backends.ort import OrtBackend
 from runtime.errors import CheckFailed, InputError
-from runtime.files import atomic_write, sha256
-from runtime.manifest import Origin, manifest_path, write_manifest
+from runtime.files import sha256
+from runtime.manifest import Origin, atomic_pair, write_manifest
 from runtime.media.sources import find_sources, read_source
 from runtime.ops.image import Image
 from runtime.ops.preprocess import preprocess
@@ -114,16 +114,15 @@ def export_onnx(request: ExportRequest) -> Iterator[tuple[str, OutputDifference]
     found: dict[str, Any] = {}
     larger = spec.replace(input_size=tuple(side + _SECOND_SIZE for side in spec.input_size))
     output = request.output
-    with atomic_write(output) as temporary, tempfile.TemporaryDirectory(dir=temporary.parent, prefix=".parity-") as folder:
-        for each, path in ((spec, temporary), (larger, Path(folder) / "larger.onnx")):
+    with atomic_pair(output) as written, tempfile.TemporaryDirectory(dir=written.parent) as folder:
+        for each, path in ((spec, written), (larger, Path(folder) / "larger.onnx")):
             for comparison, difference in _write_proven(model, each, path, Path(folder) / "plain.onnx", request):
                 found[comparison] = vars(difference)
                 yield f"{comparison}, {difference.output}", difference
         if request.precision == "fp16":
-            _check_range(temporary, spec, request)
-        manifest_path(output).unlink(missing_ok=True)  # it belongs to an earlier file of that name
-    origin = Origin.of("weights", request.weights, output)
-    write_manifest(output, spec, [origin], {"settings": request.settings(), "parity": found})
+            _check_range(written, spec, request)
+        origin = Origin.of("weights", request.weights, output)
+        write_manifest(written, spec, [origin], {"settings": request.settings(), "parity": found})
 
 
 def check_parity(reference: Backend, exported: Backend, images: Sequence[Image], *, inspect: bool = False) -> OutputDifference:

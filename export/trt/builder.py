@@ -14,7 +14,7 @@ from export.trt.precision_check import NetworkPrecision, layer_inputs, layer_out
 from runtime.backends.tensorrt.engine_info import RTX_GPUS
 from runtime.backends.tensorrt.library import TensorRT
 from runtime.errors import InputError
-from runtime.files import atomic_write
+from runtime.files import LARGEST_MODEL, atomic_write, read_bytes
 
 log = logging.getLogger(__name__)
 
@@ -209,7 +209,7 @@ def load_timing_cache(trt: TensorRT, config: Any, path: Path) -> None:
     Raises:
         InputError: the file is not a timing cache of this version and GPU; it is not changed.
     """
-    content = path.read_bytes() if path.is_file() else b""
+    content = read_bytes(path, LARGEST_MODEL) if path.exists() else b""
     cache = config.create_timing_cache(content)
     if cache is None or not config.set_timing_cache(cache, ignore_mismatch=False):
         raise InputError(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import re
-import tempfile
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -26,9 +25,10 @@ from runtime.backends import signature
 from runtime.backends.gpu import driver_version, find_gpu, platform_name
 from runtime.backends.tensorrt.engine_info import runs_rtx
 from runtime.backends.tensorrt.library import TensorRT, dtype_name, tensor_shape
-from runtime.errors import InputError, MissingComponentError, ModelError, OutputError
+from runtime.components import is_installed, load
+from runtime.errors import InputError, MissingComponentError, ModelError
 from runtime.files import check_writable, sha256, write_json
-from runtime.manifest import Origin, manifest_path, read_manifest, write_manifest
+from runtime.manifest import Origin, atomic_pair, manifest_path, read_manifest, write_manifest
 from runtime.spec import ModelSpec
 
 log = logging.getLogger(__name__)
@@ -46,10 +46,9 @@ def read_spec(path: Path) -> ModelSpec:
     """
     if not path.is_file():
         raise InputError(f"{path}: no such ONNX file; make one with `python -m export.onnx`")
-    try:
-        import onnx
-    except ImportError as error:
-        return _spec_of_manifest(path, error)
+    if not is_installed("onnx"):
+        return _spec_of_manifest(path)
+    onnx = load("onnx")
     try:
         model = onnx.load(str(path), load_external_data=False)
     except Exception as error:  # protobuf's error type differs between its versions
@@ -60,15 +59,13 @@ def read_spec(path: Path) -> ModelSpec:
         raise ModelError(f"{path}: {error}") from error
 
 
-def _spec_of_manifest(path: Path, error: ImportError) -> ModelSpec:
+def _spec_of_manifest(path: Path) -> ModelSpec:
     beside = manifest_path(path)
     if not beside.is_file():
-        raise MissingComponentError(
-            f"onnx is not installed; run `pip install onnx`, or put {beside.name} beside {path}"
-        ) from error
+        raise MissingComponentError(f"onnx is not installed; run `pip install onnx`, or put {beside.name} beside {path}")
     manifest = read_manifest(beside)
     if manifest.sha256 != sha256(path):
-        raise ModelError(f"{path}: is not the file that {beside.name} describes; copy both again") from error
+        raise ModelError(f"{path}: is not the file that {beside.name} describes; copy both again")
     return manifest.spec
 
 
@@ -87,8 +84,7 @@ def choose_output(path: Path | None, model: Path, spec: ModelSpec, flavor: str) 
     """
     if path:
         cli.check_suffix(path, ".engine")
-        if path.resolve() == model.resolve():
-            raise InputError(f"--output {path}: that is the ONNX file itself; choose another name")
+        cli.check_keeps(path, model)
         return path
     output = model.parent / engine_name(spec)
     if output.exists() and not _is_made_from(output, model, flavor):
@@ -214,15 +210,6 @@ def _inspect(trt: TensorRT, plan: bytes, claimed: str, options: BuildOptions) ->
 
 
 def _write(output: Path, plan: bytes, spec: ModelSpec, origin: Origin, details: Mapping[str, Any]) -> None:
-    """Writes plan and manifest to a temporary folder, and then moves both into place."""
-    try:
-        with tempfile.TemporaryDirectory(dir=output.parent, prefix=".engine-") as folder:
-            written = Path(folder) / output.name
-            written.write_bytes(plan)
-            write_manifest(written, spec, [origin], details)
-            os.replace(manifest_path(written), manifest_path(output))
-            os.replace(written, output)
-    except OSError as error:
-        raise OutputError(
-            f"cannot write {output}: {error.strerror or error}; choose another output or free some space"
-        ) from error
+    with atomic_pair(output) as written:
+        written.write_bytes(plan)
+        write_manifest(written, spec, [origin], details)

@@ -1,14 +1,15 @@
-"""Interface of all backends, and the check of their input."""
+"""Interface of all backends, and the checks of their input and output."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Any, Optional, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime.errors import InputError
+from runtime.errors import InputError, ModelError
 from runtime.spec import ModelSpec
 
 
@@ -57,3 +58,21 @@ def check_images(images: NDArray[Any], spec: ModelSpec, batch_size: Optional[int
     fits = images.ndim == 4 and images.shape[1:] == spec.input_shape and images.shape[0] == (batch_size or max(len(images), 1))
     if images.dtype != spec.input_type or not fits:
         raise InputError(f"images: expected {spec.input_type} {list(expected)}, got {images.dtype} {list(images.shape)}")
+
+
+def check_outputs(outputs: Sequence[Any], shapes: Mapping[str, tuple[int, ...]], count: int) -> None:
+    """Raises ModelError unless a run gave what the model's spec promises: what a file says of itself need not hold.
+
+    Args:
+        outputs: as the library returned them.
+        shapes: for one image, by name, in the same order.
+        count: number of images.
+    """
+    if len(outputs) != len(shapes):
+        raise ModelError(f"the model gave {len(outputs)} outputs, expected {', '.join(shapes)}; export it again")
+    for output, (name, shape) in zip(outputs, shapes.items()):
+        if not isinstance(output, np.ndarray) or output.dtype != np.float32 or output.shape != (count, *shape):
+            found = f"{output.dtype} {list(output.shape)}" if isinstance(output, np.ndarray) else type(output).__name__
+            raise ModelError(
+                f"output {name} is {found} for a batch of {count}, expected float32 {[count, *shape]}; export the model again"
+            )

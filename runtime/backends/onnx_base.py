@@ -9,7 +9,7 @@ from typing import Any, Optional, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime.backends.base import check_images
+from runtime.backends.base import check_images, check_outputs
 from runtime.backends.inspection import Inspection, inspection_shapes
 from runtime.backends.signature import Port, check_signature
 from runtime.errors import ModelError
@@ -70,7 +70,7 @@ class OnnxBackend:
 
     def infer(self, images: NDArray[Any]) -> list[NDArray[np.float32]]:
         """Runs the model; see `Backend.infer`."""
-        return self._run(tuple(self._spec.outputs), images)
+        return self._run(self._spec.outputs, images)
 
     def check_inspectable(self) -> None:
         """Raises ModelError for a file that was exported without `--inspect`."""
@@ -86,20 +86,18 @@ class OnnxBackend:
         """Runs the model with its inspection outputs; see `InspectableBackend.inspect`."""
         self.check_inspectable()
         inspected = inspection_shapes(self._spec.input_size)
-        return Inspection.from_arrays(self._run((*self._spec.outputs, *inspected), images))
+        return Inspection.from_arrays(self._run({**self._spec.outputs, **inspected}, images))
 
-    def _run(self, names: Sequence[str], images: NDArray[Any]) -> list[NDArray[np.float32]]:
+    def _run(self, shapes: Mapping[str, tuple[int, ...]], images: NDArray[Any]) -> list[NDArray[np.float32]]:
         compute = self._compute  # read once: another thread may close the model meanwhile
         if compute is None:
             raise ModelError("the model was closed; open it again")
         check_images(images, self._spec, self._batch_size)
         try:
-            outputs = compute(names, images)
+            outputs = compute(tuple(shapes), images)
         except Exception as error:  # every library raises a different type for every way a run can fail
             raise ModelError(f"the model failed to run on {list(images.shape)} ({telling_line(error)})") from error
-        for name, output in zip(names, outputs):
-            if len(output) != len(images):  # the only side that the signature leaves open
-                raise ModelError(f"output {name} is {list(output.shape)} for a batch of {len(images)}; export the model again")
+        check_outputs(outputs, shapes, len(images))
         return outputs
 
     def close(self) -> None:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
 import logging
 from pathlib import Path
 
 from runtime.backends.base import Backend
 from runtime.backends.gpu import find_gpu
 from runtime.backends.onnx_base import OnnxBackend
+from runtime.components import is_installed, load
 from runtime.errors import InputError
 from runtime.files import PathLike
 
@@ -54,13 +54,9 @@ def open_backend(path: PathLike, backend: str = "auto") -> Backend:
 
 def _choose() -> tuple[str, str]:
     """Chooses the backend of an ONNX file on this machine; returns it with the reason."""
-    try:
-        import onnxruntime
-    except ImportError:
-        if importlib.util.find_spec("openvino"):
-            return "openvino", "onnxruntime is not installed"
-        return "onnxruntime", ""  # its own error says what to install
-    if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
+    if not is_installed("onnxruntime") and is_installed("openvino"):
+        return "openvino", "onnxruntime is not installed"
+    if "CUDAExecutionProvider" not in load("onnxruntime").get_available_providers():
         return "onnxruntime", "the default for .onnx files"
     if find_gpu() is None:
         return "onnxruntime", "no NVIDIA GPU found"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator, Sequence
-from importlib import import_module
 from typing import Any
 
 import numpy as np
@@ -12,6 +11,7 @@ from numpy.typing import NDArray
 
 from runtime.backends.onnx_base import OnnxBackend, telling_line
 from runtime.backends.signature import INPUT_NAME, Port
+from runtime.components import load
 from runtime.errors import InputError, MissingComponentError, ModelError
 from runtime.files import PathLike
 
@@ -39,10 +39,7 @@ class OpenVinoBackend(OnnxBackend):
     def __init__(self, path: PathLike, precision: str = "float32") -> None:
         if precision not in PRECISIONS:
             raise InputError(f"precision: expected one of {', '.join(PRECISIONS)}, got {precision!r}")
-        try:
-            openvino: Any = import_module("openvino")
-        except ImportError as error:
-            raise MissingComponentError("openvino is not installed; run `pip install openvino`") from error
+        openvino = load("openvino")
         core = openvino.Core()
         if precision == "bfloat16" and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
             raise MissingComponentError("this CPU does not compute in bfloat16; use float32 with --backend openvino")
@@ -84,7 +81,7 @@ class _Requests:
 
 def _read(path: PathLike) -> Any:
     """Reads a file with the ONNX frontend alone: `Core.read_model` tries every format, each with its own complaints."""
-    frontend = import_module("openvino.frontend").FrontEndManager().load_by_framework("onnx")
+    frontend = load("openvino.frontend").FrontEndManager().load_by_framework("onnx")
     return frontend.convert(frontend.load(str(path)))
 
 

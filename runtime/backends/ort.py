@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections import defaultdict, deque
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, Optional
 
 import numpy as np
 from numpy.typing import NDArray
 
 from runtime.backends.onnx_base import OnnxBackend, telling_line
 from runtime.backends.signature import INPUT_NAME, Port
+from runtime.components import load
 from runtime.errors import InputError, MissingComponentError, ModelError
 from runtime.files import PathLike
 
@@ -23,6 +24,7 @@ PROVIDERS: dict[str, list[Any]] = {
     "tensorrt": [_TENSORRT, _CUDA_OPTIONS, _CPU],
 }
 """ONNX Runtime's providers by the choices of `provider`: each gets the operators that those before it lack."""
+_FATAL = 4  # the highest severity: nothing below it is written to stderr
 _TYPES = {"tensor(float)": "float32", "tensor(float16)": "float16", "tensor(uint8)": "uint8"}
 
 
@@ -44,7 +46,7 @@ class OrtBackend(OnnxBackend):
     def __init__(self, path: PathLike, provider: str = "cpu") -> None:
         if provider not in PROVIDERS:
             raise InputError(f"provider: expected one of {', '.join(PROVIDERS)}, got {provider!r}")
-        onnxruntime = _import()
+        onnxruntime = load_onnxruntime()
         wanted = PROVIDERS[provider]
         first = wanted[0] if isinstance(wanted[0], str) else wanted[0][0]
         available = onnxruntime.get_available_providers()
@@ -53,7 +55,7 @@ class OrtBackend(OnnxBackend):
                 f"this onnxruntime has no {first} (it has {', '.join(available)}); run `pip install onnxruntime-gpu`,"
                 " or use the CPU with --backend onnxruntime"
             )
-        session = _open(onnxruntime, path, wanted)
+        session = _open(path, wanted)
         started = session.get_providers()
         if started[0] != first:
             raise MissingComponentError(
@@ -120,21 +122,49 @@ class BoundRuns:
         return bound
 
 
-def _import() -> Any:
-    try:
-        import onnxruntime
-    except ImportError as error:
-        raise MissingComponentError("onnxruntime is not installed; run `pip install onnxruntime`") from error
+def load_onnxruntime() -> Any:
+    """Imports ONNX Runtime; what it has to say comes in its exceptions, not on stderr too."""
+    onnxruntime = load("onnxruntime")
+    onnxruntime.set_default_logger_severity(_FATAL)
     return onnxruntime
 
 
-def _open(onnxruntime: Any, path: PathLike, providers: Sequence[Any]) -> Any:
+def open_session(
+    path: PathLike, model: Optional[bytes] = None, providers: Sequence[Any] = (_CPU,), *, optimized: bool = True
+) -> Any:
+    """Opens a session.
+
+    Args:
+        path: of the model, for messages where `model` is given.
+        model: its bytes; None to read the file.
+        providers: ONNX Runtime's, the first choice first.
+        optimized: whether the graph may be changed.
+
+    Raises:
+        ModelError: not a model that it can run.
+    """
+    onnxruntime = load_onnxruntime()
     options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
+    options.log_severity_level = _FATAL
+    if not optimized:
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     try:
-        session = onnxruntime.InferenceSession(str(path), options, providers=list(providers))
+        return onnxruntime.InferenceSession(str(path) if model is None else model, options, providers=list(providers))
     except Exception as error:  # onnxruntime raises a different type for every way a file can be wrong
         raise ModelError(f"{path}: not a usable ONNX model ({telling_line(error)})") from error
+
+
+def run_session(session: Any, names: Sequence[str], inputs: Mapping[str, NDArray[Any]]) -> list[NDArray[Any]]:
+    """Runs a session; raises ModelError whatever goes wrong."""
+    try:
+        found: list[NDArray[Any]] = session.run(list(names), dict(inputs))
+    except Exception as error:  # onnxruntime raises a different type for every way a run can fail
+        raise ModelError(f"the model failed to run ({telling_line(error)})") from error
+    return found
+
+
+def _open(path: PathLike, providers: Sequence[Any]) -> Any:
+    session = open_session(path, providers=providers)
     session.disable_fallback()  # or a run that fails on the GPU silently moves to the CPU for good
     return session
 

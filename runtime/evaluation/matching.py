@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from runtime.components import is_installed, load
 from runtime.datasets.dataset import Dataset
-from runtime.errors import MissingComponentError
 
 AREAS = ("all", "small", "medium", "large")
 """COCO's ranges of object area in pixels: all, below 32^2, up to 96^2, and above."""
@@ -58,20 +58,12 @@ def find_judge() -> tuple[Any, Any]:
     """Returns the classes `COCO` and `COCOeval`: ultrafast-pycocotools where it is installed, else pycocotools.
 
     Raises:
-        MissingComponentError: neither is installed.
+        MissingComponentError: neither is installed, or the first that is does not load.
     """
-    try:
-        from ultrafast_pycocotools import COCO, COCOeval
-    except ImportError:
-        pass
-    else:
-        return COCO, functools.partial(COCOeval, store_eval_imgs=True)
-    try:
-        from pycocotools.coco import COCO
-        from pycocotools.cocoeval import COCOeval
-    except ImportError as error:
-        raise MissingComponentError("pycocotools is not installed; run `pip install pycocotools`") from error
-    return COCO, COCOeval
+    if is_installed("ultrafast_pycocotools"):
+        judge = load("ultrafast_pycocotools")
+        return judge.COCO, functools.partial(judge.COCOeval, store_eval_imgs=True)
+    return load("pycocotools.coco").COCO, load("pycocotools.cocoeval").COCOeval
 
 
 def run_cocoeval(dataset: Dataset, results: Sequence[dict[str, Any]], image_ids: Sequence[int]) -> Any:

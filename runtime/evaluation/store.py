@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import json
 import logging
-import os
-import tempfile
 from pathlib import Path
 from typing import Optional
 
 from runtime.backends.onnx_metadata import replace_metadata
-from runtime.errors import InputError, ModelError, OutputError
-from runtime.files import PathLike, check_writable, sha256
-from runtime.manifest import Manifest, manifest_path, read_manifest, write_manifest
+from runtime.errors import InputError, ModelError
+from runtime.files import LARGEST_MODEL, PathLike, atomic_write, check_writable, read_bytes, sha256
+from runtime.manifest import Manifest, atomic_pair, manifest_path, read_manifest, write_manifest
 
 log = logging.getLogger(__name__)
 
@@ -69,21 +67,13 @@ def _own_manifest(path: Path) -> Optional[Manifest]:
 
 def _store_in_onnx(path: Path, threshold: float, manifest: Optional[Manifest]) -> None:
     try:
-        content = replace_metadata(path.read_bytes(), {_FIELD: json.dumps(threshold)})
+        content = replace_metadata(read_bytes(path, LARGEST_MODEL), {_FIELD: json.dumps(threshold)})
     except ValueError as error:
         raise ModelError(f"{path}: not an ONNX file, or a damaged one ({error})") from error
-    try:
-        with tempfile.TemporaryDirectory(dir=path.parent, prefix=".spec-") as folder:
-            written = Path(folder) / path.name
-            written.write_bytes(content)
-            if manifest:
-                _write_manifest(written, threshold, manifest)
-                os.replace(manifest_path(written), manifest_path(path))
-            os.replace(written, path)
-    except OSError as error:
-        raise OutputError(
-            f"cannot write {path}: {error.strerror or error}; free some space, or choose another folder"
-        ) from error
+    with atomic_pair(path) if manifest else atomic_write(path) as written:
+        written.write_bytes(content)
+        if manifest:
+            _write_manifest(written, threshold, manifest)
 
 
 def _write_manifest(path: Path, threshold: float, manifest: Manifest) -> None:

@@ -9,15 +9,12 @@ from typing import Optional
 import cv2
 import numpy as np
 
-from runtime.errors import InputError, OutputError
+from runtime.errors import InputError, ItemError
 from runtime.files import PathLike, atomic_write
 from runtime.media.image_header import claimed_size
-from runtime.ops.image import Image
+from runtime.ops.image import MAX_PIXELS, Image
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".jpe", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm"})
-MAX_PIXELS = 1 << 28
-"""Most pixels of an image that is read: 16384 x 16384, 0.8 GB, twice that while it is decoded. (Kinds of files that are not
-in `IMAGE_SUFFIXES` have OpenCV's own bound, four times that.)"""
 _LARGEST_FILE = 8 * MAX_PIXELS  # four channels of 16 bits, not compressed
 
 
@@ -102,8 +99,8 @@ def write_image(path: PathLike, image: Image) -> None:
     try:
         encoded, data = cv2.imencode(Path(path).suffix, image)
     except cv2.error as error:
-        raise OutputError(f"cannot write {path}: {error.err}") from error
+        raise ItemError(f"cannot write {path}: {error.err}") from error
     if not encoded:
-        raise OutputError(f"cannot write {path}: OpenCV cannot encode this image as {Path(path).suffix}")
+        raise ItemError(f"cannot write {path}: OpenCV cannot encode this image as {Path(path).suffix}")
     with atomic_write(path) as temporary:  # not cv2.imwrite, which reports success for a BMP cut short by a full disk
         temporary.write_bytes(data.tobytes())

@@ -14,7 +14,7 @@ from typing import Optional, TypeVar, Union
 
 from tqdm import tqdm
 
-from runtime.errors import InputError
+from runtime.errors import InputError, ItemError, OutputError
 from runtime.media.image import IMAGE_SUFFIXES, read_image
 from runtime.media.video import VIDEO_SUFFIXES
 from runtime.ops.image import Image
@@ -95,26 +95,28 @@ class SkippedSources:
 
     Raises:
         InputError: a source cannot be used, and it is the only one, or `strict` is set; or none of them could be used.
+        OutputError: the others are done, but the result of one could not be written.
     """
 
     def __init__(self, count: int, *, strict: bool) -> None:
         self._count, self._raises = count, strict or count == 1
-        self._skipped = 0
-        self._last: Optional[InputError] = None
+        self._skipped = self._unwritten = 0
+        self._last: Union[InputError, ItemError, None] = None
 
-    def add(self, error: InputError) -> None:
+    def add(self, error: Union[InputError, ItemError]) -> None:
         """Skips one source, with a warning."""
         if self._raises:
             raise error
         log.warning("skipped: %s", error)
         self._skipped, self._last = self._skipped + 1, error
+        self._unwritten += isinstance(error, ItemError)
 
     @contextlib.contextmanager
     def skip_unusable(self) -> Iterator[None]:
-        """Skips the source that the block works on where it raises InputError; any other error ends the run."""
+        """Skips the source that the block works on where it raises InputError or ItemError; any other error ends the run."""
         try:
             yield
-        except InputError as error:
+        except (InputError, ItemError) as error:
             self.add(error)
 
     def __enter__(self) -> SkippedSources:
@@ -128,6 +130,8 @@ class SkippedSources:
         if self._skipped == self._count:
             raise InputError(f"none of the {self._skipped} files could be used (the last: {self._last})")
         log.warning("%d of %d files skipped", self._skipped, self._count)
+        if self._unwritten:
+            raise OutputError(f"{self._unwritten} of {self._count} results could not be written")
 
 
 def read_each(

@@ -70,10 +70,13 @@ def _unpack(rows: NDArray[np.float32], spec: ModelSpec, score_threshold: float) 
     """Unpacks the rows `[K, 7]` of a model that decodes by itself; see `CANDIDATE_COLUMNS`."""
     _refuse_nan(rows, CANDIDATES_NAME)
     ends = np.cumsum(spec.boxes_per_level())
-    if (rows[:, 5:] < 0).any() or (rows[:, 5:] >= (spec.num_classes, ends[-1])).any():
+    indices = rows[:, 5:]
+    if (indices < 0).any() or (indices >= (spec.num_classes, ends[-1])).any() or (indices != np.floor(indices)).any():
         raise ModelError(
             f"output {CANDIDATES_NAME} holds a class or an anchor index that the model does not have; the file is damaged"
         )
+    if (rows[:, 2:5] < 0).any() or (rows[:, 4] > 1).any():
+        raise ModelError(f"output {CANDIDATES_NAME} holds a negative side or a score that is not in 0-1; the file is damaged")
     anchor_index = rows[:, 6].astype(np.int64)
     order = np.argsort(anchor_index)
     order = order[rows[order, 4] >= score_threshold]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -136,16 +137,20 @@ def test_every_part_of_the_preprocessing_is_in_the_key(bench: Bench) -> None:
     assert len(set(keys)) == len(keys)
 
 
-@pytest.mark.parametrize("damage", ["empty", "cut", "text", "flipped"])
+@pytest.mark.parametrize("damage", ["empty", "cut", "text", "flipped", "zeroed"])
 def test_a_damaged_cache_is_made_again(damage: str, bench: Bench) -> None:
     whole = states(bench.collect())
     content = bench.cache.read_bytes()
+    with np.load(bench.cache) as stored:
+        zeroed = io.BytesIO()
+        np.savez_compressed(zeroed, **{**stored, "states": np.zeros_like(stored["states"])})  # with the right key, and whole
     middle = len(content) // 2
     bench.cache.write_bytes(
         {
             "empty": b"",
             "cut": content[:middle],
             "text": b"not a cache",
+            "zeroed": zeroed.getvalue(),
             "flipped": content[:middle] + bytes(255 - byte for byte in content[middle : middle + 64]) + content[middle + 64 :],
         }[damage]
     )

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 
@@ -54,6 +55,23 @@ def test_a_bad_source(
     code, out, err = command(main, "--engine", tiny_onnx, "--source", source, "--json")
     assert (code, out) == (2, "")
     assert message in one_error(err)
+
+
+def test_a_result_that_cannot_be_written_does_not_end_the_batch(command: Command, tiny_onnx: Path, tmp_path: Path) -> None:
+    """A folder lies in the place of one, the name of another is too long with its suffix, a third is too wide."""
+    for name in ("a.png", "b.png", "d.png"):
+        write_image(tmp_path / "in" / name, white())
+    cv2.imwrite(str(tmp_path / "in" / f"{'c' * 251}.pgm"), white()[..., 0])
+    write_image(tmp_path / "e.png", white(70_000, 1))
+    (tmp_path / "e.png").rename(tmp_path / "in" / "e.jpg")  # which holds at most 65,535 columns
+    (tmp_path / "out" / "b.png").mkdir(parents=True)
+    arguments = ("--engine", tiny_onnx, "--source", tmp_path / "in", "--output", tmp_path / "out", "--json")
+    code, out, err = command(main, *arguments)
+    assert code == 2 and [Path(line["source"]).name for line in lines(out)] == ["a.png", "d.png"]
+    assert "error: 3 of 5 results could not be written\n" in err and err.count("skipped: cannot write ") == 3
+    assert "3 of 5 files skipped" in err and "Traceback" not in err
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["a.png", "b.png", "d.png"]
+    assert command(main, *arguments, "--strict")[0] == 2
 
 
 @pytest.mark.parametrize(("width", "height"), [(1, 1), (20_000, 1), (1, 20_000)])

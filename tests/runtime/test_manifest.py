@@ -97,7 +97,7 @@ def test_another_version_is_refused(version: object, exported: Path) -> None:
         ('"bytes": 9', '"bytes": 1e999', "of inf bytes"),
         ('"bytes": 9', '"bytes": -1', "of -1 bytes"),
         ('"bytes": 9', '"bytes": NaN', "of nan bytes"),
-        ('"bytes": 9', f'"bytes": {"9" * 5000}', r"ValueError|of 9+\.\.\.9+ bytes"),
+        ('"bytes": 9', f'"bytes": {"9" * 5000}', r"not readable as JSON|of 9+\.\.\.9+ bytes"),
         ('"name": "m.int8.onnx"', '"name": "../../etc/passwd"', "expected one beside its manifest"),
         ('"name": "m.int8.onnx"', '"name": "/dev/zero"', "expected one beside its manifest"),
         ('"name": "m.int8.onnx"', '"name": ""', "expected one beside its manifest"),
@@ -122,10 +122,10 @@ def test_what_is_no_text_or_too_large_is_refused(exported: Path, monkeypatch: py
     monkeypatch.setattr("runtime.manifest._LARGEST", path.stat().st_size)
     read_manifest(path)
     path.write_text(path.read_text() + " ")
-    with pytest.raises(ModelError, match="not a manifest: larger than"):
+    with pytest.raises(ModelError, match=r"not a manifest that can be read \(cannot be read \(it is larger than"):
         read_manifest(path)
     path.write_bytes(b"\x89PNG\xff\xfe\0")
-    with pytest.raises(ModelError, match="UnicodeDecodeError"):
+    with pytest.raises(ModelError, match=r"is no UTF-8 text \(byte 0\)"):
         read_manifest(path)
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pickle
+import resource
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -103,6 +105,43 @@ def test_code_in_a_file_is_never_run(tmp_path: Path) -> None:
     with pytest.raises(ModelError):
         checkpoint.load(tmp_path / "evil.pt")
     assert not trap.exists()
+
+
+MUCH = b"\x8a\x05" + (12 * 10**9).to_bytes(5, "little")  # a pickled number
+BOMBS = {
+    "bytearray": b"c__builtin__\nbytearray\n" + MUCH + b"\x85R",
+    "tensor": b"ctorch\nTensor\n(" + MUCH + b"tR",
+    "storage": b"ctorch.storage\nUntypedStorage\n" + MUCH + b"\x85R",
+    "stored tensor": b"(X\x07\0\0\0storagectorch\nFloatStorage\nX\x01\0\0\x000X\x03\0\0\0cpu" + MUCH + b"NtQ",
+    "text": b"X\xff\xff\xff\xf0abc",
+}
+"""Pickles of a few bytes that ask for gigabytes."""
+
+
+@pytest.mark.parametrize("bomb", BOMBS)
+@pytest.mark.parametrize("kind", ["legacy", "zip"])
+def test_memory_is_bounded_by_the_size_of_the_file(bomb: str, kind: str, tmp_path: Path) -> None:
+    file, content = tmp_path / "bomb.pt", b"\x80\x02" + BOMBS[bomb] + b"."
+    if kind == "legacy":
+        file.write_bytes(b"".join(pickle.dumps(part, 2) for part in (0x1950A86A20F9469CFC6C, 1001, {})) + content)
+    else:
+        with zipfile.ZipFile(file, "w") as archive:
+            for name, part in {"data.pkl": content, "version": b"3\n", "byteorder": b"little"}.items():
+                archive.writestr(f"bomb/{name}", part)
+    limits, before = resource.getrlimit(resource.RLIMIT_DATA), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(ModelError, match=r"bomb\.pt: (asks for far more memory|not a checkpoint that can be read)"):
+        checkpoint.read(file)
+    assert resource.getrlimit(resource.RLIMIT_DATA) == limits
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss < before + 1_000_000  # KB
+
+
+def test_compressed_checkpoints_are_refused(make_checkpoint: Callable[..., Path], tmp_path: Path) -> None:
+    file = tmp_path / "packed.pt"
+    with zipfile.ZipFile(make_checkpoint()) as whole, zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as packed:
+        for entry in whole.infolist():
+            packed.writestr(entry.filename, bytes(entry.file_size))
+    with pytest.raises(ModelError, match=r"packed\.pt: its \d+ bytes are compressed to \d+.*save it with torch.save"):
+        checkpoint.read(file)
 
 
 def test_a_full_disk_leaves_the_old_checkpoint(make_checkpoint: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,6 @@ minutes on a CPU.
 from __future__ import annotations
 
 import colorsys
-import json
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,7 +19,7 @@ from numpy.typing import NDArray
 
 from runtime import cli
 from runtime.errors import InputError
-from runtime.files import PathLike, output_folder, write_json
+from runtime.files import PathLike, output_folder, read_json, write_json
 from runtime.media.image import write_image
 
 Polygon = NDArray[np.float64]
@@ -42,6 +41,7 @@ _MOST_IOU = 0.4  # two of one class closer than NMS tolerates could not both be 
 _TRIES = 60
 _SUPERSAMPLING = 4
 _DESCRIPTION = "synthetic shapes"
+_LARGEST = 1 << 30  # bytes of an annotation file: a million images
 
 
 @dataclass
@@ -94,8 +94,8 @@ def _remove_own(target: Path) -> None:
     if not target.exists():
         return
     try:
-        ours = json.loads(target.read_text(encoding="utf-8"))["info"]["description"] == _DESCRIPTION
-    except (OSError, ValueError, KeyError, TypeError):
+        ours = read_json(target, _LARGEST)["info"]["description"] == _DESCRIPTION
+    except (InputError, KeyError, TypeError):
         ours = False
     if not ours:
         raise InputError(f"{target}: already there and not a synthetic set; choose another --output")

@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from runtime.errors import InputError, ModelError
-from runtime.files import PathLike
+from runtime.files import PathLike, open_file
 from train import checkpoint
 from train.checkpoint import Checkpoint
 from train.model import DetectorModel
@@ -118,7 +118,7 @@ def recognize(path: PathLike) -> Checkpoint | Backbone | Published:
 
 def _read(file: Path) -> Any:
     """Reads a PyTorch file, or raises ModelError that says what was found instead."""
-    with file.open("rb") as stream:
+    with open_file(file) as stream:
         start = stream.read(2)
     if not start:
         raise ModelError(f"{file}: an empty file; {ACCEPTED}")

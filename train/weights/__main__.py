@@ -30,6 +30,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 
 def main(arguments: list[str] | None = None) -> int:
     options = parse(arguments)
+    cli.check_keeps(options.output, options.source)
     check_writable(options.output)
     classes = read_names(options.classes) if options.classes else None
     found = read_weights(options.source, options.model, classes)

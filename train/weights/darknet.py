@@ -7,9 +7,9 @@ its bias and weights. The network and the number of classes follow from its leng
 
 from __future__ import annotations
 
+import os
 import struct
 from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from runtime.errors import ModelError
-from runtime.files import PathLike
+from runtime.files import PathLike, open_file
 from train.model import build_model
 from train.model.blocks import SPP, ConvBlock
 from train.recipes import recipe
@@ -31,12 +31,13 @@ _ORDER = [
     *("neck.to_p3", "neck.p3", "fusion.2.expand", "heads.2.predict"),
 ]
 """Our modules in the order of the cfg; inside each the order is the same."""
+_MOST_CLASSES = 10_000
 _LARGEST_VERSION = 1000  # Darknet's own sanity check of a header
 
 
 def is_darknet(path: PathLike) -> bool:
     """True if a file begins as Darknet's do: with a small major and minor version, as no text, zip or pickle does."""
-    with open(path, "rb") as file:
+    with open_file(path) as file:
         header = file.read(_header_bytes(0, 0))
     if len(header) < _header_bytes(0, 0):
         return False
@@ -49,20 +50,23 @@ def read_darknet(path: PathLike) -> Published | Backbone:
     Raises:
         ModelError: its length is that of no network known here.
     """
-    with open(path, "rb") as file:
-        file.seek(_header_bytes(*struct.unpack("<2i", file.read(8))))
-        data = file.read()
-    values = np.frombuffer(data, "<f4", count=len(data) // 4)
-    backbone = empty_backbone("darknet53")
-    if len(data) == 4 * _count(backbone, [""]):
-        return Backbone("darknet53", (0.0, 0.0, 0.0), (1.0, 1.0, 1.0), _fill(backbone, [""], values))
-    for name in _NETWORKS:
-        one, two = (_count(_empty(name, classes), _ORDER) for classes in (1, 2))
-        classes, rest = divmod(len(data) - 4 * one, 4 * (two - one))  # the length is linear in the number of classes
-        if rest == 0 and classes >= 0:
-            model = _empty(name, classes + 1)
-            return Published(recipe(name), classes + 1, _fill(model, _ORDER, values))
-    size = Path(path).stat().st_size
+    with open_file(path) as file:
+        start = _header_bytes(*struct.unpack("<2i", file.read(8)))
+        size = os.fstat(file.fileno()).st_size
+
+        def values() -> NDArray[np.float32]:  # read once their number is known to be that of a network
+            file.seek(start)
+            return np.frombuffer(file.read(), "<f4")
+
+        backbone = empty_backbone("darknet53")
+        if size - start == 4 * _count(backbone, [""]):
+            return Backbone("darknet53", (0.0, 0.0, 0.0), (1.0, 1.0, 1.0), _fill(backbone, [""], values()))
+        for name in _NETWORKS:
+            one, two = (_count(_empty(name, classes), _ORDER) for classes in (1, 2))
+            more, rest = divmod(size - start - 4 * one, 4 * (two - one))  # the length is linear in the number of classes
+            if rest == 0 and 0 <= more < _MOST_CLASSES:
+                model = _empty(name, more + 1)
+                return Published(recipe(name), more + 1, _fill(model, _ORDER, values()))
     raise ModelError(f"{path}: Darknet weights of {size} bytes, which fit no network known here; {expected_sizes()}")
 
 

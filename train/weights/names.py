@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from runtime.errors import InputError
-from runtime.files import PathLike
+from runtime.files import PathLike, read_text
 
 COCO_CLASSES = (
     *("person", "bicycle", "car", "motorcycle", "airplane", "bus", "train", "truck", "boat", "traffic light"),
@@ -27,9 +25,9 @@ def read_names(path: PathLike) -> tuple[str, ...]:
         InputError: the file cannot be read, is no UTF-8 text, or holds no name.
     """
     try:
-        text = Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: cannot be read as class names ({error}); expected UTF-8 text, one name per line") from error
+        text = read_text(path)
+    except InputError as error:
+        raise InputError(f"{error}; expected class names as UTF-8 text, one per line") from error
     names = tuple(line.strip() for line in text.splitlines() if line.strip())
     if not names:
         raise InputError(f"{path}: holds no class names; expected one per line")

@@ -18,8 +18,8 @@ from runtime.backends.signature import INPUT_NAME, Port, check_signature
 from runtime.backends.tensorrt.cuda import Buffer, Device, Graph, open_device
 from runtime.backends.tensorrt.engine_info import EngineInfo, check_gpu, check_library, read_engine_info
 from runtime.backends.tensorrt.library import TensorRT, dtype_name, load_tensorrt, tensor_shape
-from runtime.errors import ModelError, OutputError
-from runtime.files import PathLike, atomic_write
+from runtime.errors import InputError, ModelError, OutputError
+from runtime.files import LARGEST_MODEL, PathLike, atomic_write, read_bytes
 from runtime.spec import ModelSpec
 
 log = logging.getLogger(__name__)
@@ -120,7 +120,9 @@ class TrtBackend:
 
     def _load(self) -> Any:
         try:
-            engine = self._trt.deserialize(self._path.read_bytes(), version_compatible=self._info.version_compatible)
+            engine = self._trt.deserialize(
+                read_bytes(self._path, LARGEST_MODEL), version_compatible=self._info.version_compatible
+            )
         except ModelError as error:
             raise ModelError(f"{self._path}: {error}; {self._info.remedy}") from error
         _check_signature(self._info, self._trt, engine)
@@ -157,8 +159,8 @@ class TrtBackend:
 
     def _cached_kernels(self) -> Optional[bytes]:
         try:
-            return self._cache.read_bytes()
-        except OSError:
+            return read_bytes(self._cache, LARGEST_MODEL)
+        except InputError:
             return None
 
     def _keep_kernels(self) -> None:

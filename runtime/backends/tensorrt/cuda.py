@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import functools
-import importlib
 import logging
 import math
 from collections.abc import Iterator, Sequence
@@ -18,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runtime.backends.gpu import DRIVER_LIBRARY, Gpu, find_gpu
+from runtime.components import import_library
 from runtime.errors import DetectorError, MissingComponentError, ModelError
 
 log = logging.getLogger(__name__)
@@ -228,7 +228,7 @@ def open_device() -> Device:
             f"no NVIDIA driver here ({DRIVER_LIBRARY} cannot be loaded); install it, and check with `nvidia-smi`"
         ) from error
     try:
-        cuda = importlib.import_module("pycuda.driver")
+        cuda = import_library("pycuda.driver")
     except (ImportError, OSError) as error:
         raise MissingComponentError(
             f"pycuda cannot be imported ({_reason(error)}); run `CUDA_ENABLE_CURAND=False pip install pycuda`"

@@ -6,7 +6,6 @@ The libraries differ in their names. A feature is detected by its name in the mo
 from __future__ import annotations
 
 import functools
-import importlib
 import json
 import logging
 from collections import deque
@@ -14,6 +13,7 @@ from collections.abc import Callable
 from typing import Any, Optional, Protocol, TypeVar
 
 from runtime.backends.gpu import find_gpu
+from runtime.components import import_library, reason
 from runtime.errors import MissingComponentError, ModelError
 from runtime.files import PathLike
 
@@ -253,10 +253,9 @@ def load_tensorrt(flavor: str) -> TensorRT:
         MissingComponentError: not installed, with the remedy.
     """
     try:
-        return TensorRT(flavor, importlib.import_module(_MODULES[flavor]))
-    except (ImportError, OSError, RuntimeError) as error:  # the packages fail in several ways
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise MissingComponentError(f"{_TITLES[flavor]} cannot be imported ({reason}); {_REMEDIES[flavor]}") from error
+        return TensorRT(flavor, import_library(_MODULES[flavor]))
+    except Exception as error:  # the packages fail in several ways
+        raise MissingComponentError(f"{_TITLES[flavor]} cannot be imported ({reason(error)}); {_REMEDIES[flavor]}") from error
 
 
 def dtype_name(dtype: Any) -> str:

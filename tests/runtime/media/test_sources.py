@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from runtime.errors import InputError, OutputError
+from runtime.errors import InputError, ItemError, OutputError
 from runtime.media.sources import SkippedSources, Source, find_sources, read_each, read_source
 
 
@@ -135,3 +135,19 @@ def test_unusable_sources_are_skipped(count: int, strict: bool, bad: str, ends_w
 def test_a_result_that_cannot_be_written_ends_the_run() -> None:
     with pytest.raises(OutputError), SkippedSources(3, strict=False) as skipped, skipped.skip_unusable():
         raise OutputError("disk full")
+
+
+def test_a_result_that_cannot_be_written_for_its_own_reasons_is_skipped_and_told(caplog: pytest.LogCaptureFixture) -> None:
+    def run(done: list[str]) -> None:
+        with SkippedSources(3, strict=False) as skipped:
+            for name in "abc":
+                with skipped.skip_unusable():
+                    if name == "b":
+                        raise ItemError("cannot write b: File name too long")
+                    done.append(name)
+
+    done: list[str] = []
+    with pytest.raises(OutputError, match="1 of 3 results could not be written"):
+        run(done)
+    assert done == ["a", "c"]
+    assert caplog.messages == ["skipped: cannot write b: File name too long", "1 of 3 files skipped"]

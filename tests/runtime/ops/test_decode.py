@@ -274,8 +274,10 @@ def test_extreme_candidates_stay_finite(make_spec: MakeSpec, box: list[float]) -
     ("column", "value", "message"),
     [
         *((column, np.nan, f"output {CANDIDATES_NAME} holds NaN") for column in range(7)),
-        *((5, value, "holds a class or an anchor index that the model does not have") for value in (-1, 2, np.inf)),
-        *((6, value, "holds a class or an anchor index that the model does not have") for value in (-1, 336, np.inf)),
+        *((5, value, "holds a class or an anchor index that the model does not have") for value in (-1, 2, 0.5, np.inf)),
+        *((6, value, "holds a class or an anchor index that the model does not have") for value in (-1, 336, 1.5, np.inf)),
+        *((4, value, "holds a negative side or a score that is not in 0-1") for value in (-0.1, 1.1, np.inf, -np.inf)),
+        *((column, value, "holds a negative side or a score") for column in (2, 3) for value in (-1, -np.inf)),
     ],
 )
 def test_candidates_that_cannot_be_are_a_damaged_model(column: int, value: float, message: str, make_spec: MakeSpec) -> None:

@@ -162,7 +162,21 @@ def test_network_and_classes_follow_from_the_length(spp: bool, classes: int, ver
     assert loaded.weights["heads.2.predict.bias"].shape == (3 * (5 + classes),)
 
 
-@pytest.mark.parametrize("count", [0, 1, 1000, floats(False, 80) - 1, floats(False, 80) + 1, floats(False, -5), 40620641])
+@pytest.mark.parametrize(
+    "count",
+    [
+        1 << 38,
+        floats(False, 20_000),
+        floats(True, 10_001),
+        0,
+        1,
+        1000,
+        floats(False, 80) - 1,
+        floats(False, 80) + 1,
+        floats(False, -5),
+        40620641,
+    ],
+)
 def test_a_length_that_fits_no_network_is_refused(count: int, tmp_path: Path) -> None:
     message = f"Darknet weights of {20 + 4 * count} bytes, which fit no network known here; expected yolov3 "
     with pytest.raises(ModelError, match=message):

@@ -1,0 +1,49 @@
+"""Imports the libraries that a machine may lack, with the remedy where it does."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import os
+import sys
+from typing import Any
+
+from runtime.console import signals
+from runtime.console.terminal import printable
+from runtime.errors import MissingComponentError
+
+# No library may report to its maker what runs here, whoever imports it; see docs/security.md.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # read by ONNX Runtime when it is imported
+sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  # OpenVINO takes a stub of its own instead
+
+
+def is_installed(name: str) -> bool:
+    """True if a top-level module is installed, whether or not it loads."""
+    return importlib.util.find_spec(name) is not None
+
+
+def load(name: str) -> Any:
+    """Imports an optional library.
+
+    Raises:
+        MissingComponentError: it is not installed, or it is but does not load.
+    """
+    package = name.partition(".")[0]
+    try:
+        return import_library(name)
+    except Exception as error:  # a broken installation fails in as many ways as there are libraries
+        missing = isinstance(error, ModuleNotFoundError) and error.name in (name, package)
+        problem = "is not installed" if missing else f"is installed but does not load ({reason(error)})"
+        remedy = "" if missing else "--force-reinstall "
+        raise MissingComponentError(f"{package} {problem}; run `pip install {remedy}{package}`") from error
+
+
+def import_library(name: str) -> Any:
+    """Imports a library; raises whatever that does."""
+    with signals.held():  # C code in a library may turn the exception of Ctrl-C into an ImportError
+        return importlib.import_module(name)
+
+
+def reason(error: Exception) -> str:
+    """Returns the first line of what a library says, for messages."""
+    return printable(next(iter(str(error).splitlines()), type(error).__name__), 300)

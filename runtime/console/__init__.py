@@ -1,0 +1,1 @@
+"""Signals, terminal output and start of the command lines; needs the standard library alone."""

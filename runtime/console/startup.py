@@ -1,0 +1,71 @@
+"""Clean endings while a command is still importing its modules, before `runtime.cli.run` takes over.
+
+Imports next to nothing itself, so that it is in place within milliseconds.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from types import FrameType, TracebackType
+    from typing import Any, Callable, Optional
+
+    _ExceptHook = Callable[[type[BaseException], BaseException, Optional[TracebackType]], Any]
+
+ENDING = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
+"""Signals that ask a command to end: Ctrl-C, `kill` and a closed terminal."""
+
+
+def exit_code(number: int) -> int:
+    """Returns the exit code by which shells report that a signal ended a program."""
+    return 128 + number
+
+
+def is_handled(number: int) -> bool:
+    """True unless the caller had the signal ignored, as `nohup` and background shells do, or other code handles it."""
+    return signal.getsignal(number) not in (signal.SIG_IGN, None)
+
+
+def _guard_imports() -> None:
+    """Ends a command that a signal or a broken package stops while it imports with one line; does nothing in a library.
+
+    Python runs `python -m package…` with "-m" in `sys.argv[0]` until it has found the module, so a package that is imported
+    then is being run.
+    """
+    if sys.argv[:1] == ["-m"]:
+        for number in filter(is_handled, ENDING):
+            signal.signal(number, _leave)
+        sys.excepthook = _reporter()
+
+
+def _leave(number: int, frame: Optional[FrameType]) -> None:
+    """Ends the process without raising, which modules that are being imported turn into an ImportError or a traceback."""
+    try:
+        os.write(2, b"interrupted\n")
+    finally:
+        os._exit(exit_code(number))
+
+
+def _reporter() -> _ExceptHook:
+    # Imported now: once the import of the package has failed, none of its modules can be imported any more.
+    from runtime.console.terminal import unexpected
+    from runtime.errors import UNEXPECTED, MissingComponentError
+
+    def report(kind: type[BaseException], error: BaseException, trace: Optional[TracebackType]) -> None:
+        if "--debug" in sys.argv:
+            sys.__excepthook__(kind, error, trace)
+        if isinstance(error, ModuleNotFoundError) and error.name:
+            package = error.name.partition(".")[0]
+            print(f"error: {package} is not installed; run `pip install {package}`, or `make setup` for all", file=sys.stderr)
+            sys.exit(MissingComponentError.exit_code)
+        print(unexpected(error), file=sys.stderr)
+        sys.exit(UNEXPECTED)
+
+    return report
+
+
+_guard_imports()

@@ -1,0 +1,62 @@
+"""A command that is stopped while it imports its modules ends with one line, whatever stops it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[3]
+COMMANDS = ("runtime.detect", "train", "calibration", "export.onnx")
+
+
+def start(module: str, numpy: str, folder: Path) -> subprocess.Popen[str]:
+    """Run a command with another numpy, which every command imports."""
+    (folder / "numpy.py").write_text(numpy)
+    return subprocess.Popen(
+        [sys.executable, "-m", module, "--help"],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(folder)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+@pytest.mark.parametrize("module", COMMANDS)
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signals(module: str, number: signal.Signals, tmp_path: Path) -> None:
+    with start(module, "import time\nprint('importing', flush=True)\ntime.sleep(60)", tmp_path) as process:
+        assert process.stdout and process.stdout.readline() == "importing\n"
+        process.send_signal(number)
+        assert process.communicate(timeout=30) == ("", "interrupted\n")
+    assert process.returncode == 128 + number
+
+
+@pytest.mark.parametrize(
+    ("numpy", "exit_code", "line"),
+    [
+        ("import absent.part", 3, "error: absent is not installed; run `pip install absent`, or `make setup` for all\n"),
+        (
+            "raise ImportError('libx.so: \\n')",
+            4,
+            "unexpected: ImportError: libx.so: \\n; please report it, details with --debug\n",
+        ),
+    ],
+    ids=["missing", "broken"],
+)
+def test_imports_that_fail(numpy: str, exit_code: int, line: str, tmp_path: Path) -> None:
+    with start("runtime.detect", numpy, tmp_path) as process:
+        assert process.communicate(timeout=30) == ("", line)
+    assert process.returncode == exit_code
+
+
+def test_a_library_leaves_the_signals_alone() -> None:
+    code = "import signal, sys\nhook, old = sys.excepthook, signal.getsignal(signal.SIGINT)\nimport runtime\n"
+    code += "assert signal.getsignal(signal.SIGINT) is old and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL\n"
+    code += "assert sys.excepthook is hook"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, timeout=60).returncode == 0
