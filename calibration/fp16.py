@@ -146,3 +146,6 @@ class _Writer:
         del target.node[:]
         target.node.extend(self._nodes)
         target.initializer.extend(self._constants.values())
+        kept = [item for item in target.value_info if item.name not in self._made]  # the others' types have changed
+        del target.value_info[:]
+        target.value_info.extend(kept)

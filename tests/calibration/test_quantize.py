@@ -171,7 +171,7 @@ def test_fp16_layers_run_in_fp16_and_their_neighbors_stay_right(
 
 
 def test_the_rest_runs_in_fp16_but_for_the_sampling_and_the_maps(tiny_model: Path, ranges_of: FindRanges) -> None:
-    source, ranges = onnx.load(tiny_model), ranges_of(tiny_model, "tensorrt")
+    source, ranges = onnx.shape_inference.infer_shapes(onnx.load(tiny_model)), ranges_of(tiny_model, "tensorrt")
     plain, halved = (quantize(source, ranges, "tensorrt", rest=rest) for rest in ("fp32", "fp16"))
     onnx.checker.check_model(halved, full_check=True)
     kinds = {
