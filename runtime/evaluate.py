@@ -78,7 +78,7 @@ def run(backend: Backend, options: argparse.Namespace, store: Callable[[float], 
     """
     dataset = open_dataset(options.data, options.split)
     needs_threshold = options.store or options.plots or options.precision is not None
-    if needs_threshold and all(item["iscrowd"] for item in dataset.annotations):
+    if needs_threshold and dataset.truth.crowd.all():
         raise _nothing_to_measure_by(dataset)
     if options.coco_results:
         check_writable(options.coco_results)  # now rather than after the work
@@ -93,7 +93,7 @@ def run(backend: Backend, options: argparse.Namespace, store: Callable[[float], 
     own = backend.spec.operating_threshold
     stored = None if own is None else curves.overall.at(own)
     if options.coco_results:
-        write_json(options.coco_results, result.results)
+        write_json(options.coco_results, dataset.to_source(result.results))
     if options.plots and chosen.threshold is not None:
         counts = confusion_matrix(dataset, result.results, result.matches.image_ids, chosen.threshold)
         write_plots(options.plots, curves, chosen, counts, dataset.class_names)
@@ -172,7 +172,7 @@ def _share(value: float) -> str:
 
 
 def _percent(value: float) -> str:
-    return f"{value * 100:6.2f}" if value >= 0 else "     -"
+    return f"{value * 100:6.2f}" if value >= 0 else f"{'–':>6}"
 
 
 def main(arguments: Optional[list[str]] = None) -> int:

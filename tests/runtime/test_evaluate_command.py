@@ -45,7 +45,7 @@ def test_figures_as_a_table(command: Command, tiny_onnx: Path, data: Path) -> No
     assert code == 0
     rows = out.splitlines()
     assert [row.split()[0] for row in rows[:12]] == list(METRICS)
-    assert rows[0].split() == ["AP", "50.00"] and rows[5].split() == ["APl", "-"]
+    assert rows[0].split() == ["AP", "50.00"] and rows[5].split() == ["APl", "–"]
     assert [row.split() for row in rows[13:16]] == [["class", "AP"], ["dot", "0.00"], ["ring", "100.00"]]
     assert rows[-1] == "3 images, 2 detections"
 
@@ -127,7 +127,7 @@ def test_other_classes_than_the_models(
     ("arguments", "message"),
     [
         (("--data", "gone"), "gone: no such dataset folder"),
-        (("--data", "hollow"), "neither the COCO layout"),
+        (("--data", "hollow"), "no dataset layout that is known"),
         (("--data", "coco", "--split", "test"), "no split 'test'; found val2017"),
         (("--data", "coco", "--coco-results", "file/results.json"), "cannot write"),
     ],
