@@ -47,8 +47,8 @@ def read_coco_json(
     content = _load(folder, source)
     categories, notes = _categories(folder, source, content, siblings)
     images = _images(folder, source, content["images"], image_folders)
-    position_of = {_key(image.source_id): index for index, image in enumerate(images)}
-    class_of = {_key(category_id): index for index, (category_id, _) in enumerate(categories)}
+    position_of = _index([image.source_id for image in images])
+    class_of = _index([category_id for category_id, _ in categories])
     objects = _objects(source, content["annotations"], position_of, class_of)
     return build_dataset(
         folder.root,
@@ -143,34 +143,82 @@ def _images(folder: DatasetFolder, source: Path, records: Sequence[Any], image_f
     ]
 
 
-def _objects(source: Path, records: Sequence[Any], position_of: dict[str, int], class_of: dict[str, int]) -> RawObjects:
-    def column(field: str, read: Callable[[Any], Value], expected: str) -> list[Value]:
+def _objects(
+    source: Path, records: Sequence[Any], position_of: dict[SourceId, int], class_of: dict[SourceId, int]
+) -> RawObjects:
+    def slowly(field: str, read: Callable[[Any], Value], expected: str) -> list[Value]:
         return _column(source, "annotation", records, field, read, expected)
 
-    images = column("image_id", lambda record: _key(_id(record["image_id"])), "a number or text")
-    categories = column("category_id", lambda record: _key(_id(record["category_id"])), "a number or text")
-    boxes = np.array(column("bbox", lambda record: _box(record["bbox"]), "4 numbers"), np.float64).reshape(-1, 4)
-    crowd = column("iscrowd", lambda record: _flag(record.get("iscrowd")), "0 or 1")
+    boxes = _quick_boxes(records)
+    if boxes is None:
+        boxes = np.array(slowly("bbox", lambda record: _box(record["bbox"]), "4 numbers"), np.float64).reshape(-1, 4)
+    crowd = _quick_numbers(records, "iscrowd", range(2))
+    if crowd is None:
+        crowd = np.array(slowly("iscrowd", lambda record: _flag(record.get("iscrowd")), "0 or 1"), np.float64)
     check_boxes(boxes, lambda index: f"{source}: annotation {_short(records[index])}")
-    areas = np.array(column("area", lambda record: _area(record.get("area")), "a finite number"), np.float64)
+    areas = _quick_numbers(records, "area")
+    if areas is None:
+        areas = np.array(slowly("area", lambda record: _area(record.get("area")), "a finite number"), np.float64)
+    positions = []
+    for field, of in (("image_id", position_of), ("category_id", class_of)):
+        ids = _quick_ids(records, field) or slowly(field, lambda record, field=field: _id(record[field]), "a number or text")
+        positions.append(_positions(source, records, ids, of, field))
     areas = np.where(areas < 0, boxes[:, 2] * boxes[:, 3], areas)
-    return RawObjects(
-        _positions(source, records, images, position_of, "image"),
-        _positions(source, records, categories, class_of, "category"),
-        boxes,
-        np.array(crowd, np.bool_),
-        areas,
-    )
+    return RawObjects(positions[0], positions[1], boxes, crowd != 0, areas)
 
 
-def _positions(source: Path, records: Sequence[Any], keys: Sequence[str], of: dict[str, int], kind: str) -> NDArray[np.int64]:
-    found = [of.get(key, -1) for key in keys]
+def _quick_ids(records: Sequence[Any], field: str) -> Optional[list[SourceId]]:
+    """Reads whole numbers of all records at once; None where one of them is anything else."""
+    try:
+        values = [record[field] for record in records]
+    except _WRONG:
+        return None
+    return values if set(map(type, values)) <= {int} else None
+
+
+def _quick_boxes(records: Sequence[Any]) -> Optional[NDArray[np.float64]]:
+    """Reads all boxes at once, float64 `[N, 4]`; None where one of them is not 4 numbers."""
+    try:
+        boxes = np.array([record["bbox"] for record in records], np.float64) if records else np.zeros((0, 4))
+    except _WRONG:
+        return None
+    return boxes if boxes.shape == (len(records), 4) else None
+
+
+def _quick_numbers(records: Sequence[Any], field: str, allowed: Optional[range] = None) -> Optional[NDArray[np.float64]]:
+    """Reads a number of all records at once, float64 `[N]`; None where one is missing, negative or not finite."""
+    try:
+        values = [record[field] for record in records]
+        numbers = np.array(values, np.float64) if set(map(type, values)) <= {int, float} else None
+    except _WRONG:
+        return None
+    if numbers is None or not (np.isfinite(numbers) & (numbers >= 0)).all():
+        return None
+    return None if allowed is not None and not np.isin(numbers, allowed).all() else numbers
+
+
+def _positions(
+    source: Path, records: Sequence[Any], ids: Sequence[SourceId], of: dict[SourceId, int], field: str
+) -> NDArray[np.int64]:
+    found = [of.get(value, -1) for value in ids]
     if -1 in found:
-        record = records[found.index(-1)]
+        index = found.index(-1)
         raise InputError(
-            f"{source}: annotation {_short(record)} refers to {kind} {reprlib.repr(record[f'{kind}_id'])}, which is not listed"
+            f"{source}: annotation {_short(records[index])} refers to {field.removesuffix('_id')} {reprlib.repr(ids[index])},"
+            " which is not listed"
         )
     return np.array(found, np.int64)
+
+
+def _index(ids: Sequence[Optional[SourceId]]) -> dict[SourceId, int]:
+    """Returns the position of each id, as a number and as text: some tools write 7 in one place and "7" in another."""
+    positions: dict[SourceId, int] = {}
+    for position, value in enumerate(ids):
+        if value is not None:
+            positions[value] = positions[str(value)] = position
+            if isinstance(value, str) and value.isdecimal() and str(int(value)) == value:
+                positions[int(value)] = position
+    return positions
 
 
 def _id(value: Any) -> SourceId:

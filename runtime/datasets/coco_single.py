@@ -21,7 +21,7 @@ def read(folder: DatasetFolder, split: str) -> Dataset:
     """Reads one file; see `read_coco_json` for errors."""
     sources = _sources(folder)
     source, root = sources[split], folder.root
-    images = [root / split, root / "images" / split, root / "images", source.parent, root]
+    images = [root / split, root / "images" / split, root / "images", source.parent / "images", source.parent, root]
     beside = sorted(path for path in root.iterdir() if path.is_dir() and path not in images)
     siblings = [path for name, path in sources.items() if name != split]
     return read_coco_json(folder, source, split, [path for path in (*images, *beside) if path.is_dir()], siblings)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Optional
@@ -39,7 +41,11 @@ def open_dataset(root: PathLike, split: str, made: Optional[MadeSplit] = None, f
     Raises:
         InputError: no such folder, layout or split, or annotations that cannot be trusted.
     """
-    folder = DatasetFolder(root, follow_links)
+    with _without_garbage_collection():
+        return _open(DatasetFolder(root, follow_links), split, made or MadeSplit())
+
+
+def _open(folder: DatasetFolder, split: str, made: MadeSplit) -> Dataset:
     reader, names = find_layout(folder)
     base = undivided(names)
     if base is None or split not in (*_ROLES, WHOLE):
@@ -50,13 +56,24 @@ def open_dataset(root: PathLike, split: str, made: Optional[MadeSplit] = None, f
     _check_images(dataset)
     if split == WHOLE:
         return replace(dataset, split=WHOLE)
-    made = made or MadeSplit()
     parts = divide(dataset, made)
     log.info(
         "%s: no validation images; of %d images %d are held back for it (share %g, seed %d)",
         *(folder.root, len(dataset), len(parts["val"]), made.share, made.seed),
     )
     return parts[split]
+
+
+@contextlib.contextmanager
+def _without_garbage_collection() -> Iterator[None]:
+    """Spares the garbage collector from looking through a million fresh records again and again."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 def find_layout(folder: DatasetFolder) -> tuple[DatasetReader, list[str]]:

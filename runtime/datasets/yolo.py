@@ -32,13 +32,15 @@ class _Layout:
     Attributes:
         source: the file that says so.
         names: of the classes.
-        parts: by split, folders of images or list files, relative to the root.
+        parts: by split, folders of images or list files, as written.
+        base: what they are relative to, as written.
         keypoints: numbers per object behind the box, in data sets of poses.
     """
 
     source: Path
     names: list[str]
     parts: dict[str, list[str]]
+    base: str = ""
     keypoints: int = 0
 
 
@@ -134,10 +136,10 @@ def _from_yaml(folder: DatasetFolder, path: Path, content: dict[Any, Any]) -> _L
         if not all(isinstance(item, str) for item in listed):
             raise InputError(f"{path}: {key} is {reprlib.repr(value)}, expected a folder, a list file, or several")
         if listed:
-            parts[key] = [_place(folder, path, content.get("path"), item) for item in listed]
+            parts[key] = listed
     shape = content.get("kpt_shape")
     keypoints = math.prod(shape) if isinstance(shape, list) and all(isinstance(item, int) for item in shape) else 0
-    return _Layout(path, _names(path, content["names"], content.get("nc")), parts, keypoints)
+    return _Layout(path, _names(path, content["names"], content.get("nc")), parts, str(content.get("path") or ""), keypoints)
 
 
 def _names(path: Path, names: Any, count: Any) -> list[str]:
@@ -158,7 +160,7 @@ def _names(path: Path, names: Any, count: Any) -> list[str]:
     return [str(name) for name in names]
 
 
-def _place(folder: DatasetFolder, source: Path, base: Any, item: str) -> str:
+def _place(folder: DatasetFolder, layout: _Layout, item: str) -> Path:
     """Finds a folder or list of images relative to the YAML file's own folder, whatever machine its paths were written for.
 
     `path:` and leading parts that do not exist here (`../train/images`, `/content/data/train/images`) are left out.
@@ -167,12 +169,13 @@ def _place(folder: DatasetFolder, source: Path, base: Any, item: str) -> str:
         InputError: nothing of that name is in the folder.
     """
     parts = [part for part in item.replace("\\", "/").split("/") if part not in ("", ".", "..")]
-    prefix = [part for part in str(base or "").replace("\\", "/").split("/") if part not in ("", ".", "..")]
+    prefix = [part for part in layout.base.replace("\\", "/").split("/") if part not in ("", ".", "..")]
     candidates = ["/".join((*prefix, *parts)), *("/".join(parts[start:]) for start in range(len(parts)))]
     for candidate in candidates:
         if candidate and (folder.root / candidate).exists():
             folder.check_inside(folder.root / candidate)
-            return candidate
+            return folder.root / candidate
+    source = layout.source
     raise InputError(f"{source}: {item!r} is not in {folder.root}; write paths relative to the folder of {source.name}")
 
 
@@ -180,7 +183,7 @@ def _image_files(folder: DatasetFolder, layout: _Layout, split: str) -> list[Pat
     """Lists the images of a split, in the order of their names or of the lists; each once."""
     found: list[Path] = []
     for part in layout.parts[split]:
-        place = folder.root / part
+        place = _place(folder, layout, part)
         if place.is_dir():
             names = [name for name in folder.files(place) if PurePosixPath(name).suffix.lower() in IMAGE_SUFFIXES]
             found += [place / name for name in names]
