@@ -14,7 +14,8 @@ from runtime import cli
 from runtime.backends.base import Backend
 from runtime.backends.open import open_backend
 from runtime.datasets.dataset import Dataset
-from runtime.datasets.open import open_dataset
+from runtime.datasets.options import add_data_options, open_split
+from runtime.datasets.summary import summarize
 from runtime.detector import Detector
 from runtime.errors import CheckFailed, DetectorError, InputError
 from runtime.evaluation.coco import METRICS, Evaluation, evaluate
@@ -29,7 +30,7 @@ log = logging.getLogger(__name__)
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments that every evaluating command takes."""
-    parser.add_argument("--data", required=True, help="dataset folder, COCO or VOC layout")
+    add_data_options(parser)
     parser.add_argument("--split", default="val", help="split to score (default: the one that plays `val`)")
     parser.add_argument("--batch", type=cli.positive, default=1, help="images at a time (default: 1)")
     parser.add_argument("--json", action="store_true", help="metrics as JSON on stdout")
@@ -76,10 +77,12 @@ def run(backend: Backend, options: argparse.Namespace, store: Callable[[float], 
         InputError: the data or an output cannot be used, or there is nothing to choose a threshold by.
         CheckFailed: no threshold has the wanted precision, or no detection is right.
     """
-    dataset = open_dataset(options.data, options.split)
+    dataset = open_split(options, options.split, backend.spec)
     needs_threshold = options.store or options.plots or options.precision is not None
     if needs_threshold and dataset.truth.crowd.all():
         raise _nothing_to_measure_by(dataset)
+    for line in summarize(dataset):
+        log.info("%s", line)
     if options.coco_results:
         check_writable(options.coco_results)  # now rather than after the work
     if options.plots:

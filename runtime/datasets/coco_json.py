@@ -159,12 +159,20 @@ def _objects(
     areas = _quick_numbers(records, "area")
     if areas is None:
         areas = np.array(slowly("area", lambda record: _area(record.get("area")), "a finite number"), np.float64)
-    positions = []
-    for field, of in (("image_id", position_of), ("category_id", class_of)):
-        ids = _quick_ids(records, field) or slowly(field, lambda record, field=field: _id(record[field]), "a number or text")
-        positions.append(_positions(source, records, ids, of, field))
+    images = _quick_ids(records, "image_id")
+    if images is None:
+        images = slowly("image_id", lambda record: _id(record["image_id"]), "a number or text")
+    categories = _quick_ids(records, "category_id")
+    if categories is None:
+        categories = slowly("category_id", lambda record: _id(record["category_id"]), "a number or text")
     areas = np.where(areas < 0, boxes[:, 2] * boxes[:, 3], areas)
-    return RawObjects(positions[0], positions[1], boxes, crowd != 0, areas)
+    return RawObjects(
+        _positions(source, records, images, position_of, "image"),
+        _positions(source, records, categories, class_of, "category"),
+        boxes,
+        crowd != 0,
+        areas,
+    )
 
 
 def _quick_ids(records: Sequence[Any], field: str) -> Optional[list[SourceId]]:
@@ -198,14 +206,13 @@ def _quick_numbers(records: Sequence[Any], field: str, allowed: Optional[range] 
 
 
 def _positions(
-    source: Path, records: Sequence[Any], ids: Sequence[SourceId], of: dict[SourceId, int], field: str
+    source: Path, records: Sequence[Any], ids: Sequence[SourceId], of: dict[SourceId, int], kind: str
 ) -> NDArray[np.int64]:
     found = [of.get(value, -1) for value in ids]
     if -1 in found:
         index = found.index(-1)
         raise InputError(
-            f"{source}: annotation {_short(records[index])} refers to {field.removesuffix('_id')} {reprlib.repr(ids[index])},"
-            " which is not listed"
+            f"{source}: annotation {_short(records[index])} refers to {kind} {reprlib.repr(ids[index])}, which is not listed"
         )
     return np.array(found, np.int64)
 

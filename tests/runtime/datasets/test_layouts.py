@@ -180,7 +180,7 @@ def test_bad_yolo_labels_are_named(line: str, message: str, tmp_path: Path) -> N
         ("names: [dot, dot]\ntrain: images/train\nval: images/val\n", "'dot'"),
         (f"{NAMES}train: 5\n", "train is 5, expected a folder"),
         (f"{NAMES}train: images/train\nval: images/gone\n", "'images/gone' is not in"),
-        (f"{NAMES}train: /\nval: images/val\n", "'/' is not in"),
+        (f"{NAMES}train: images/train\nval: /\n", "'/' is not in"),
         (f"{NAMES}train: images/train\nval: evil.txt\n", "absolute path, or leads out"),
     ],
 )
