@@ -27,7 +27,7 @@ def read_names(path: PathLike) -> tuple[str, ...]:
         InputError: the file cannot be read, is no UTF-8 text, or holds no name.
     """
     try:
-        text = Path(path).read_text(encoding="utf-8")
+        text = Path(path).read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: cannot be read as class names ({error}); expected UTF-8 text, one name per line") from error
     names = tuple(line.strip() for line in text.splitlines() if line.strip())
