@@ -43,7 +43,7 @@ def examine(dataset: Dataset, input_side: int, least_side: float) -> list[Findin
     Args:
         dataset: the split.
         input_side: of the network's input in pixels.
-        least_side: smallest side of a box there that training keeps, in pixels.
+        least_side: smallest side of a box there that training keeps, in pixels; 0 for a split that is not trained on.
     """
     faults = [*dataset.losses, *_missing_classes(dataset), *_tiny_boxes(dataset), *_doubled_labels(dataset)]
     faults += [*_unreadable(dataset), *_copies(dataset)]

@@ -28,6 +28,8 @@ from train.spec import model_spec
 
 log = logging.getLogger("train.data")
 
+_TRAIN_ON, _MEASURE_BY = "train on", "measure by"
+
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = cli.parser(
@@ -81,9 +83,9 @@ def main(arguments: list[str] | None = None) -> int:
     quiet.setLevel(logging.ERROR)  # what reading left out is in the report
     splits = {purpose: open_split(options, name) for purpose, name in _purposes(options)}
     findings: list[Finding] = []
-    for dataset in splits.values():
-        print("\n".join(summarize(dataset)[:1]), flush=True)
-        findings += examine(dataset, options.size, AugmentConfig().min_side)
+    for purpose, dataset in splits.items():
+        print(summarize(dataset)[0], flush=True)
+        findings += examine(dataset, options.size, AugmentConfig().min_side if purpose == _TRAIN_ON else 0)
     findings += [*examine_leakage(*splits.values()), *examine_unlisted(list(splits.values()))]
     faults = [item for item in findings if item.is_fault]
     for item in sorted(findings, key=lambda item: not item.is_fault):
@@ -100,7 +102,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _purposes(options: argparse.Namespace) -> tuple[tuple[str, str], ...]:
-    return ("train on", options.train_split), ("measure by", options.val_split)
+    return (_TRAIN_ON, options.train_split), (_MEASURE_BY, options.val_split)
 
 
 if __name__ == "__main__":
