@@ -15,10 +15,10 @@ from runtime.backends.base import Backend
 from runtime.backends.open import open_backend
 from runtime.datasets.dataset import Dataset
 from runtime.datasets.options import add_data_options, open_split
-from runtime.datasets.summary import summarize
+from runtime.datasets.summary import log_summary
 from runtime.detector import Detector
 from runtime.errors import CheckFailed, DetectorError, InputError
-from runtime.evaluation.coco import METRICS, Evaluation, evaluate
+from runtime.evaluation.coco import METRICS, Evaluation, evaluate, match_classes
 from runtime.evaluation.confusion import confusion_matrix
 from runtime.evaluation.operating_point import IOU, Curve, OperatingPoint, Point, choose, measure_curves
 from runtime.evaluation.store import check_storable, store_threshold
@@ -81,12 +81,12 @@ def run(backend: Backend, options: argparse.Namespace, store: Callable[[float], 
     needs_threshold = options.store or options.plots or options.precision is not None
     if needs_threshold and dataset.truth.crowd.all():
         raise _nothing_to_measure_by(dataset)
-    for line in summarize(dataset):
-        log.info("%s", line)
     if options.coco_results:
         check_writable(options.coco_results)  # now rather than after the work
     if options.plots:
         output_folder(options.plots)
+    match_classes(backend.spec.class_names, dataset)
+    log_summary(dataset)
     detector = Detector(backend, score_threshold=backend.spec.score_threshold)
     result = evaluate(detector, dataset, backend.spec.class_names, batch=options.batch, strict=options.strict)
     curves = measure_curves(result.matches)

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import logging
+
 import numpy as np
 
 from runtime.datasets.dataset import Dataset
 from runtime.errors import InputError
+
+log = logging.getLogger(__name__)
 
 _LISTED = 6
 _SMALL, _MEDIUM = 32**2, 96**2  # square pixels, COCO's limits
@@ -34,6 +38,12 @@ def summarize(dataset: Dataset) -> list[str]:
         names = ", ".join(missing[:_LISTED]) + (f" and {more} more" if more > 0 else "")
         lines.append(f"{dataset.split}: no object of {len(missing)} of {len(counts)} classes: {names}")
     return lines
+
+
+def log_summary(dataset: Dataset) -> None:
+    """Logs the lines of `summarize`."""
+    for line in summarize(dataset):
+        log.info("%s", line)
 
 
 def class_counts(dataset: Dataset) -> dict[str, int]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from runtime.datasets.dataset import Dataset, MadeSplit
 from runtime.datasets.open import open_dataset
 from runtime.datasets.split import names_of
-from runtime.datasets.summary import require_objects, summarize
+from runtime.datasets.summary import log_summary, require_objects
 from runtime.errors import InputError
 from runtime.files import write_json
 from runtime.spec import ModelSpec
@@ -29,8 +29,7 @@ def open_splits(
     """
     train_data, val_data = (open_dataset(data, name, made_split, follow_links) for name in names)
     for dataset, purpose in ((train_data, "train on"), (val_data, "measure by")):
-        for line in summarize(dataset):
-            log.info("%s", line)
+        log_summary(dataset)
         require_objects(dataset, purpose)
     return train_data, val_data
 
