@@ -15,7 +15,7 @@ from runtime.datasets.dataset import Dataset, MadeSplit
 from runtime.datasets.folder import DatasetFolder, describe
 from runtime.datasets.reader import DatasetReader
 from runtime.datasets.split import divide
-from runtime.errors import InputError
+from runtime.errors import DetectorError, InputError
 from runtime.files import PathLike
 
 log = logging.getLogger(__name__)
@@ -57,10 +57,11 @@ def _open(folder: DatasetFolder, split: str, made: MadeSplit) -> Dataset:
     if split == WHOLE:
         return replace(dataset, split=WHOLE)
     parts = divide(dataset, made)
-    log.info(
-        "%s: no validation images; of %d images %d are held back for it (share %g, seed %d)",
-        *(folder.root, len(dataset), len(parts["val"]), made.share, made.seed),
-    )
+    if split == "val":
+        log.info(
+            "%s: no validation images; of %d images %d are held back for it (share %g, seed %d)",
+            *(folder.root, len(dataset), len(parts["val"]), made.share, made.seed),
+        )
     return parts[split]
 
 
@@ -127,7 +128,7 @@ def choose_split(root: Path, wanted: str, names: Sequence[str]) -> str:
 def _is_dataset(root: Path) -> bool:
     try:
         return any(reader.splits(DatasetFolder(root)) for reader in READERS)
-    except InputError:
+    except DetectorError:
         return False
 
 

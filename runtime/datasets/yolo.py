@@ -20,6 +20,7 @@ from runtime.media.image_header import claimed_size
 
 LAYOUT = "YOLO (data.yaml or classes.txt, images/ and labels/)"
 _SPLITS = ("train", "val", "test")
+_YAML = ("data", "dataset")
 _TOLERANCE = 0.01  # by which rounding and clipping let a share leave 0-1
 _TXT = frozenset({".txt"})
 _HEADER_BYTES = 1 << 16
@@ -105,8 +106,13 @@ def _report(where: str, rows: _Rows) -> tuple[list[str], list[str]]:
 
 
 def _layout(folder: DatasetFolder) -> Optional[_Layout]:
-    for path in sorted(folder.root.glob("*.y*ml"), key=lambda path: (path.stem not in ("data", "dataset"), path.name)):
-        content = _read_yaml(folder, path)
+    for path in sorted(folder.root.glob("*.y*ml"), key=lambda path: (path.stem not in _YAML, path.name)):
+        try:
+            content = _read_yaml(folder, path)
+        except InputError:
+            if path.stem in _YAML:
+                raise
+            continue  # it need not belong to the data
         if isinstance(content, dict) and "names" in content and any(content.get(key) for key in _SPLITS):
             return _from_yaml(folder, path, content)
     classes = folder.root / "classes.txt"

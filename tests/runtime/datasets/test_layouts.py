@@ -232,6 +232,14 @@ def test_one_coco_file_with_one_folder(options: dict[str, str], tmp_path: Path) 
     check(root, "all", 20)
 
 
+def test_a_yaml_file_that_is_no_layout_is_left_alone(tmp_path: Path) -> None:
+    pytest.importorskip("yaml")
+    root = make_single(tmp_path)
+    write(root / "broken.yaml", "a: [")
+    write(root / "compose.yml", "services: {names: [x]}")
+    check(root, "all", 20)
+
+
 def test_coco_files_of_other_names_are_splits(tmp_path: Path) -> None:
     root = make_single(tmp_path, 4, "annotations/train.json", "images")
     shutil.copy(root / "annotations" / "train.json", root / "annotations" / "val.json")
