@@ -18,6 +18,7 @@ from runtime.datasets.folder import DatasetFolder, shorten
 from runtime.errors import InputError
 
 _LISTS = ("images", "annotations", "categories")
+_LONGEST_NUMBER = 40  # digits; longer ids are compared as texts
 _WRONG = (LookupError, TypeError, ValueError, AttributeError, OverflowError)
 Record = dict[str, Any]
 Value = TypeVar("Value")
@@ -223,7 +224,7 @@ def _index(ids: Sequence[Optional[SourceId]]) -> dict[SourceId, int]:
     for position, value in enumerate(ids):
         if value is not None:
             positions[value] = positions[str(value)] = position
-            if isinstance(value, str) and value.isdecimal() and str(int(value)) == value:
+            if isinstance(value, str) and len(value) < _LONGEST_NUMBER and value.isdecimal() and str(int(value)) == value:
                 positions[int(value)] = position
     return positions
 

@@ -18,6 +18,7 @@ from runtime.files import PathLike
 from runtime.media.image import IMAGE_SUFFIXES
 
 _DRIVE = re.compile(r"[A-Za-z]:/")
+_BREAKS = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 _LINKS = "a symbolic link that leads out of the dataset's folder; read it with --follow-links if you trust it"
 
 
@@ -219,8 +220,9 @@ def _is_inside(path: str, folder: str) -> bool:
 
 
 def shorten(text: str) -> str:
-    """Cuts a text that a message quotes."""
-    return text if len(text) <= 120 else f"{text[:117]}..."
+    """Cuts a text that a message quotes, and escapes what would break the line."""
+    text = text if len(text) <= 120 else f"{text[:117]}..."
+    return _BREAKS.sub(lambda found: repr(found.group())[1:-1], text)
 
 
 def describe(root: Path) -> str:

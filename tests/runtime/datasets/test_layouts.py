@@ -275,3 +275,30 @@ def test_an_image_without_label_file_next_to_the_labels(tmp_path: Path) -> None:
     write_image(tmp_path / "data" / "0.png", 0)
     write(tmp_path / "data" / "0.txt", yolo_line(0))
     check(tmp_path, "val", 1)
+
+
+@pytest.mark.parametrize("identity", ["9" * 5000, "00012", "1e3", 2**64, -(2**63), 7.0, "é\n"])
+def test_ids_of_any_kind_stay_at_the_border(identity: object, tmp_path: Path) -> None:
+    content = coco(["0.png", "1.png"])
+    for record in (content["images"][1], content["annotations"][1]):
+        record["id" if "file_name" in record else "image_id"] = identity
+    for record in (content["categories"][1], content["annotations"][1]):
+        record["id" if "name" in record else "category_id"] = identity
+    for i in range(2):
+        write_image(tmp_path / "images" / f"{i}.png", i)
+    write(tmp_path / "result.json", content)
+    dataset = open_dataset(tmp_path, "all")
+    assert sorted(image.image_id for image in dataset.images) == [1, 2] and dataset.category_ids == (1, 2)
+    found = [{"image_id": image.image_id, "category_id": 1} for image in dataset.images]
+    assert [item["image_id"] for item in dataset.to_source(found)] == [0, identity]
+    assert {item["category_id"] for item in dataset.to_source([{**found[0], "category_id": k} for k in (1, 2)])} == {
+        1,
+        identity,
+    }
+
+
+def test_a_name_that_would_break_the_line_is_escaped(tmp_path: Path) -> None:
+    root = make_single(tmp_path)
+    write(root / "result.json", coco(["a\nb\x1b[2J.png"]))
+    with pytest.raises(InputError, match=r"image a\\nb\\x1b\[2J\.png is in none of"):
+        open_dataset(root, "val")
