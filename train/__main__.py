@@ -8,6 +8,7 @@ import shlex
 from pathlib import Path
 
 from runtime import cli
+from runtime.datasets import options as data_options
 from runtime.datasets.options import add_data_options, made_split
 from runtime.errors import InputError
 from runtime.spec import RESIZE_MODES
@@ -125,7 +126,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         best = train(config, run, resume)
     except KeyboardInterrupt:
-        command = shlex.join(["python", "-m", "train", "--data", str(options.data), "--resume", str(folder)])
+        command = shlex.join(["python", "-m", "train", *data_options.to_arguments(options), "--resume", str(folder)])
         log.warning("stopped; continue with: %s", command)
         raise
     print(best)

@@ -42,20 +42,23 @@ def open_dataset(root: PathLike, split: str, made: Optional[MadeSplit] = None, f
         InputError: no such folder, layout or split, or annotations that cannot be trusted.
     """
     with _without_garbage_collection():
-        return _open(DatasetFolder(root, follow_links), split, made or MadeSplit())
+        return _open(DatasetFolder(root, follow_links), split, made)
 
 
-def _open(folder: DatasetFolder, split: str, made: MadeSplit) -> Dataset:
+def _open(folder: DatasetFolder, split: str, made: Optional[MadeSplit]) -> Dataset:
     reader, names = find_layout(folder)
     base = undivided(names)
     if base is None or split not in (*_ROLES, WHOLE):
         dataset = reader.read(folder, choose_split(folder.root, split, names))
         _check_images(dataset)
+        if made and not made.sha256 and base is None and split == "val":
+            log.warning("%s: has validation images of its own, so no share of others is held back", folder.root)
         return dataset
     dataset = reader.read(folder, base)
     _check_images(dataset)
     if split == WHOLE:
         return replace(dataset, split=WHOLE)
+    made = made or MadeSplit()
     parts = divide(dataset, made)
     if split == "val":
         log.info(

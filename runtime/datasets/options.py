@@ -35,8 +35,8 @@ def add_data_options(parser: argparse.ArgumentParser, use: str = "", required: b
     parser.add_argument("--follow-links", action="store_true", help="read files to which symbolic links lead out of --data")
 
 
-def made_split(options: argparse.Namespace, spec: Optional[ModelSpec] = None) -> MadeSplit:
-    """Returns how data without validation images is divided: as for the model's training, else as the options say.
+def made_split(options: argparse.Namespace, spec: Optional[ModelSpec] = None) -> Optional[MadeSplit]:
+    """Returns how data without validation images is divided: as for the model's training, else as the options say, if they do.
 
     Args:
         options: those of `add_data_options`.
@@ -48,7 +48,7 @@ def made_split(options: argparse.Namespace, spec: Optional[ModelSpec] = None) ->
     given = {"share": options.val_share, "seed": options.split_seed}
     chosen = {name: value for name, value in given.items() if value is not None}
     if spec is None or spec.made_split is None:
-        return MadeSplit(**chosen)
+        return MadeSplit(**chosen) if chosen else None
     trained = MadeSplit(*spec.made_split)
     for name, option in (("share", "--val-share"), ("seed", "--split-seed")):
         if name in chosen and chosen[name] != getattr(trained, name):

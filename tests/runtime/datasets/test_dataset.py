@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -386,3 +387,20 @@ def test_real_datasets(name: str, split: str, images: int, classes: int) -> None
     for image in dataset.images[:10]:
         assert image.read().shape == (image.height, image.width, 3)
     assert sum(len(image.boxes) for image in dataset.images) > images
+
+
+@pytest.mark.perf
+def test_a_million_annotations_load_in_ten_seconds(make_coco: MakeCoco) -> None:
+    count = 10**6
+    rng = np.random.default_rng(0)
+    root = make_coco([(i, 640, 480, 0) for i in range(100)])
+    boxes = rng.uniform(5, 200, (count, 4)).round(2).tolist()
+    records = [
+        {"id": i, "image_id": i % 100, "category_id": (3, 9)[i % 2], "bbox": box, "area": 100.5, "iscrowd": 0}
+        for i, box in enumerate(boxes)
+    ]
+    edit(root, lambda content: content.update(annotations=records))
+    start = time.perf_counter()
+    dataset = open_dataset(root, "val2017")
+    assert time.perf_counter() - start < 10
+    assert len(dataset.truth) == count

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -90,6 +91,16 @@ def test_the_split_must_be_that_of_training(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="not the data that the model was trained on"):
         open_dataset(root, "val", made)
     assert len(open_dataset(root, "all", made)) == 20
+
+
+def test_a_share_for_data_with_validation_images_is_said_to_be_unused(
+    make_coco: Callable[..., Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    root = make_coco([(1, 40, 30, 0)])
+    for made, said in ((MadeSplit(0.3), True), (None, False), (MadeSplit(0.3, 0, "0" * 64), False)):
+        caplog.clear()
+        assert len(open_dataset(root, "val", made)) == 1
+        assert ("has validation images of its own" in caplog.text) == said
 
 
 @pytest.mark.parametrize(
