@@ -24,6 +24,7 @@ READERS: tuple[DatasetReader, ...] = (coco, voc, roboflow, yolo, coco_single)
 """Every layout that is known, in the order in which they are tried."""
 WHOLE = "all"
 """Name of the split that holds every image of a dataset without validation images."""
+_LOOKED_INTO = 10  # folders in one of no layout, for a hint
 _ROLES = {"train": ("train",), "val": ("val", "test")}
 
 
@@ -93,7 +94,8 @@ def find_layout(folder: DatasetFolder) -> tuple[DatasetReader, list[str]]:
         names = reader.splits(folder)
         if names:
             return reader, names
-    inside = next((path for path in sorted(root.iterdir()) if path.is_dir() and _is_dataset(path)), None)
+    below = [path for path in sorted(root.iterdir()) if path.is_dir()]
+    inside = next((path for path in below[:_LOOKED_INTO] if _is_dataset(path)), None)
     hint = f"; {inside} is a dataset: use --data {inside}" if inside else ""
     raise InputError(
         f"{root}: no dataset layout that is known; found {describe(root)}{hint}; expected"
