@@ -10,11 +10,12 @@ from typing import Any
 
 from calibration.budget import ap_points
 from calibration.images import DEFAULT_IMAGES
-from calibration.pipeline import Result, calibrate
+from calibration.pipeline import Result, calibrate, read_model
 from calibration.placement import TARGETS
 from calibration.ranges import METHODS
 from calibration.request import Request
 from runtime import cli
+from runtime.datasets.options import add_data_options, made_split
 from runtime.files import check_writable
 from runtime.manifest import manifest_path
 
@@ -27,7 +28,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         "python -m calibration --onnx model.onnx --data datasets/coco --output model.int8.onnx",
     )
     parser.add_argument("--onnx", type=Path, required=True, help="FP32 model made by python -m export.onnx")
-    parser.add_argument("--data", type=Path, required=True, help="dataset folder, COCO or VOC layout")
+    add_data_options(parser)
     parser.add_argument("--output", type=Path, required=True, help="the .onnx file to write")
     parser.add_argument(
         "--method",
@@ -115,6 +116,8 @@ def main(arguments: list[str] | None = None) -> int:
         search_split=options.search_split,
         split=options.split,
         sensitivity=options.sensitivity,
+        made_split=made_split(options, read_model(options.onnx)[1]),
+        follow_links=options.follow_links,
     )
     result = calibrate(request)
     if options.json:

@@ -205,7 +205,8 @@ class _Work:
         assert self.search is not None
         detector = Detector(backend, score_threshold=backend.spec.score_threshold)
         result = evaluate(detector, self.search, backend.spec.class_names)
-        log.info("%-16s AP %.2f  AP50 %.2f", what, result.ap * 100, result.ap50 * 100)
+        ap, ap50 = (f"{value * 100:.2f}" if value >= 0 else "–" for value in (result.ap, result.ap50))
+        log.info("%-16s AP %s  AP50 %s", what, ap, ap50)
         return result
 
     def rank(self, ranges: dict[str, Range]) -> list[LayerSensitivity]:

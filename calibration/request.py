@@ -10,7 +10,7 @@ from typing import Any
 from calibration.budget import BUDGETS
 from calibration.images import CalibrationImage, choose_apart, choose_images, dataset_sha256, digest, find_shared
 from calibration.ranges import DETECTIONS
-from runtime.datasets.dataset import Dataset, LabeledImage
+from runtime.datasets.dataset import Dataset, LabeledImage, MadeSplit
 from runtime.datasets.open import open_dataset
 from runtime.errors import InputError
 from runtime.files import sha256
@@ -35,6 +35,8 @@ class Request:
             on.
         split: split that the gate scores; none of its images is used here.
         sensitivity: rank all layers even if the budget is met.
+        made_split: how the data is divided if it has no validation images; None for the default.
+        follow_links: read files to which symbolic links lead out of the folder.
     """
 
     model: Path
@@ -50,6 +52,8 @@ class Request:
     search_split: str | None = None
     split: str = "val"
     sensitivity: bool = False
+    made_split: MadeSplit | None = None
+    follow_links: bool = False
 
     @property
     def float_precision(self) -> str:
@@ -72,6 +76,10 @@ class Request:
         )
         return {name: getattr(self, name) for name in names}
 
+    def open_split(self, split: str) -> Dataset:
+        """Opens a split of the data; see `open_dataset` for errors."""
+        return open_dataset(self.data, split, self.made_split, self.follow_links)
+
 
 def open_data(request: Request) -> tuple[list[CalibrationImage], Dataset | None]:
     """Chooses the images to calibrate on and those to search on; None for the latter if nothing has to be measured.
@@ -80,16 +88,16 @@ def open_data(request: Request) -> tuple[list[CalibrationImage], Dataset | None]
         InputError: a split cannot be used, or an image is in two of the parts (by its content): calibration, search, and the
             split that the gate scores.
     """
-    train = open_dataset(request.data, request.calibration_split)
+    train = request.open_split(request.calibration_split)
     if request.max_ap_drop is None and request.method != "auto":
         return choose_images(train, request.images, request.seed), None
     if request.search_split is None:
         images, search = choose_apart(train, request.images, request.seed)
     else:
         images = choose_images(train, request.images, request.seed)
-        search = open_dataset(request.data, request.search_split)
+        search = request.open_split(request.search_split)
         _check_apart([image.entry for image in images], search, "calibrated on", "--search-split")
-    judged = open_dataset(request.data, request.split)
+    judged = request.open_split(request.split)
     _check_apart([image.entry for image in images], judged, "calibrated on", "--split")
     _check_apart(search.images, judged, "searched on", "--split")
     return images, search

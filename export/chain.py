@@ -19,7 +19,8 @@ from export.onnx_export.export import ExportRequest
 from export.trt.builder import BuildOptions
 from export.trt.engine import engine_name
 from runtime import cli
-from runtime.datasets.open import open_dataset
+from runtime.datasets import options as data_options
+from runtime.datasets.options import add_data_options, made_split, open_split
 from runtime.errors import InputError
 from runtime.files import output_folder, sha256
 from runtime.manifest import manifest_path, read_manifest
@@ -115,13 +116,18 @@ def export_step(
     return Step(onnx.main, tuple(arguments), output, {"weights": weights}, {"settings": job.settings()})
 
 
-def calibration_step(request: Request) -> Step:
+def calibration_step(request: Request, data: Sequence[str] = ()) -> Step:
     """Returns the step that quantizes an ONNX file.
+
+    Args:
+        request: what to make.
+        data: arguments that name its data; by default `--data` alone.
 
     Raises:
         InputError: the data cannot be used.
     """
-    arguments = ["--onnx", str(request.model), "--data", str(request.data), "--output", str(request.output)]
+    named = data or ("--data", str(request.data))
+    arguments = ["--onnx", str(request.model), *named, "--output", str(request.output)]
     for name in _REQUEST_OPTIONS:
         value = getattr(request, name)
         if value != getattr(Request, name):
@@ -159,7 +165,7 @@ def plan(options: argparse.Namespace, folder: Path) -> list[Step]:
 
     steps = [export("fp32")]
     if options.precision == "fp16":  # the range of FP16 is checked on real images
-        steps.append(export("fp16", str(open_dataset(options.data, options.split).images[0].path.parent)))
+        steps.append(export("fp16", str(open_split(options, options.split, spec).images[0].path.parent)))
     if options.precision == "int8":
         request = Request(
             models["fp32"],
@@ -170,8 +176,10 @@ def plan(options: argparse.Namespace, folder: Path) -> list[Step]:
             rest=options.rest,
             search_split=options.search_split,
             split=options.split,
+            made_split=made_split(options, spec),
+            follow_links=options.follow_links,
         )
-        steps.append(calibration_step(request))
+        steps.append(calibration_step(request, data_options.to_arguments(options)))
     if options.target != "cpu":
         steps.append(engine_step(models[options.precision], engines[options.precision], options.target))
     return steps
@@ -185,7 +193,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         "python -m export.chain --weights runs/mine/best.pt --data datasets/mine --precision int8",
     )
     parser.add_argument("--weights", type=Path, required=True, help=WEIGHTS_HELP)
-    parser.add_argument("--data", type=Path, required=True, help="dataset folder: calibrates on its train split, scores on val")
+    add_data_options(parser, "calibrates on its train split, scores on val")
     parser.add_argument("--precision", choices=PRECISIONS, default="fp16", help="of the engine (default: fp16)")
     parser.add_argument("--size", type=cli.image_size, help="side or HEIGHTxWIDTH, multiples of 32 (default: the weights')")
     parser.add_argument("--output", type=Path, help="folder for the files (default: that of the weights)")
@@ -212,7 +220,7 @@ def main(arguments: list[str] | None = None) -> int:
     folder = output_folder(options.output or options.weights.parent)
     steps = plan(options, folder)
     run_steps(steps)
-    judged = ["--weights", str(options.weights), "--data", str(options.data), "--split", options.split]
+    judged = ["--weights", str(options.weights), *data_options.to_arguments(options), "--split", options.split]
     judged += ["--output", str(folder), *limits.to_arguments(limits.read_limits(options))]
     return run_command(verify.main, [*judged, *(str(step.output) for step in steps)])
 

@@ -15,11 +15,13 @@ from export.report import write_report
 from export.report.markdown import render_comment
 from export.report.summary import MARKS
 from runtime import cli
-from runtime.datasets.open import open_dataset
+from runtime.datasets.options import add_data_options, open_split
+from runtime.datasets.summary import require_objects
 from runtime.errors import CheckFailed, InputError
 from runtime.files import output_folder, read_text
 from runtime.manifest import find_changes
 from runtime.media.image import read_image
+from train.weights import open_weights
 
 log = logging.getLogger("verify")
 
@@ -36,7 +38,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("files", nargs="*", type=Path, metavar="FILE", help=".onnx files and .engine files")
     parser.add_argument("--weights", type=Path, help="what the files were made from")
-    parser.add_argument("--data", help="dataset folder, COCO or VOC layout")
+    add_data_options(parser, required=False)
     parser.add_argument("--split", default="val", help="split to score (default: the one that plays `val`)")
     limits.add_arguments(parser)
     parser.add_argument("--output", type=Path, default=Path("runs/verify"), help="for the report (default: runs/verify)")
@@ -85,7 +87,9 @@ def _verify(options: argparse.Namespace) -> int:
     if len({file.resolve() for file in options.files}) < len(options.files):
         raise InputError("a file is given twice; name each once")
     folder = output_folder(options.output)  # fail before the work
-    found = verify(options.weights, options.files, open_dataset(options.data, options.split), limits.read_limits(options))
+    dataset = open_split(options, options.split, open_weights(options.weights).spec)
+    require_objects(dataset, "measure by")
+    found = verify(options.weights, options.files, dataset, limits.read_limits(options))
     page = write_report(folder, found)
     if options.json or options.markdown:
         text = read_text(folder / "report.json").strip()

@@ -14,10 +14,11 @@ from runtime import cli
 from runtime.backends.base import Backend
 from runtime.backends.open import open_backend
 from runtime.datasets.dataset import Dataset
-from runtime.datasets.open import open_dataset
+from runtime.datasets.options import add_data_options, open_split
+from runtime.datasets.summary import log_summary
 from runtime.detector import Detector
 from runtime.errors import CheckFailed, DetectorError, InputError
-from runtime.evaluation.coco import METRICS, Evaluation, evaluate
+from runtime.evaluation.coco import METRICS, Evaluation, evaluate, match_classes
 from runtime.evaluation.confusion import confusion_matrix
 from runtime.evaluation.operating_point import IOU, Curve, OperatingPoint, Point, choose, measure_curves
 from runtime.evaluation.store import check_storable, store_threshold
@@ -29,7 +30,7 @@ log = logging.getLogger(__name__)
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments that every evaluating command takes."""
-    parser.add_argument("--data", required=True, help="dataset folder, COCO or VOC layout")
+    add_data_options(parser)
     parser.add_argument("--split", default="val", help="split to score (default: the one that plays `val`)")
     parser.add_argument("--batch", type=cli.positive, default=1, help="images at a time (default: 1)")
     parser.add_argument("--json", action="store_true", help="metrics as JSON on stdout")
@@ -76,14 +77,16 @@ def run(backend: Backend, options: argparse.Namespace, store: Callable[[float], 
         InputError: the data or an output cannot be used, or there is nothing to choose a threshold by.
         CheckFailed: no threshold has the wanted precision, or no detection is right.
     """
-    dataset = open_dataset(options.data, options.split)
+    dataset = open_split(options, options.split, backend.spec)
     needs_threshold = options.store or options.plots or options.precision is not None
-    if needs_threshold and all(item["iscrowd"] for item in dataset.annotations):
+    if needs_threshold and dataset.truth.crowd.all():
         raise _nothing_to_measure_by(dataset)
     if options.coco_results:
         check_writable(options.coco_results)  # now rather than after the work
     if options.plots:
         output_folder(options.plots)
+    match_classes(backend.spec.class_names, dataset)
+    log_summary(dataset)
     detector = Detector(backend, score_threshold=backend.spec.score_threshold)
     result = evaluate(detector, dataset, backend.spec.class_names, batch=options.batch, strict=options.strict)
     curves = measure_curves(result.matches)
@@ -93,7 +96,7 @@ def run(backend: Backend, options: argparse.Namespace, store: Callable[[float], 
     own = backend.spec.operating_threshold
     stored = None if own is None else curves.overall.at(own)
     if options.coco_results:
-        write_json(options.coco_results, result.results)
+        write_json(options.coco_results, dataset.to_source(result.results))
     if options.plots and chosen.threshold is not None:
         counts = confusion_matrix(dataset, result.results, result.matches.image_ids, chosen.threshold)
         write_plots(options.plots, curves, chosen, counts, dataset.class_names)
@@ -172,7 +175,7 @@ def _share(value: float) -> str:
 
 
 def _percent(value: float) -> str:
-    return f"{value * 100:6.2f}" if value >= 0 else "     -"
+    return f"{value * 100:6.2f}" if value >= 0 else f"{'–':>6}"
 
 
 def main(arguments: Optional[list[str]] = None) -> int:

@@ -38,7 +38,7 @@ _UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")  # control chara
 _ADDED: dict[str, dict[str, Any]] = {"1": {"head": "yolo"}, "2": {"input_type": "float32", "top_k": 0}}
 # Fields that any file may lack, with their values then. Code that does not know them runs the model rightly all the same, so
 # they came without a new format.
-_PREFERENCES: dict[str, Any] = {"operating_threshold": None}
+_PREFERENCES: dict[str, Any] = {"operating_threshold": None, "made_split": None}
 
 Anchors = tuple[tuple[tuple[float, float], ...], ...]
 
@@ -68,6 +68,8 @@ class ModelSpec:
         nms_threshold: IoU above which NMS removes the lower-scored of two boxes of one class (0.6 in the paper).
         operating_threshold: lowest score that detection shows where the user names none, in (0, 1]; None for none chosen. A
             preference that was measured (see `runtime.evaluation.operating_point`); evaluation does not use it.
+        made_split: (share, seed, SHA-256 of the names) of the validation images that were held back from training data without
+            any; None for data that has its own, see `runtime.datasets.split`.
         precision: of the graph's convolutions: `fp32`, `fp16` or `int8`.
         input_type: `float32` (planes `[N, 3, H, W]`, normalized) or `uint8` (pixels `[N, H, W, 3]` in `color` order, which the
             graph normalizes).
@@ -91,6 +93,7 @@ class ModelSpec:
     score_threshold: float = 0.01
     nms_threshold: float = 0.6
     operating_threshold: Optional[float] = None
+    made_split: Optional[tuple[float, int, str]] = None
     precision: str = "fp32"
     input_type: str = "float32"
     top_k: int = 0
@@ -219,6 +222,14 @@ def _is_count(value: Any) -> bool:
     return _is_whole(value) and value > 0
 
 
+def _is_made_split(value: Any) -> bool:
+    if not isinstance(value, tuple) or len(value) != 3:
+        return False
+    share, seed, digest = value
+    is_hash = isinstance(digest, str) and re.fullmatch("[0-9a-f]{64}", digest) is not None
+    return _is_number(share) and 0 < share < 1 and _is_whole(seed) and seed < 1 << 63 and is_hash
+
+
 def _is_side(value: Any) -> bool:
     return _is_count(value) and value <= _LARGEST_SIDE
 
@@ -262,6 +273,10 @@ def _problems(spec: ModelSpec) -> list[str]:
         (
             spec.operating_threshold is None or (_is_number(spec.operating_threshold) and 0 < spec.operating_threshold <= 1),
             "operating_threshold must be above 0 and at most 1, or null",
+        ),
+        (
+            spec.made_split is None or _is_made_split(spec.made_split),
+            "made_split must be a share between 0 and 1, a seed and a SHA-256, or null",
         ),
         (isinstance(spec.made_with, tuple) and all(map(_is_text, spec.made_with)), "made_with must list texts"),
     ]

@@ -47,7 +47,7 @@ def full_disk() -> Callable[..., AbstractContextManager[None]]:
 def command(capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture) -> Callable[..., tuple[int, str, str]]:
     """Run a command's `main` as the command line does; its exit code, stdout, and stderr with the log lines.
 
-    The line that says what a model runs in is left out: it has tests of its own.
+    The lines that say what a model runs in and what is in a split are left out: they have tests of their own.
     """
 
     def call(main: Callable[[list[str]], int], *arguments: object) -> tuple[int, str, str]:
@@ -55,7 +55,8 @@ def command(capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture)
         with caplog.at_level(logging.INFO), pytest.raises(SystemExit) as exit_:
             cli.run(lambda: main([str(item) for item in arguments]))
         out, err = capfd.readouterr()
-        said = [record.getMessage() for record in caplog.records if record.name != "runtime.backends.open"]
+        told = ("runtime.backends.open", "runtime.datasets.summary")
+        said = [record.getMessage() for record in caplog.records if record.name not in told]
         return int(exit_.value.code or 0), out, err + "".join(f"{line}\n" for line in said)
 
     return call

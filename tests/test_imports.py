@@ -17,7 +17,7 @@ FORBIDDEN = {
     "train": ("export", "calibration"),
     "export": (),
 }
-OPTIONAL = ("tensorrt", "tensorrt_rtx", "pycuda", "onnxruntime", "openvino", "onnx", "pycocotools", "tensorboard")
+OPTIONAL = ("tensorrt", "tensorrt_rtx", "pycuda", "onnxruntime", "openvino", "onnx", "pycocotools", "tensorboard", "yaml")
 
 
 def modules(package: str) -> list[str]:

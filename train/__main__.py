@@ -8,6 +8,8 @@ import shlex
 from pathlib import Path
 
 from runtime import cli
+from runtime.datasets import options as data_options
+from runtime.datasets.options import add_data_options, made_split
 from runtime.errors import InputError
 from runtime.spec import RESIZE_MODES
 from train import checkpoint
@@ -31,12 +33,12 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     """Parses the arguments; those that override the recipe are None unless given."""
     parser = cli.parser(
         "train",
-        "Train a detector on a COCO- or VOC-layout dataset.",
+        "Train a detector on a labeled dataset.",
         "python -m train --data datasets/bccd --recipe yolov3-asff-small --output runs/bccd\n"
         "  python -m train --data datasets/mine --init darknet53.conv.74\n"
         "  python -m train --data datasets/bccd --resume runs/bccd",
     )
-    parser.add_argument("--data", type=Path, help="dataset folder (needed unless --list)")
+    add_data_options(parser, "needed unless --list", required=False)
     parser.add_argument("--recipe", help="named variant (default: yolov3-asff); see --list")
     parser.add_argument("--list", action="store_true", help="list the recipes and exit")
     parser.add_argument("--output", type=Path, help="run folder (default: runs/<recipe>)")
@@ -118,11 +120,13 @@ def main(arguments: list[str] | None = None) -> int:
         device=options.device,
         workers=options.workers,
         strict=options.strict,
+        made_split=made_split(options, resume.spec if resume else None),
+        follow_links=options.follow_links,
     )
     try:
         best = train(config, run, resume)
     except KeyboardInterrupt:
-        command = shlex.join(["python", "-m", "train", "--data", str(options.data), "--resume", str(folder)])
+        command = shlex.join(["python", "-m", "train", *data_options.to_arguments(options), "--resume", str(folder)])
         log.warning("stopped; continue with: %s", command)
         raise
     print(best)

@@ -15,8 +15,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from runtime.datasets.dataset import Dataset
-from runtime.datasets.open import open_dataset
+from runtime.datasets.dataset import Dataset, MadeSplit
 from runtime.detector import Detector
 from runtime.errors import CheckFailed, InputError, MissingComponentError, ModelError
 from runtime.evaluation.coco import Evaluation, evaluate
@@ -29,6 +28,7 @@ from train import checkpoint
 from train.checkpoint import Checkpoint
 from train.config import TrainConfig
 from train.data.loader import training_batches
+from train.data.splits import check_splits, open_splits, save_made_split
 from train.data.training_set import Batch, TrainingSet
 from train.model import DetectorModel, build_model
 from train.model.blocks import DropBlock
@@ -46,7 +46,7 @@ class RunOptions:
     """Data, folders and machine of a run, besides its configuration."""
 
     data: Path
-    """Dataset folder, COCO or VOC layout."""
+    """Dataset folder, of any layout in `runtime.datasets`."""
     output: Path
     """Folder for checkpoints, metrics and images."""
     device: str = "auto"
@@ -59,6 +59,10 @@ class RunOptions:
     """Fail on the first unreadable image."""
     progress: bool = True
     """Show progress bars on a terminal."""
+    made_split: MadeSplit | None = None
+    """How data without validation images is divided; None for the default."""
+    follow_links: bool = False
+    """Read files to which symbolic links lead out of the data."""
 
 
 def train(config: TrainConfig, options: RunOptions, resume: Checkpoint | None = None) -> Path:
@@ -69,10 +73,13 @@ def train(config: TrainConfig, options: RunOptions, resume: Checkpoint | None = 
         OutputError: the output cannot be written, or another run is writing it.
         CheckFailed: the loss is not finite; the message names the batch.
     """
-    train_data, val_data = (open_dataset(options.data, split) for split in (config.train_split, config.val_split))
+    train_data, val_data = open_splits(
+        options.data, (config.train_split, config.val_split), options.made_split, options.follow_links
+    )
     config = _without_pointless_smoothing(config, len(train_data.class_names))
     spec = resume.spec.replace(operating_threshold=None) if resume else model_spec(config, train_data.class_names)
-    _check_splits(spec, train_data, val_data)
+    spec = spec.replace(made_split=val_data.made_split and tuple(val_data.made_split))
+    check_splits(spec, train_data, val_data)
     training_set = TrainingSet(train_data, spec, config.augment, config.seed, cache=True, strict=options.strict)
     device = choose_device(options.device)
     torch.manual_seed(config.seed)
@@ -90,6 +97,7 @@ def train(config: TrainConfig, options: RunOptions, resume: Checkpoint | None = 
             state.restore(resume)
         else:
             _remove_earlier_run(folder)
+            save_made_split(folder, train_data, val_data)
             state.save(folder / "last.pt")  # so that there is something to resume from at any moment
         run_logger = RunLogger(folder, state.epoch, model.components)
         log.info("training %s on %d images of %s (%s), %s", spec.name, len(train_data), options.data, train_data.split, device)
@@ -101,13 +109,16 @@ def train(config: TrainConfig, options: RunOptions, resume: Checkpoint | None = 
         if training_set.unreadable:
             log.warning("%d of %d images could not be read and were left out", len(training_set.unreadable), len(train_data))
         if not (folder / "best.pt").is_file():
-            raise InputError(f"{folder}: the run is complete but best.pt is missing; train again into another --output")
+            raise InputError(
+                f"{folder}: the run is complete but has no best.pt: no evaluation gave an AP, or the file was removed;"
+                " train again into another --output, on validation images that can be read"
+            )
         return folder / "best.pt"
 
 
 def _remove_earlier_run(folder: Path) -> None:
     """Removes the files of an earlier run, which would pass for this one's."""
-    for name in ("best.pt", "metrics.csv"):
+    for name in ("best.pt", "metrics.csv", "split.json"):
         (folder / name).unlink(missing_ok=True)
     shutil.rmtree(folder / "tensorboard", ignore_errors=True)
 
@@ -163,10 +174,11 @@ def _run_epoch(
     message = f"epoch {number}/{config.epochs}  loss {values['total']:.2f}  {values['images_per_second']:.1f} images/s"
     if number % config.evaluate_every == 0 or number == config.epochs:
         result = _evaluate(state, val_data, options)
-        values.update(AP=result.ap, AP50=result.ap50)
-        message += f"  AP {result.ap * 100:.1f}  AP50 {result.ap50 * 100:.1f}"
+        figures = {"AP": result.ap, "AP50": result.ap50}  # -1: no readable image has an object
+        values.update((name, value) for name, value in figures.items() if value >= 0)
+        message += "".join(f"  {name} {value * 100:.1f}" if value >= 0 else f"  {name} –" for name, value in figures.items())
         run_logger.add_image("validation", _show_detections(state, val_data), number)
-        if result.ap >= state.best_ap:
+        if result.ap >= max(state.best_ap, 0):
             state.best_ap = result.ap
             best = measure_curve(result.matches.by_area["all"]).best_f1()
             message += f"  F1 {best.f1 * 100:.1f} from a score of {best.threshold:.2f}" if best else ""
@@ -253,19 +265,6 @@ def _show_detections(state: _State, val_data: Dataset, most: int = 8) -> Image:
             continue  # the evaluation has named it
         images.append(draw(image, detector(image), state.spec.class_names))
     return tile(images)
-
-
-def _check_splits(spec: ModelSpec, train_data: Dataset, val_data: Dataset) -> None:
-    """Checks that both splits have the model's classes; warns of images in both, which make AP too high."""
-    shared = {image.path for image in train_data.images} & {image.path for image in val_data.images}
-    if shared:
-        log.warning("%d images are in both %s and %s: AP will be too high", len(shared), train_data.split, val_data.split)
-    for dataset in (train_data, val_data):
-        if dataset.class_names != spec.class_names:
-            raise InputError(
-                f"{dataset.root}: split {dataset.split!r} has the classes {', '.join(dataset.class_names[:5])}"
-                f" ({len(dataset.class_names)}), but the model has {', '.join(spec.class_names[:5])} ({spec.num_classes})"
-            )
 
 
 def prefers_bfloat16(device: torch.device) -> bool:

@@ -143,7 +143,7 @@ def table(measurements: Sequence[Measurement], bounds: Mapping[str, Bounds]) -> 
 
 
 def _percent(value: float) -> str:
-    return f"{value * 100:8.2f}" if value >= 0 else f"{'-':>8}"
+    return f"{value * 100:8.2f}" if value >= 0 else f"{'–':>8}"
 
 
 def _bounded(bounds: Bounds | None) -> str:

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Protocol
 
 from runtime.datasets.dataset import Dataset
+from runtime.datasets.folder import DatasetFolder
 
 
 class DatasetReader(Protocol):
-    """Reads one dataset layout. A new layout is a module with these two functions, listed in `runtime.datasets.open`."""
+    """Reads one dataset layout. A new layout is a module with these members, listed in `runtime.datasets.open`.
 
-    def splits(self, root: Path) -> list[str]:
+    Attributes:
+        LAYOUT: the layout in a few words, and the files by which it is recognized.
+    """
+
+    LAYOUT: str
+
+    def splits(self, folder: DatasetFolder) -> list[str]:
         """Lists the names of the splits in a folder; empty where it is not of this layout."""
 
-    def read(self, root: Path, split: str) -> Dataset:
+    def read(self, folder: DatasetFolder, split: str) -> Dataset:
         """Reads one of the splits that `splits` lists.
 
         Raises:

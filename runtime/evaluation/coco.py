@@ -34,7 +34,7 @@ class Evaluation:
         per_class: AP by class name, in [0, 1]; -1 for a class without objects in the split.
         images: number of images that were scored.
         skipped: one line for each image that could not be read; no metric counts it.
-        results: COCO result records with original image and category ids.
+        results: COCO result records with the dataset's own ids, see `Dataset.to_source`.
         matches: of the results with the objects, see `runtime.evaluation.bootstrap`.
     """
 

@@ -9,13 +9,16 @@ import numpy as np
 import pytest
 
 from calibration.images import MIN_SEARCH, choose_apart, find_shared, group_copies
-from runtime.datasets.dataset import Dataset, labeled_image
+from runtime.datasets.dataset import Dataset, GroundTruth, LabeledImage
 from runtime.errors import InputError
 from runtime.files import sha256
 from runtime.media.image import write_image
 
 COUNT = 90
 Made = Callable[..., Dataset]
+
+
+OBJECT = (np.array([[0, 0, 4, 4]], np.float32), np.array([0]), np.array([False]))
 
 
 @pytest.fixture
@@ -32,9 +35,9 @@ def make(tmp_path: Path) -> Made:
                 path.write_bytes((tmp_path / "0.png").read_bytes())
             if count - index <= broken:
                 path.write_bytes(b"no image")
-            entries.append(labeled_image(index, path, (8, 8), [[0, 0, 4, 4]], [0], [False]))
-        annotations = [{"id": 1 + index, "image_id": index, "bbox": [0, 0, 4, 4]} for index in range(count)]
-        return Dataset(tmp_path, "train", ("cat",), (1,), tuple(entries), tuple(annotations))
+            entries.append(LabeledImage(index, path, 8, 8, *OBJECT))
+        annotations = [{"image_id": index, "category_id": 1, "bbox": [0, 0, 4, 4]} for index in range(count)]
+        return Dataset(tmp_path, "train", ("cat",), tuple(entries), GroundTruth.from_records(annotations))
 
     return build
 

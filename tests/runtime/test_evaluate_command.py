@@ -28,6 +28,9 @@ def data(two_rings: Path) -> Path:
     return two_rings
 
 
+SUMMARY = "val2017: 3 images, 3 objects: ring 2, dot 1; 3 small, 0 medium, 0 large"
+
+
 def test_figures_as_json(command: Command, tiny_onnx: Path, data: Path) -> None:
     code, out, err = command(main, "--engine", tiny_onnx, "--data", data, "--json")
     assert (code, err) == (0, "")
@@ -45,7 +48,7 @@ def test_figures_as_a_table(command: Command, tiny_onnx: Path, data: Path) -> No
     assert code == 0
     rows = out.splitlines()
     assert [row.split()[0] for row in rows[:12]] == list(METRICS)
-    assert rows[0].split() == ["AP", "50.00"] and rows[5].split() == ["APl", "-"]
+    assert rows[0].split() == ["AP", "50.00"] and rows[5].split() == ["APl", "–"]
     assert [row.split() for row in rows[13:16]] == [["class", "AP"], ["dot", "0.00"], ["ring", "100.00"]]
     assert rows[-1] == "3 images, 2 detections"
 
@@ -127,7 +130,7 @@ def test_other_classes_than_the_models(
     ("arguments", "message"),
     [
         (("--data", "gone"), "gone: no such dataset folder"),
-        (("--data", "hollow"), "neither the COCO layout"),
+        (("--data", "hollow"), "no dataset layout that is known"),
         (("--data", "coco", "--split", "test"), "no split 'test'; found val2017"),
         (("--data", "coco", "--coco-results", "file/results.json"), "cannot write"),
     ],
@@ -159,7 +162,7 @@ def test_the_command_line(tiny_onnx: Path, data: Path) -> None:
     text = [sys.executable, "-m", "runtime.evaluate", "--engine", str(tiny_onnx), "--data", str(data), "--json"]
     done = subprocess.run(text, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0
-    assert done.stderr.startswith(f"{tiny_onnx} runs in ONNX Runtime ") and done.stderr.count("\n") == 1
+    assert done.stderr.startswith(f"{tiny_onnx} runs in ONNX Runtime ") and done.stderr.splitlines()[1:] == [SUMMARY]
     assert json.loads(done.stdout)["figures"]["AP"] == pytest.approx(0.5, abs=1e-9)
 
 

@@ -14,8 +14,9 @@ from runtime.errors import ModelError
 from runtime.spec import FORMAT_VERSION, ModelSpec
 
 FIELDS = [field.name for field in dataclasses.fields(ModelSpec)]
-PREFERENCES = {"operating_threshold"}
+PREFERENCES = {"operating_threshold", "made_split"}
 SIDE = st.floats(0.5, 2000)
+SHARE = st.floats(0, 1, exclude_min=True, exclude_max=True)
 LEVEL = st.lists(st.tuples(SIDE, SIDE), min_size=1, max_size=4).map(tuple)
 TEXT = st.text(st.characters(exclude_categories=("Cc", "Cs")))
 TRIPLE = st.tuples(*[st.floats(0.01, 2)] * 3)
@@ -39,6 +40,7 @@ def specs(draw: st.DrawFn) -> ModelSpec:
         score_threshold=draw(st.floats(0, 1)),
         nms_threshold=draw(st.floats(0.01, 1)),
         operating_threshold=draw(st.none() | st.floats(0, 1, exclude_min=True)),
+        made_split=draw(st.none() | st.tuples(SHARE, st.integers(0, 2**63 - 1), st.just("0" * 64))),
         precision=draw(st.sampled_from(["fp32", "fp16", "int8"])),
         source_sha256=draw(st.text("0123456789abcdef", max_size=64)),
         made_with=tuple(draw(st.lists(TEXT, max_size=3))),
@@ -191,6 +193,11 @@ WRONG: list[tuple[str, object]] = [
     ("operating_threshold", "0.5"),
     ("operating_threshold", True),
     ("operating_threshold", [0.5]),
+    ("made_split", [0.2, 0]),
+    ("made_split", [1.0, 0, "0" * 64]),
+    ("made_split", [0.2, -1, "0" * 64]),
+    ("made_split", [0.2, 0, "../../x"]),
+    ("made_split", 0.2),
     ("source_sha256", None),
     ("made_with", None),
     ("made_with", "torch 2"),

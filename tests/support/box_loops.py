@@ -14,18 +14,19 @@ from runtime.datasets.open import open_dataset
 Box = Sequence[float]
 Record = dict[str, Any]
 IMAGES = 10
-CATEGORIES = ((3, "dot"), (9, "ring"), (4, "none"))
+CATEGORIES = ((1, "dot"), (3, "ring"), (2, "none"))
+IDS = range(1, IMAGES + 1)
 
 
 def made_up(make_coco: Callable[..., Path], rng: np.random.Generator) -> Dataset:
     """Images with objects of two of three classes, some of them crowds, many of them overlapping."""
     boxes = []
-    for image_id in range(IMAGES):
+    for image_id in IDS:
         for _ in range(rng.integers(0, 7)):
             side = rng.uniform(20, 70, 2)
             crowd = {"iscrowd": int(rng.random() < 0.2)}
-            boxes.append((image_id, int(rng.choice([3, 9])), (*rng.uniform(0, 120 - side), *side), crowd))
-    return open_dataset(make_coco([(i, 120, 120, 0) for i in range(IMAGES)], boxes, CATEGORIES), "val")
+            boxes.append((image_id, int(rng.choice([1, 3])), (*rng.uniform(0, 120 - side), *side), crowd))
+    return open_dataset(make_coco([(i, 120, 120, 0) for i in IDS], boxes, CATEGORIES), "val")
 
 
 def detected(dataset: Dataset, rng: np.random.Generator) -> list[Record]:
@@ -33,11 +34,11 @@ def detected(dataset: Dataset, rng: np.random.Generator) -> list[Record]:
     found = []
     for item in [*dataset.annotations] * 2:
         box = np.array(item["bbox"]) * rng.uniform(0.85, 1.15, 4)
-        category = item["category_id"] if rng.random() < 0.7 else int(rng.choice([3, 4, 9]))
+        category = item["category_id"] if rng.random() < 0.7 else int(rng.choice([1, 2, 3]))
         found.append({"image_id": item["image_id"], "category_id": category, "bbox": box.tolist()})
     for _ in range(15):
         box = [*rng.uniform(0, 90, 2), *rng.uniform(5, 60, 2)]
-        found.append({"image_id": int(rng.integers(IMAGES)), "category_id": int(rng.choice([3, 4, 9])), "bbox": box})
+        found.append({"image_id": int(rng.choice(IDS)), "category_id": int(rng.choice([1, 2, 3])), "bbox": box})
     return [{**item, "score": round(float(rng.uniform(0.05, 1)), 1)} for item in found]
 
 

@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 import torch
 
+from runtime.datasets.dataset import MadeSplit
 from runtime.errors import CheckFailed, InputError, MissingComponentError, ModelError
 from runtime.evaluation.coco import Evaluation
 from runtime.evaluation.matching import AREAS, IOU_THRESHOLDS, ClassMatches, Matches
@@ -67,6 +68,48 @@ def test_a_run_leaves_checkpoints_metrics_and_images(coco_set: Path, tmp_path: P
     loaded = checkpoint.load(best)
     assert loaded.spec.class_names == CLASSES
     assert loaded.optimizer is None
+
+
+def test_validation_images_are_held_back_where_the_data_has_none(
+    coco_set: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (coco_set / "annotations" / "instances_val.json").unlink()
+    best = train(config(epochs=1, batch=2), options(coco_set, tmp_path / "run", made_split=MadeSplit(0.25, 3)))
+    spec = checkpoint.load(best).spec
+    assert spec.made_split is not None and spec.made_split[:2] == (0.25, 3)
+    sides = json.loads((tmp_path / "run" / "split.json").read_text())
+    assert (sides["share"], sides["seed"], sides["sha256"]) == spec.made_split
+    assert not set(sides["train"]) & set(sides["val"]) and len(sides["train"] + sides["val"]) == 8
+    assert validate(["--weights", str(best), "--data", str(coco_set)]) == 0
+    assert capsys.readouterr().out.splitlines()[-1].startswith(f"{len(sides['val'])} images, ")
+    for other, message in ((["--val-share", "0.5"], "trained with 0.25"), (["--split-seed", "4"], "trained with 3")):
+        with pytest.raises(InputError, match=message):
+            validate(["--weights", str(best), "--data", str(coco_set), *other])
+    (coco_set / "train" / "5.png").rename(coco_set / "train" / "5.PNG")
+    with pytest.raises(InputError, match="not the data that the model was trained on"):
+        validate(["--weights", str(best), "--data", str(coco_set)])
+    with pytest.raises(InputError, match="not the data that the model was trained on"):
+        train(config(epochs=1), options(coco_set, tmp_path / "again", made_split=MadeSplit(*spec.made_split)))
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_a_split_without_objects_is_refused(split: str, coco_set: Path, tmp_path: Path) -> None:
+    source = coco_set / "annotations" / f"instances_{split}.json"
+    source.write_text(json.dumps({**json.loads(source.read_text()), "annotations": []}))
+    with pytest.raises(InputError, match=f"split '{split}' has no object to "):
+        train(config(epochs=1), options(coco_set, tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
+
+
+def test_no_best_weights_come_from_an_ap_that_does_not_exist(
+    coco_set: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for index in (1, 2, 3):  # the images with objects; 0 has none
+        (coco_set / "val" / f"{index}.png").write_bytes(b"no image")
+    with caplog.at_level(logging.INFO), pytest.raises(InputError, match="no evaluation gave an AP"):
+        train(config(epochs=1, batch=2), options(coco_set, tmp_path / "run"))
+    assert "AP –  AP50 –" in caplog.text and "-100" not in caplog.text and "nan" not in caplog.text
+    assert not (tmp_path / "run" / "best.pt").exists() and rows(tmp_path / "run")[0]["AP"] == ""
 
 
 def test_retinanet_trains_as_yolo_does(coco_set: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -42,7 +42,7 @@ def data(coco_set: Path, weights: Path) -> Path:
         found = detector(entry.read())
         for (left, top, right, bottom), class_id in zip(found.boxes[:5].tolist(), found.class_ids[:5].tolist()):
             box = [left, top, right - left, bottom - top]
-            record = {"id": len(content["annotations"]), "image_id": entry.image_id, "category_id": class_id * 7 + 3}
+            record = {"id": len(content["annotations"]), "image_id": entry.source_id, "category_id": class_id * 7 + 3}
             content["annotations"].append({**record, "bbox": box, "area": box[2] * box[3], "iscrowd": 0})
     write_json(file, content)
     return coco_set

@@ -1,4 +1,4 @@
-"""Makes training batches: augmentation, mixup, loading; `train.data.synthetic` makes a small set to try things on."""
+"""Makes training batches: augmentation, mixup, loading; `python -m train.data` examines a dataset."""
 
 from train.data.augment import AugmentConfig, InputFrame, Sample, augment
 from train.data.epoch import SampleIndex, epoch_batches

@@ -59,9 +59,11 @@ def open_weights(path: PathLike, model: str | None = None, classes: tuple[str, .
     return found
 
 
-def read_weights(path: PathLike, model: str | None = None, classes: tuple[str, ...] | None = None) -> Checkpoint | Backbone:
-    """Reads what `open_weights` does, and backbones alone (`model` may be a backbone's name)."""
-    found = recognize(path)
+def read_weights(
+    path: PathLike, model: str | None = None, classes: tuple[str, ...] | None = None, cfg: PathLike | None = None
+) -> Checkpoint | Backbone:
+    """Reads what `open_weights` does, and backbones alone (`model` may be a backbone's name); `cfg` goes with Darknet's."""
+    found = recognize(path, cfg)
     if isinstance(found, Published):
         found = _as_checkpoint(found)
         if classes is None and found.spec.num_classes != len(COCO_CLASSES):
@@ -90,7 +92,7 @@ def _as_checkpoint(found: Published) -> Checkpoint:
     return Checkpoint(found.config, model_spec(found.config, names), found.weights, None, 0, -1.0)
 
 
-def recognize(path: PathLike) -> Checkpoint | Backbone | Published:
+def recognize(path: PathLike, cfg: PathLike | None = None) -> Checkpoint | Backbone | Published:
     """Recognizes a file by its first bytes and then by the names of its tensors; see `open_weights` for errors."""
     file = Path(path)
     if file.is_dir():
@@ -98,7 +100,9 @@ def recognize(path: PathLike) -> Checkpoint | Backbone | Published:
     if not file.is_file():
         raise InputError(f"{path}: no such checkpoint")
     if is_darknet(path):
-        return read_darknet(path)
+        return read_darknet(path, cfg)
+    if cfg is not None:
+        raise InputError(f"{path}: not Darknet weights, which alone have a cfg; leave out --cfg")
     content = _read(file)
     if not isinstance(content, dict):
         raise ModelError(f"{path}: holds a {type(content).__name__}; {ACCEPTED}")

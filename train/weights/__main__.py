@@ -25,6 +25,9 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--output", type=Path, required=True, help="the .pt file to write")
     parser.add_argument("--model", metavar="NAME", help="fail unless SOURCE is this recipe, variant or backbone")
     parser.add_argument("--classes", type=Path, metavar="FILE", help="class names, one per line (default: COCO's for 80)")
+    parser.add_argument(
+        "--cfg", type=Path, metavar="FILE", help="of Darknet weights: takes its anchors and input size (default: as published)"
+    )
     return parser.parse_args(arguments)
 
 
@@ -33,7 +36,7 @@ def main(arguments: list[str] | None = None) -> int:
     cli.check_keeps(options.output, options.source)
     check_writable(options.output)
     classes = read_names(options.classes) if options.classes else None
-    found = read_weights(options.source, options.model, classes)
+    found = read_weights(options.source, options.model, classes, options.cfg)
     if isinstance(found, Backbone):
         save_backbone(options.output, check_backbone(options.source, found))
     else:

@@ -7,6 +7,8 @@ its bias and weights. The network and the number of classes follow from its leng
 
 from __future__ import annotations
 
+import dataclasses
+import logging
 import os
 import struct
 from collections.abc import Iterator
@@ -16,13 +18,17 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from runtime.errors import ModelError
+from runtime.errors import InputError, ModelError
 from runtime.files import PathLike, open_file
+from train.config import TrainConfig
 from train.model import build_model
 from train.model.blocks import SPP, ConvBlock
 from train.recipes import recipe
 from train.weights.backbone import Backbone, empty_backbone
+from train.weights.darknet_cfg import DarknetConfig, is_tiny, read_cfg, refuse_tiny
 from train.weights.mapping import Published
+
+log = logging.getLogger(__name__)
 
 _NETWORKS = ("yolov3", "yolov3-spp")
 _ORDER = [
@@ -44,12 +50,18 @@ def is_darknet(path: PathLike) -> bool:
     return all(0 <= number < _LARGEST_VERSION for number in struct.unpack("<2i", header[:8]))
 
 
-def read_darknet(path: PathLike) -> Published | Backbone:
+def read_darknet(path: PathLike, cfg: PathLike | None = None) -> Published | Backbone:
     """Reads the detector or backbone in a file for which `is_darknet` holds.
 
+    Args:
+        path: the file.
+        cfg: its cfg, for anchors and input size; None assumes those of the published files, and says so.
+
     Raises:
-        ModelError: its length is that of no network known here.
+        InputError: the cfg cannot be read, or is not that of the file.
+        ModelError: its length is that of no network known here, or that of one which is refused.
     """
+    described = read_cfg(cfg) if cfg else None
     with open_file(path) as file:
         start = _header_bytes(*struct.unpack("<2i", file.read(8)))
         size = os.fstat(file.fileno()).st_size
@@ -59,15 +71,41 @@ def read_darknet(path: PathLike) -> Published | Backbone:
             return np.frombuffer(file.read(), "<f4")
 
         backbone = empty_backbone("darknet53")
-        if size - start == 4 * _count(backbone, [""]):
+        if described is None and size - start == 4 * _count(backbone, [""]):
             return Backbone("darknet53", (0.0, 0.0, 0.0), (1.0, 1.0, 1.0), _fill(backbone, [""], values()))
         for name in _NETWORKS:
             one, two = (_count(_empty(name, classes), _ORDER) for classes in (1, 2))
             more, rest = divmod(size - start - 4 * one, 4 * (two - one))  # the length is linear in the number of classes
             if rest == 0 and 0 <= more < _MOST_CLASSES:
                 model = _empty(name, more + 1)
-                return Published(recipe(name), more + 1, _fill(model, _ORDER, values()))
+                config = _configure(path, cfg, described, name, more + 1)
+                return Published(config, more + 1, _fill(model, _ORDER, values()))
+    if (size - start) % 4 == 0 and is_tiny((size - start) // 4):
+        raise refuse_tiny(path)
     raise ModelError(f"{path}: Darknet weights of {size} bytes, which fit no network known here; {expected_sizes()}")
+
+
+def _configure(path: PathLike, cfg: PathLike | None, described: DarknetConfig | None, name: str, classes: int) -> TrainConfig:
+    """Returns the recipe of a network, with the anchors and the input size of its cfg."""
+    config = recipe(name)
+    if described is None:
+        anchors = ", ".join(f"{width:g}x{height:g}" for width, height in config.model.anchors)
+        log.warning(
+            "%s: read as %s of %d classes with the anchors of the published file (%s); if its cfg has others, convert it with"
+            " python -m train.weights %s --cfg FILE.cfg --output model.pt",
+            *(path, name, classes, anchors, path),
+        )
+        return config
+    network = _NETWORKS[described.spp]
+    if (network, described.num_classes) != (name, classes):
+        raise InputError(
+            f"{cfg}: describes {network} of {described.num_classes} classes, but {path} has the length of {name} of {classes}"
+            " classes; give the cfg that it was trained with"
+        )
+    height, width = described.size
+    if height == width and height % 32 == 0:
+        config = config.replace(size=height)
+    return config.replace(model=dataclasses.replace(config.model, anchors=described.anchors))
 
 
 def expected_sizes() -> str:

@@ -24,7 +24,7 @@ from export.report import write_report
 from export.report.images import choose_images, jpeg_uri
 from export.report.page import environment, render_page
 from export.report.report_data import dataset_sha256, report_data
-from runtime.datasets.dataset import Dataset, labeled_image
+from runtime.datasets.dataset import Dataset, GroundTruth, LabeledImage
 from runtime.evaluation.bootstrap import Bounds
 from runtime.evaluation.coco import METRICS, Evaluation
 from runtime.files import sha256
@@ -78,6 +78,11 @@ BAD = (
 )
 
 
+def labeled_image(index: int, path: Path) -> LabeledImage:
+    boxes = np.array([(10, 10, 50, 40), (90, 5, 99, 9)], np.float32)
+    return LabeledImage(index, path, 160, 90, boxes, np.array([0, 1]), np.array([False, True]))
+
+
 @pytest.fixture
 def found(tmp_path: Path) -> Verification:
     """A verification with one file of each fate, a class with a hostile name, and an image that cannot be read."""
@@ -87,10 +92,10 @@ def found(tmp_path: Path) -> Verification:
         path = tmp_path / f"{index + 1}.png"
         if index < 2:
             write_image(path, rng.integers(0, 256, (90, 160, 3), dtype=np.uint8))
-        entries.append(labeled_image(index, path, (160, 90), [(10, 10, 50, 40), (90, 5, 99, 9)], [0, 1], [False, True]))
+        entries.append(labeled_image(index, path))
     spec = ModelSpec("tiny", ("cat", NASTY, "unseen"), (64, 64), (((9.0, 9.0),),) * 3, source_sha256="0" * 64)
-    dataset = Dataset(tmp_path, "val", spec.class_names, (1, 5, 9), tuple(entries), ())
-    before = [detection(0, 10, 0.9), detection(1, 10, 0.8), detection(1, 80, 0.7, 5), detection(1, 60, 0.1)]
+    dataset = Dataset(tmp_path, "val", spec.class_names, tuple(entries), GroundTruth.from_records([]))
+    before = [detection(0, 10, 0.9), detection(1, 10, 0.8), detection(1, 80, 0.7, 2), detection(1, 60, 0.1)]
     after = [detection(0, 11, 0.9), detection(1, 10, 0.6), detection(1, 100, 0.5)]
     outcomes = []
     for name, precision, measurement, status, reasons, criteria in (

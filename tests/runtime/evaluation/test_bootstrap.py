@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from runtime.datasets.dataset import Dataset
+from runtime.datasets.dataset import Dataset, GroundTruth
 from runtime.datasets.open import open_dataset
 from runtime.evaluation import matching
 from runtime.evaluation.bootstrap import ApDelta, average_precision, compare, mean_ap, student_quantile
@@ -36,13 +36,13 @@ def _judge(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> N
 def made_up(make_coco: Callable[..., Path], rng: Rng) -> Dataset:
     """Images with objects of all sizes, some of them crowds; the third class has no object."""
     boxes = []
-    for image_id in range(IMAGES):
+    for image_id in range(1, IMAGES + 1):
         for _ in range(rng.integers(0, 6)):
             side = rng.choice([12, 50, 120]) * rng.uniform(0.8, 1.2, 2)
             x, y = rng.uniform(0, 200 - side)
-            boxes.append((image_id, int(rng.choice([3, 9])), (x, y, *side), {"iscrowd": int(rng.random() < 0.15)}))
-    images = [(image_id, 200, 200, 0) for image_id in range(IMAGES)]
-    return open_dataset(make_coco(images, boxes, [(3, "dot"), (9, "ring"), (4, "none")]), "val")
+            boxes.append((image_id, int(rng.choice([1, 3])), (x, y, *side), {"iscrowd": int(rng.random() < 0.15)}))
+    images = [(image_id, 200, 200, 0) for image_id in range(1, IMAGES + 1)]
+    return open_dataset(make_coco(images, boxes, [(1, "dot"), (3, "ring"), (2, "none")]), "val")
 
 
 def detected(dataset: Dataset, rng: Rng, noise: float) -> Records:
@@ -51,11 +51,11 @@ def detected(dataset: Dataset, rng: Rng, noise: float) -> Records:
     for item in dataset.annotations:
         for _ in range(rng.integers(0, 3)):
             x, y, w, h = np.array(item["bbox"]) * rng.uniform(1 - noise, 1 + noise, 4)
-            category = item["category_id"] if rng.random() < 0.9 else 4
+            category = item["category_id"] if rng.random() < 0.9 else 2
             found.append({"image_id": item["image_id"], "category_id": category, "bbox": [x, y, w, h]})
     for _ in range(20):
         box = [*rng.uniform(0, 150, 2), *rng.uniform(5, 90, 2)]
-        found.append({"image_id": int(rng.integers(IMAGES)), "category_id": int(rng.choice([3, 4, 9])), "bbox": box})
+        found.append({"image_id": int(rng.integers(IMAGES)) + 1, "category_id": int(rng.choice([1, 2, 3])), "bbox": box})
     return [{**item, "score": round(float(rng.uniform(0.05, 1)), 1)} for item in found]
 
 
@@ -70,18 +70,15 @@ def repeated(dataset: Dataset, records: Records, counts: Any) -> Any:
 
 
 def _repeated(dataset: Dataset, records: Records, counts: Any) -> tuple[Matches, Any]:
-    copies = [(image_id, 100 * image_id + copy) for image_id, count in enumerate(counts) for copy in range(count)]
+    copies = [(image_id, 100 * image_id + copy) for image_id, count in enumerate(counts, 1) for copy in range(count)]
     of = {entry.image_id: entry for entry in dataset.images}
     larger = Dataset(
         **{
             **{name: getattr(dataset, name) for name in dataset.__dataclass_fields__},
             "images": [type(of[a])(**{**vars(of[a]), "image_id": b}) for a, b in copies],
-            "annotations": [
-                {**item, "id": 100 * number + b % 100, "image_id": b}
-                for number, item in enumerate(dataset.annotations, 1)
-                for a, b in copies
-                if item["image_id"] == a
-            ],
+            "truth": GroundTruth.from_records(
+                [{**item, "image_id": b} for item in dataset.annotations for a, b in copies if item["image_id"] == a]
+            ),
         }
     )
     found = [{**item, "image_id": b} for item in records for a, b in copies if item["image_id"] == a]

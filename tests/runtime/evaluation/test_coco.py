@@ -140,9 +140,12 @@ def test_batches_and_original_ids(batch: int, make_coco: MakeCoco) -> None:
         sizes.append(len(images))
         return [detections([((1, 2, 10.25, 10), 0.5, 0)])] * len(images)
 
-    result = evaluate(predict, open_dataset(root, "val"), NAMES, batch=batch, progress=False)
+    dataset = open_dataset(root, "val")
+    result = evaluate(predict, dataset, NAMES, batch=batch, progress=False)
     assert sum(sizes) == 3 and max(sizes) == min(batch, 3)
-    assert result.results == [{"image_id": i, "category_id": 3, "bbox": [1.0, 2.0, 10.25, 10.0], "score": 0.5} for i in ids]
+    record = {"category_id": 1, "bbox": [1.0, 2.0, 10.25, 10.0], "score": 0.5}
+    assert result.results == [{"image_id": i, **record} for i in (2, 1, 3)]
+    assert dataset.to_source(result.results) == [{**record, "image_id": i, "category_id": 3} for i in ids]
     assert result.ap50 == approx(1)
     assert json.loads(json.dumps(result.to_dict())) == {
         "figures": result.metrics,
@@ -156,7 +159,7 @@ def test_classes_are_matched_by_name(make_coco: MakeCoco) -> None:
     root = make_coco([IMAGE], [(5, 9, BIG), (5, 3, (0, 0, 20, 20))])
     result = run(root, [[(BIG, 0.9, 0), ((0, 0, 20, 20), 0.8, 1)]], names=("ring", "dot"))
     assert result.ap == approx(1)
-    assert [record["category_id"] for record in result.results] == [9, 3]
+    assert [record["category_id"] for record in result.results] == [2, 1]
 
 
 @pytest.mark.parametrize(
@@ -227,7 +230,7 @@ def test_equals_plain_pycocotools_on_the_original_files(seed: int, make_coco: Ma
     root, answers = random_case(make_coco, seed)
     result = run(root, answers, batch=4)
     results_file = tmp_path / "results.json"
-    results_file.write_text(json.dumps(result.results))
+    results_file.write_text(json.dumps(open_dataset(root, "val").to_source(result.results)))
     with contextlib.redirect_stdout(io.StringIO()):
         source = root / "annotations" / "instances_val2017.json"
         content = json.loads(source.read_text())

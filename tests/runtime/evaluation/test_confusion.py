@@ -11,7 +11,7 @@ import pytest
 
 from runtime.datasets.open import open_dataset
 from runtime.evaluation.confusion import confusion_matrix
-from tests.support.box_loops import IMAGES, Box, Record, detected, made_up, pairs
+from tests.support.box_loops import IDS, Box, Record, detected, made_up, pairs
 
 MakeCoco = Callable[..., Path]
 
@@ -22,11 +22,11 @@ def test_the_confusion_matrix_is_that_of_loops(seed: int, threshold: float, make
     rng = np.random.default_rng(seed)
     dataset = made_up(make_coco, rng)
     found = detected(dataset, rng)
-    matrix = confusion_matrix(dataset, found, range(IMAGES), threshold)
+    matrix = confusion_matrix(dataset, found, IDS, threshold)
     slow = np.zeros((4, 4))
     place = {**{category_id: i for i, category_id in enumerate(dataset.category_ids)}, None: 3}
     left_out = 0
-    for image_id in range(IMAGES):
+    for image_id in IDS:
         labels, mine = ([item for item in items if item["image_id"] == image_id] for items in (dataset.annotations, found))
         matched, in_crowd = pairs(labels, [item for item in mine if item["score"] >= threshold])
         left_out += in_crowd
@@ -48,12 +48,12 @@ def test_a_confusion_matrix_by_hand(make_coco: MakeCoco) -> None:
         return {"image_id": image_id, "category_id": category_id, "bbox": list(box), "score": score}
 
     found = [
-        record(9, one, 0.9),  # a dot taken for a ring: it comes first, and takes the dot
-        record(3, one, 0.8),  # so this has no object left
-        record(9, (60, 60, 40, 20), 0.7),  # half of the ring: an IoU of 0.5 is enough
-        record(3, (0, 80, 10, 10), 0.6),  # in the crowd: left out
-        record(3, (60, 0, 10, 10), 0.5),  # nothing there
-        record(3, one, 0.2, image_id=2),  # below the threshold: its dot is missed
+        record(2, one, 0.9),  # a dot taken for a ring: it comes first, and takes the dot
+        record(1, one, 0.8),  # so this has no object left
+        record(2, (60, 60, 40, 20), 0.7),  # half of the ring: an IoU of 0.5 is enough
+        record(1, (0, 80, 10, 10), 0.6),  # in the crowd: left out
+        record(1, (60, 0, 10, 10), 0.5),  # nothing there
+        record(1, one, 0.2, image_id=2),  # below the threshold: its dot is missed
     ]
     np.testing.assert_array_equal(confusion_matrix(dataset, found, [1, 2], 0.3), [[0, 1, 1], [0, 1, 0], [2, 0, np.nan]])
     np.testing.assert_array_equal(confusion_matrix(dataset, found, [1, 2], 0.1), [[1, 1, 0], [0, 1, 0], [2, 0, np.nan]])

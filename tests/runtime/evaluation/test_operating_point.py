@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from runtime.datasets.dataset import Dataset
 from runtime.evaluation.matching import AREAS, IOU_THRESHOLDS, ClassMatches, Matches, read_matches, run_cocoeval
 from runtime.evaluation.operating_point import Curve, Point, between, choose, measure_curve, measure_curves
-from tests.support.box_loops import CATEGORIES, IMAGES, Record, detected, made_up, pairs
+from tests.support.box_loops import CATEGORIES, IDS, Record, detected, made_up, pairs
 
 MakeCoco = Callable[..., Path]
 RIGHT, WRONG, IGNORED = "right", "wrong", "ignored"
@@ -208,7 +208,7 @@ def test_a_lower_threshold_finds_no_less(first: list[tuple[float, str]], other: 
 def by_loops(dataset: Dataset, found: list[Record], threshold: float, category_id: int) -> Point:
     """Counts of one class at a threshold, image by image."""
     right = wrong = objects = 0
-    for image_id in range(IMAGES):
+    for image_id in IDS:
         labels, mine = (
             [item for item in items if (item["image_id"], item["category_id"]) == (image_id, category_id)]
             for items in (dataset.annotations, found)
@@ -225,7 +225,7 @@ def test_every_count_of_every_class_is_that_of_loops(seed: int, make_coco: MakeC
     rng = np.random.default_rng(seed)
     dataset = made_up(make_coco, rng)
     found = detected(dataset, rng)
-    curves = measure_curves(read_matches(run_cocoeval(dataset, found, range(IMAGES)), dataset))
+    curves = measure_curves(read_matches(run_cocoeval(dataset, found, IDS), dataset))
     assert set(curves.per_class) == {"dot", "ring", "none"}
     assert curves.overall.thresholds.tolist() == sorted({item["score"] for item in found}, reverse=True)
     for threshold in [*curves.overall.thresholds.tolist(), 0.01, 0.55, 1.0]:

@@ -12,10 +12,11 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from runtime.errors import ModelError
+from runtime.errors import InputError, ModelError
 from train.weights import load_model, open_weights, read_weights
 from train.weights.backbone import Backbone
 from train.weights.darknet import expected_sizes
+from train.weights.darknet_cfg import read_cfg
 from train.weights.names import COCO_CLASSES
 
 Layer = tuple[str, dict[str, object]]
@@ -153,9 +154,13 @@ def sparse(path: Path, count: int, version: tuple[int, int] = (0, 2)) -> Path:
 
 @pytest.mark.parametrize("version", [(0, 1), (0, 2), (1, 0)])
 @pytest.mark.parametrize(("spp", "classes"), [(False, 80), (True, 80), (False, 1), (True, 20)])
-def test_network_and_classes_follow_from_the_length(spp: bool, classes: int, version: tuple[int, int], tmp_path: Path) -> None:
+def test_network_and_classes_follow_from_the_length(
+    spp: bool, classes: int, version: tuple[int, int], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     loaded = open_weights(sparse(tmp_path / "w", floats(spp, classes), version), "yolov3-spp" if spp else "yolov3")
     assert loaded.spec.num_classes == classes
+    assert f" of {classes} classes with the anchors of the published file (10x13, " in caplog.text
+    assert "--cfg FILE.cfg" in caplog.text
     assert loaded.spec.class_names == COCO_CLASSES or classes != 80
     assert (loaded.spec.resize, loaded.spec.pad_value) == ("letterbox", 127.5)
     assert (loaded.spec.mean, loaded.spec.std) == ((0, 0, 0), (1, 1, 1))
@@ -192,3 +197,69 @@ def test_a_backbone_is_no_detector(tmp_path: Path) -> None:
     assert isinstance(read_weights(path, model="darknet53"), Backbone)
     with pytest.raises(ModelError, match=r"darknet53 backbone alone.*python -m train --init"):
         open_weights(path)
+
+
+# --- the cfg
+
+ANCHORS = "8,9, 12,11, 10,18, 20,15, 16,30, 28,24, 35,40, 60,33, 50,70"
+PAIRS = ((8, 9), (12, 11), (10, 18), (20, 15), (16, 30), (28, 24), (35, 40), (60, 33), (50, 70))
+
+
+def described(classes: int = 1, spp: bool = False, kind: str = "yolo", height: int = 96, width: int = 96) -> str:
+    """The cfg of a network as Darknet writes it, with its [yolo] sections."""
+    layers: list[Layer] = []
+    masks = iter(("6,7,8", "3,4,5", "0,1,2"))
+    for layer in yolov3(spp, classes):
+        layers.append(layer)
+        if layer[1].get("activation") == "linear" and layer[0] == "convolutional":
+            layers.append((kind, {"mask": next(masks), "anchors": ANCHORS, "classes": classes, "num": 9}))
+    return f"\ufeff# made by hand\n; old\n{cfg(layers, height, width)}"
+
+
+def test_anchors_and_size_are_those_of_the_cfg(tmp_path: Path) -> None:
+    weights, text = sparse(tmp_path / "w", floats(False, 1)), tmp_path / "one.cfg"
+    text.write_text(described().replace("mask=0,1,2", "mask = 0, 1, 2 # finest"), encoding="utf-8")
+    spec = read_weights(weights, cfg=text).spec  # type: ignore[union-attr]
+    assert (spec.anchors, spec.input_size, spec.num_classes) == ((PAIRS[6:], PAIRS[3:6], PAIRS[:3]), (96, 96), 1)
+    text.write_text(described(spp=True))
+    with pytest.raises(InputError, match=r"one\.cfg: describes yolov3-spp of 1 classes, but .*w has the length of yolov3 of 1"):
+        read_weights(weights, cfg=text)
+    text.write_text(described(kind="Gaussian_yolo"))
+    with pytest.raises(ModelError, match="Gaussian YOLOv3 is not read"):
+        read_weights(weights, cfg=text)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (described(kind="Gaussian_yolo"), "Gaussian YOLOv3 is not read"),
+        (described().replace("[yolo]", "[none]", 1), "yolov3-tiny is not read"),
+        (described().replace("[yolo]", "[region]"), r"expected \[net\] first and 3 \[yolo\] sections, found 0"),
+        (described().replace("leaky", "mish", 3), "its convolutions use mish"),
+        (described().replace("classes=1", "classes=2"), r"contradicts itself: classes=\[2\] need filters=21"),
+        (described().replace("classes=1", "classes=one"), "no number"),
+        (described().replace("mask=0,1,2", "mask=0,1"), "expected 3 positive anchors in each mask"),
+        (described().replace("mask=0,1,2", "mask=0,1,9"), "no number"),
+        (described().replace("8,9, 12", "0,9, 12"), "expected 3 positive anchors"),
+        ("", r"expected \[net\] first"),
+        ("\0", r"expected \[net\] first"),
+    ],
+)
+def test_a_cfg_of_another_network_is_refused(text: str, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "w.cfg"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(InputError, match=rf"w\.cfg: .*{message}"):
+        read_cfg(path)
+
+
+@pytest.mark.parametrize("size", [35434956, 34704996])  # of 80 classes, as published, and of one
+def test_tiny_weights_are_named(size: int, tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="yolov3-tiny is not read: it detects on two levels"):
+        read_weights(sparse(tmp_path / "w", (size - 20) // 4))
+
+
+def test_only_darknets_weights_have_a_cfg(tmp_path: Path) -> None:
+    (tmp_path / "w").write_bytes(b"PK no weights at all, but long enough")
+    (tmp_path / "w.cfg").write_text(described(), encoding="utf-8")
+    with pytest.raises(InputError, match="leave out --cfg"):
+        read_weights(tmp_path / "w", cfg=tmp_path / "w.cfg")
