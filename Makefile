@@ -13,6 +13,7 @@ ACCELERATOR := $(shell nvidia-smi >/dev/null 2>&1 && echo gpu || echo cpu)
 
 # Variables of each target. One that is not used is an error, so that a misspelled one does not go unnoticed.
 USES_demo      := EPOCHS ARGS
+USES_data      := DATA ARGS
 USES_train     := DATA RECIPE OUTPUT RESUME SIZE EPOCHS ARGS
 USES_onnx      := WEIGHTS MODEL RECIPE PRECISION SIZE ARGS
 USES_engine    := WEIGHTS DATA RECIPE OUTPUT PRECISION TARGET SIZE SPLIT MAX_AP_DROP ARGS
@@ -45,7 +46,7 @@ SHOW = @run() { printf '+'; printf ' %q' "$$@"; echo; "$$@"; }; \
 	recipe="$${RECIPE:-yolov3-asff}"; weights="$${WEIGHTS:-runs/$$recipe/best.pt}"; model="$${MODEL:-$${weights%.*}.onnx}"; \
 	words=$$(xargs -r printf '%q ' <<< "$$ARGS") && eval "extra=($$words)" && run
 
-.PHONY: help setup rtx demo train onnx engine eval detect visualize visualise bench test test-runtime test-openvino check lint types clean
+.PHONY: help setup rtx demo data train onnx engine eval detect visualize visualise bench test test-runtime test-openvino check lint types clean
 
 help: ## show this list
 	@echo 'usage: make TARGET [VARIABLE=value ...]'
@@ -73,6 +74,10 @@ $(VENV)/.rtx: $(VENV)/.installed
 
 demo: setup rtx ## train a small model on synthetic images, export it, verify the files (about 6 minutes on 2 CPU cores)
 	$(SHOW) $(RUN) export.demo $${EPOCHS:+--epochs "$$EPOCHS"} "$${extra[@]}"
+
+data: setup ## examine DATA: layout, splits, classes, what is left out and why (ARGS='--strict --show 9')
+	$(call need,DATA,datasets/mine)
+	$(SHOW) $(RUN) train.data --data "$$DATA" "$${extra[@]}"
 
 train: setup ## train RECIPE on DATA into OUTPUT (RESUME=folder continues a run)
 	$(if $(findstring --list,$(value ARGS)),,$(call need,DATA,datasets/coco))

@@ -186,7 +186,7 @@ def main(arguments: list[str] | None = None) -> int:
         "Time training batches of one process against bare decoding and a naive chain of steps.",
         "python -m benchmarks.data --data data/coco --json",
     )
-    parser.add_argument("--data", type=Path, required=True, help="folder in the COCO or VOC layout; its train split is read")
+    parser.add_argument("--data", type=Path, required=True, help="dataset folder; its train split is read")
     parser.add_argument("--size", type=int, default=608, help="input side in pixels (default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=3, help="the best of so many rounds counts (default: %(default)s)")
     parser.add_argument("--json", action="store_true", help="metrics as JSON on stdout")

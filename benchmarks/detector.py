@@ -59,7 +59,7 @@ def main(arguments: list[str] | None = None) -> int:
         "Time the whole detector on images against the bare session.",
         "python -m benchmarks.detector --data datasets/coco",
     )
-    parser.add_argument("--data", required=True, help="dataset folder, COCO or VOC layout")
+    parser.add_argument("--data", required=True, help="dataset folder")
     parser.add_argument("--split", default="val", help="default: the one that plays `val`")
     parser.add_argument("--engine", type=Path, help="an exported model (default: full yolov3-asff, random weights)")
     parser.add_argument("--size", type=cli.image_side, default=416, help="of the random model (default: 416)")

@@ -100,7 +100,7 @@ def main(arguments: list[str] | None = None) -> int:
         "Time what overlapping the stages of a video gains.",
         "python -m benchmarks.video --data datasets/coco",
     )
-    parser.add_argument("--data", required=True, help="dataset folder, COCO or VOC layout")
+    parser.add_argument("--data", required=True, help="dataset folder")
     parser.add_argument("--engine", type=Path, help="a model (default: yolov3-asff-small, random weights)")
     parser.add_argument("--backend", default="auto", help="what runs it (default: auto)")
     parser.add_argument("--size", type=cli.image_side, default=416, help="of the random model (default: 416)")

@@ -57,6 +57,7 @@ def make(folder: Path, *arguments: str, **environment: str) -> tuple[int, list[s
         ),
         (["train", f"DATA={ODD}", "RECIPE=demo"], ["train", "--data", ODD, "--recipe", "demo", "--output", "runs/demo"]),
         (["train", "DATA=d", f"RESUME={ODD}", "SIZE=96"], ["train", "--data", "d", "--resume", ODD, "--size", "96"]),
+        (["data", f"DATA={ODD}", "ARGS=--strict"], ["train.data", "--data", ODD, "--strict"]),
         (["train", "ARGS=--list"], [..., "--list"]),
         (
             ["onnx", "WEIGHTS=my.run 1/best.pt"],
@@ -108,5 +109,5 @@ def test_errors(arguments: list[str], message: str, folder: Path) -> None:
 def test_every_target_is_in_the_help(folder: Path) -> None:
     code, _, printed = make(folder)
     assert code == 0
-    for target in ("setup", "rtx", "demo", "train", "onnx", "engine", "eval", "detect", "visualize", "bench", "test", "check"):
+    for target in ("setup", "rtx", "demo", "data", "train", "onnx", "engine", "eval", "detect", "visualize", "bench", "test", "check"):
         assert f"  {target} " in printed
