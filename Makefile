@@ -112,7 +112,7 @@ test: setup ## all tests but the slow and the timed ones
 
 test-runtime: ## the tests of runtime/ in an environment without torch and onnx
 	@test -d $(VENV)-runtime || { $(PYTHON) -m venv $(VENV)-runtime && $(VENV)-runtime/bin/pip install --disable-pip-version-check --quiet \
-		--constraint constraints.txt numpy opencv-python-headless pycocotools tqdm onnxruntime pytest hypothesis; }
+		--constraint constraints.txt anyascii av numpy opencv-python-headless pycocotools simplejpeg tqdm onnxruntime pytest hypothesis; }
 	$(SHOW) $(VENV)-runtime/bin/python -m pytest tests/runtime "$${extra[@]}"
 
 test-openvino: setup ## the tests of OpenVINO in a process of their own (needs the extra "openvino")

@@ -33,8 +33,15 @@ class OutputError(DetectorError):
     """A file or folder that cannot be written: no permission, no space, no such folder.
 
     It is no InputError: where unusable inputs are skipped, one output that fails still ends the work, since the next
-    would fail too.
+    would fail too, unless it `is_single`.
+
+    Attributes:
+        is_single: the fault is that of one output, such as a size that its kind cannot hold; the next may succeed.
     """
+
+    def __init__(self, message: str, *, is_single: bool = False) -> None:
+        super().__init__(message)
+        self.is_single = is_single
 
 
 class CheckFailed(DetectorError):

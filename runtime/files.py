@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -14,6 +15,8 @@ from typing import Any, Union
 from runtime.errors import OutputError
 
 PathLike = Union[str, "os.PathLike[str]"]
+
+_FAULTS_OF_ONE_NAME = frozenset({errno.ENAMETOOLONG, errno.EILSEQ, errno.EISDIR})
 
 
 @contextlib.contextmanager
@@ -39,9 +42,9 @@ def atomic_write(path: PathLike) -> Iterator[Path]:
         os.replace(temporary, target)
         temporary = None
     except OSError as error:
-        raise OutputError(
-            f"cannot write {target}: {error.strerror or error}; choose another output or free some space"
-        ) from error
+        is_single = error.errno in _FAULTS_OF_ONE_NAME
+        remedy = "choose another name" if is_single else "choose another output or free some space"
+        raise OutputError(f"cannot write {target}: {error.strerror or error}; {remedy}", is_single=is_single) from error
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
@@ -91,7 +94,7 @@ def check_writable(path: PathLike) -> None:
 
 
 def _refuse_folder(target: Path) -> None:
-    if target.is_dir():
+    if os.path.isdir(target):
         raise OutputError(f"cannot write {target}: it is a folder; choose another output")
 
 

@@ -9,7 +9,7 @@ from typing import Any, Optional
 
 from runtime.datasets.dataset import Dataset, LabeledImage, find_image, labeled_image, report_dropped
 from runtime.errors import InputError
-from runtime.media.image import IMAGE_SUFFIXES
+from runtime.media.kinds import IMAGE_SUFFIXES
 
 _CORNERS = ("xmin", "ymin", "xmax", "ymax")
 

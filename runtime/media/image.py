@@ -14,7 +14,6 @@ from runtime.files import PathLike, atomic_write
 from runtime.media.image_header import claimed_size
 from runtime.ops.image import Image
 
-IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".jpe", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm"})
 MAX_PIXELS = 1 << 28
 """Most pixels of an image that is read: 16384 x 16384, 0.8 GB, twice that while it is decoded. (Kinds of files that are not
 in `IMAGE_SUFFIXES` have OpenCV's own bound, four times that.)"""
@@ -102,8 +101,11 @@ def write_image(path: PathLike, image: Image) -> None:
     try:
         encoded, data = cv2.imencode(Path(path).suffix, image)
     except cv2.error as error:
-        raise OutputError(f"cannot write {path}: {error.err}") from error
+        raise OutputError(f"cannot write {path}: {error.err}", is_single=True) from error
     if not encoded:
-        raise OutputError(f"cannot write {path}: OpenCV cannot encode this image as {Path(path).suffix}")
+        height, width = image.shape[:2]
+        raise OutputError(
+            f"cannot write {path}: OpenCV cannot encode this image of {width}x{height} as {Path(path).suffix}", is_single=True
+        )
     with atomic_write(path) as temporary:  # not cv2.imwrite, which reports success for a BMP cut short by a full disk
         temporary.write_bytes(data.tobytes())

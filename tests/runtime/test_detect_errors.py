@@ -8,6 +8,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 
@@ -101,10 +102,31 @@ def test_sources_are_never_overwritten(
     monkeypatch.chdir(tmp_path)
     (tmp_path / "other").mkdir()
     (tmp_path / "link").symlink_to(tmp_path / "in")
-    code, _, err = command(main, "--engine", tiny_onnx, "--source", good.parent, "--output", output)
-    assert code == 2
-    assert "a.png: its annotated copy would overwrite it; choose another --output" in one_error(err)
-    np.testing.assert_array_equal(read_image(good), white())
+    sources = {"a.png": encoded(".png"), "a.gif": encoded(".gif"), "a.gif.png": encoded(".png"), "x.jpg": encoded(".jpg")}
+    for name, data in sources.items():
+        (good.parent / name).write_bytes(data)
+    code, out, _ = command(main, "--engine", tiny_onnx, "--source", good.parent, "--output", output)
+    assert code == 0 and len(out.splitlines()) == 4
+    assert {name: (good.parent / name).read_bytes() for name in sources} == sources
+    made = sorted(path.name for path in good.parent.iterdir() if path.name not in sources)
+    assert made == ["a.2.png", "a.gif.2.png", "a.gif.3.png", "x.2.jpg"]
+
+
+def encoded(suffix: str) -> bytes:
+    return cv2.imencode(suffix, white())[1].tobytes()
+
+
+def test_a_result_that_cannot_be_written_for_its_own_reasons_is_skipped_and_counted(
+    command: Command, tiny_onnx: Path, good: Path, tmp_path: Path
+) -> None:
+    (good.parent / "wide.webp").write_bytes(cv2.imencode(".png", white(17_000, 2))[1].tobytes())  # WebP ends at 16,383
+    (good.parent / f"{'n' * 250}.gif").write_bytes(encoded(".gif"))  # which leaves no room for .png
+    code, out, err = command(main, "--engine", tiny_onnx, "--source", good.parent, "--output", tmp_path / "out")
+    assert code == 2 and len(out.splitlines()) == 1
+    *skipped, count, end = err.splitlines()
+    assert len(skipped) == 2 and all(line.startswith("skipped: cannot write") for line in skipped)
+    assert count == "2 of 3 files skipped" and end.startswith("error: 2 of 3 results could not be written")
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["a.png"]
 
 
 def damaged(kind: str, folder: Path, spec: ModelSpec, write_onnx: Callable[..., Path]) -> Path:
