@@ -123,7 +123,7 @@ def test_a_result_that_cannot_be_written_for_its_own_reasons_is_skipped_and_coun
     (good.parent / f"{'n' * 250}.gif").write_bytes(encoded(".gif"))  # which leaves no room for .png
     code, out, err = command(main, "--engine", tiny_onnx, "--source", good.parent, "--output", tmp_path / "out")
     assert code == 2 and len(out.splitlines()) == 1
-    *skipped, count, end = err.splitlines()
+    end, *skipped, count = err.splitlines()  # the log comes last here
     assert len(skipped) == 2 and all(line.startswith("skipped: cannot write") for line in skipped)
     assert count == "2 of 3 files skipped" and end.startswith("error: 2 of 3 results could not be written")
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["a.png"]
