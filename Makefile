@@ -61,7 +61,7 @@ setup: $(VENV)/.installed ## create .venv and install everything (every other ta
 $(VENV)/.installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { echo 'error: Python 3.10 or newer is needed (set PYTHON=)'; exit 3; }
 	$(PYTHON) -m venv $(VENV) || { echo 'error: python3 -m venv failed; on Debian: apt-get install python3-venv'; exit 3; }
-	$(INSTALL) '.[$(ACCELERATOR),train,dev]' || { test $(ACCELERATOR) = gpu && echo 'the GPU packages do not install here; going on without' && $(INSTALL) '.[cpu,train,dev]'; }
+	$(INSTALL) '.[$(ACCELERATOR),train,fonts,dev]' || { test $(ACCELERATOR) = gpu && echo 'the GPU packages do not install here; going on without' && $(INSTALL) '.[cpu,train,fonts,dev]'; }
 	@touch $@
 
 rtx: $(VENV)/.rtx ## install TensorRT-RTX, which builds engines without a GPU (proprietary: NVIDIA's license applies)
