@@ -222,4 +222,4 @@ def _is_short(container: Any, progress: _Progress) -> bool:
     """True if the file states a length that none of its streams reaches."""
     if container.format.name not in _STATE_LENGTH or not container.duration:
         return False
-    return bool(progress.end < ((container.start_time or 0) + container.duration) / 1e6 - _SLACK)
+    return bool(progress.end < container.duration / 1e6 - _SLACK)

@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 import socket
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -102,10 +103,19 @@ def test_what_is_no_file_is_not_waited_for(name: str, tmp_path: Path) -> None:
 
 
 def with_times(path: Path, times: list[int]) -> None:
-    """Writes a Matroska or WebM file to a pipe, as a browser records: without a rate, a length or an index."""
+    """Writes a WebM to a pipe, as a browser records: without a rate, a length or an index."""
     read_end, write_end = os.pipe()
-    with open(write_end, "wb") as pipe, av.open(pipe, "w", format="webm") as container:
-        stream = container.add_stream("libvpx")
+    with open(write_end, "wb") as pipe:
+        encode(pipe, "webm", "libvpx", times)
+    with open(read_end, "rb") as pipe:
+        path.write_bytes(pipe.read())
+
+
+def encode(target: Any, kind: str, codec: str, times: Iterable[int]) -> None:
+    """Writes a video of gray frames at times in milliseconds; every 25th can be decoded alone."""
+    with av.open(target, "w", format=kind) as container:
+        stream = container.add_stream(codec)
+        stream.codec_context.gop_size = 25
         stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
         stream.codec_context.time_base = Fraction(1, 1000)
         for time in times:
@@ -113,8 +123,6 @@ def with_times(path: Path, times: list[int]) -> None:
             frame.pts, frame.time_base = time, Fraction(1, 1000)
             container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
-    with open(read_end, "rb") as pipe:
-        path.write_bytes(pipe.read())
 
 
 @pytest.mark.parametrize("times", [[0, 29, 67, 102, 135, 236, 240], [500, 533, 566, 1600], [0, 33, 66, 100, 133]])
@@ -157,6 +165,20 @@ def test_a_trimmed_clip_is_whole(tmp_path: Path, caplog: pytest.LogCaptureFixtur
     struct.pack_into(">I", data, place, struct.unpack_from(">I", data, place)[0] // 4)
     (tmp_path / "trimmed.mp4").write_bytes(data)
     assert 20 < len(list(read_video(tmp_path / "trimmed.mp4", strict=True))) < 40
+    assert not caplog.records
+
+
+@pytest.mark.parametrize(
+    ("kind", "codec"), [("mpegts", "mpeg4"), ("matroska", "mpeg4"), ("flv", "flv"), ("asf", "mpeg4"), ("avi", "mpeg4")]
+)
+def test_a_clip_from_the_middle_is_whole(kind: str, codec: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Its time stamps do not start at 0, and the length that it states is that from 0 on."""
+    encode(str(tmp_path / "a"), kind, codec, range(3000, 5000, 40))
+    assert len(list(read_video(tmp_path / "a", strict=True))) >= 49
+    if kind == "mpegts":  # of a broadcast, from anywhere to anywhere
+        data = (tmp_path / "a").read_bytes()
+        (tmp_path / "a").write_bytes(data[188 * (len(data) // 940) : 188 * (len(data) // 235)])
+        assert 20 <= len(list(read_video(tmp_path / "a", strict=True))) < 50
     assert not caplog.records
 
 
