@@ -62,7 +62,7 @@ setup: $(VENV)/.installed ## create .venv and install everything (every other ta
 $(VENV)/.installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { echo 'error: Python 3.10 or newer is needed (set PYTHON=)'; exit 3; }
 	$(PYTHON) -m venv $(VENV) || { echo 'error: python3 -m venv failed; on Debian: apt-get install python3-venv'; exit 3; }
-	$(INSTALL) '.[$(ACCELERATOR),train,dev]' || { test $(ACCELERATOR) = gpu && echo 'the GPU packages do not install here; going on without' && $(INSTALL) '.[cpu,train,dev]'; }
+	$(INSTALL) '.[$(ACCELERATOR),train,fonts,dev]' || { test $(ACCELERATOR) = gpu && echo 'the GPU packages do not install here; going on without' && $(INSTALL) '.[cpu,train,fonts,dev]'; }
 	@touch $@
 
 rtx: $(VENV)/.rtx ## install TensorRT-RTX, which builds engines without a GPU (proprietary: NVIDIA's license applies)
@@ -117,7 +117,7 @@ test: setup ## all tests but the slow and the timed ones
 
 test-runtime: ## the tests of runtime/ in an environment without torch and onnx
 	@test -d $(VENV)-runtime || { $(PYTHON) -m venv $(VENV)-runtime && $(VENV)-runtime/bin/pip install --disable-pip-version-check --quiet \
-		--constraint constraints.txt numpy opencv-python-headless pycocotools pyyaml tqdm onnxruntime pytest hypothesis; }
+		--constraint constraints.txt anyascii av numpy opencv-python-headless pycocotools pyyaml simplejpeg tqdm onnxruntime pytest hypothesis; }
 	$(SHOW) $(VENV)-runtime/bin/python -m pytest tests/runtime "$${extra[@]}"
 
 test-openvino: setup ## the tests of OpenVINO in a process of their own (needs the extra "openvino")

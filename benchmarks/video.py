@@ -28,7 +28,8 @@ from runtime.backends.open import open_backend
 from runtime.datasets.open import open_dataset
 from runtime.detections import Detections
 from runtime.detector import Detector
-from runtime.media.video import read_video, write_video
+from runtime.media.video import read_video
+from runtime.media.video_writer import write_video
 from runtime.ops.image import Image
 from runtime.viz.annotate import draw
 
@@ -55,11 +56,12 @@ class _Accelerator:
 
 def make_video(path: Path, data: str, seconds: int) -> Path:
     """Writes the video, 1280 x 720."""
-    with write_video(path, _RATE) as write:
-        for entry in open_dataset(data, "val").images[:seconds]:
+    with write_video(path) as write:
+        for number, entry in enumerate(open_dataset(data, "val").images[:seconds]):
             image = cv2.resize(entry.read(), _SIZE)
             for step in range(_RATE):
-                write(cv2.warpAffine(image, cv2.getRotationMatrix2D((0, 0), 0, 1 + step / 100), _SIZE))
+                moved = cv2.warpAffine(image, cv2.getRotationMatrix2D((0, 0), 0, 1 + step / 100), _SIZE)
+                write(moved, number + step / _RATE)
     return path
 
 
@@ -67,9 +69,9 @@ def measure(detector: Detector, video: Path, repeats: int) -> dict[str, float]:
     """Times each way in turn; returns median milliseconds for the whole video."""
 
     def consume(results: Iterable[tuple[Image, Detections]]) -> None:
-        with write_video(video.with_name("annotated.mp4"), _RATE) as write:
-            for frame, found in results:
-                write(draw(frame, found, detector.spec.class_names))
+        with write_video(video.with_name("annotated.mp4")) as write:
+            for number, (frame, found) in enumerate(results):
+                write(draw(frame, found, detector.spec.class_names), number / _RATE)
 
     ways: dict[str, Callable[[], None]] = {
         _ALONE: lambda: consume((frame, Detections.empty()) for frame in read_video(video)),

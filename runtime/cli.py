@@ -36,7 +36,6 @@ def run(main: Callable[[], int]) -> NoReturn:
         main: the command; returns its exit code.
     """
     cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)  # a bad image or video is reported once, by us
-    os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # FFmpeg's AV_LOG_QUIET
     with signals.raised() as received, terminal.guarded_streams():
         handler = logging.StreamHandler(sys.stderr)
         handler.setFormatter(terminal.LineFormatter("%(message)s"))

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import collections
 import contextlib
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any, Optional
 
@@ -18,8 +19,10 @@ from runtime.detections import Detections
 from runtime.detector import Detector
 from runtime.files import output_folder
 from runtime.media.image import write_image
-from runtime.media.sources import SkippedSources, Source, find_sources, read_each, read_source, result_path
-from runtime.media.video import frame_count, frame_rate, read_video, write_video
+from runtime.media.results import result_paths
+from runtime.media.sources import SkippedSources, Source, find_sources, read_each, read_source
+from runtime.media.video import Frame, frame_count, read_frames
+from runtime.media.video_writer import write_video
 from runtime.ops.image import Image
 from runtime.streaming.prefetch import close_generator
 from runtime.viz.annotate import draw
@@ -54,10 +57,11 @@ def main(arguments: Optional[list[str]] = None) -> int:
     wanted = options.output or (None if options.json else DEFAULT_OUTPUT)
     with _open_detector(options) as detector, SkippedSources(len(sources), strict=options.strict) as skipped:
         folder = output_folder(wanted) if wanted else None
+        targets = result_paths(sources, folder) if folder else {}
         images = read_each(sources, _read, skipped, label="detect")
         with close_generator(images):
             for source, image in images:
-                records = _detect(detector, source, image, folder, options.strict)
+                records = _detect(detector, source, image, targets.get(source), options.strict)
                 with skipped.skip_unusable(), close_generator(records):
                     for record in records:
                         print(json.dumps(record) if options.json else _summary(record), flush=options.json)
@@ -82,10 +86,9 @@ def _read(source: Source) -> Optional[Image]:
 
 
 def _detect(
-    detector: Detector, source: Source, image: Optional[Image], folder: Optional[Path], strict: bool
+    detector: Detector, source: Source, image: Optional[Image], target: Optional[Path], strict: bool
 ) -> Iterator[dict[str, Any]]:
-    """Yields a record an image or frame, after its annotated copy was written into `folder`."""
-    target = result_path(source, folder) if folder else None
+    """Yields a record an image or frame, after its annotated copy was written to `target`."""
     if image is None:
         yield from _detect_in_video(detector, source, target, strict)
         return
@@ -100,15 +103,25 @@ def _detect_in_video(detector: Detector, source: Source, target: Optional[Path],
 
     While a frame is drawn and encoded here, the model runs on the next one, and a third one is decoded, in other threads.
     """
-    results = detector.stream(read_video(source.path, strict=strict))
+    times: collections.deque[float] = collections.deque()  # of the frames that are on their way
+    results = detector.stream(_images(read_frames(source.path, strict=strict), times))
     with contextlib.ExitStack() as stack:
-        write = stack.enter_context(write_video(target, frame_rate(source.path))) if target else None
+        write = stack.enter_context(write_video(target)) if target else None
         stack.enter_context(close_generator(results))
         bar = tqdm(results, printable(source.path.name, 40), frame_count(source.path), unit="frame", disable=None, leave=False)
         for number, (frame, found) in enumerate(bar):
+            time = times.popleft()
             if write:
-                write(draw(frame, found, detector.spec.class_names))
+                write(draw(frame, found, detector.spec.class_names), time)
             yield {**_record(source, frame, found, detector), "frame": number}
+
+
+def _images(frames: Generator[Frame, None, None], times: collections.deque[float]) -> Generator[Image, None, None]:
+    """Yields the images of frames and appends their times to `times`."""
+    with close_generator(frames):
+        for frame in frames:
+            times.append(frame.time)
+            yield frame.image
 
 
 def _record(source: Source, image: Image, found: Detections, detector: Detector) -> dict[str, Any]:

@@ -38,8 +38,8 @@ class ModelError(InputError):
 class OutputError(DetectorError):
     """A file or folder that cannot be written: no permission, no space, no such folder.
 
-    It is no InputError: where unusable inputs are skipped, one output that fails still ends the work, since the next
-    would fail too.
+    It is no InputError: where unusable inputs are skipped, an output that fails still ends the work, since the next would fail
+    too.
     """
 
 

@@ -155,8 +155,10 @@ def atomic_write(path: PathLike) -> Iterator[Path]:
         os.replace(temporary, target)
         temporary = None
     except OSError as error:
-        kind = ItemError if error.errno in _OWN_REASONS else OutputError
-        raise kind(f"cannot write {target}: {error.strerror or error}; choose another output or free some space") from error
+        is_single = error.errno in _OWN_REASONS
+        remedy = "choose another name" if is_single else "choose another output or free some space"
+        kind = ItemError if is_single else OutputError
+        raise kind(f"cannot write {target}: {error.strerror or error}; {remedy}") from error
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)

@@ -12,7 +12,8 @@ from runtime.detector import Detector
 from runtime.errors import InputError
 from runtime.files import output_folder
 from runtime.media.image import write_image
-from runtime.media.sources import SkippedSources, Source, find_sources, read_each, read_source, result_path
+from runtime.media.results import result_paths
+from runtime.media.sources import SkippedSources, Source, find_sources, read_each, read_source
 from runtime.ops.image import Image
 from runtime.streaming.prefetch import close_generator
 from runtime.viz.fusion_figure import figure
@@ -49,16 +50,15 @@ def show(backend: InspectableBackend, options: argparse.Namespace) -> None:
     """
     backend.check_inspectable()
     sources, folder = find_sources(options.source), output_folder(options.output)
-    detector = Detector(backend, score_threshold=options.conf)
+    detector, targets = Detector(backend, score_threshold=options.conf), result_paths(sources, folder)
 
     with SkippedSources(len(sources), strict=options.strict) as skipped:
         images = read_each(sources, _read, skipped, label="visualize")
         with close_generator(images):
             for source, image in images:
                 with skipped.skip_unusable():
-                    target = result_path(source, folder)
-                    write_image(target, figure(look(detector, backend, image), backend.spec))
-                    print(target)
+                    write_image(targets[source], figure(look(detector, backend, image), backend.spec))
+                    print(targets[source])
 
 
 def _read(source: Source) -> Image:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
 import resource
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import AbstractContextManager
 
 import cv2
@@ -17,8 +16,15 @@ from runtime import cli
 
 pytest_plugins = ["tests.support.known_model"]
 
-os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # as command lines do; FFmpeg reads it with the first video
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a background shell ignores it, and children would inherit that
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Escapes names that are no text in what a test printed: the processes of `-n` exchange UTF-8 alone."""
+    report = yield
+    report.sections = [(title, text.encode("utf-8", "backslashreplace").decode()) for title, text in report.sections]
+    return report
 
 
 @pytest.fixture(autouse=True)

@@ -15,7 +15,7 @@ from runtime.datasets.folder import shorten
 from runtime.datasets.summary import class_counts
 from runtime.errors import InputError
 from runtime.files import sha256
-from runtime.media.image import IMAGE_SUFFIXES
+from runtime.media.kinds import IMAGE_SUFFIXES
 from runtime.ops import boxes as box_ops
 
 log = logging.getLogger(__name__)

@@ -14,7 +14,7 @@ from typing import Any, Optional
 from runtime import files
 from runtime.errors import InputError
 from runtime.files import PathLike
-from runtime.media.image import IMAGE_SUFFIXES
+from runtime.media.kinds import IMAGE_SUFFIXES
 
 LARGEST_ANNOTATIONS = 4 << 30
 """Most bytes that are read of one file of annotations: ten times those of COCO."""

@@ -15,8 +15,9 @@ from runtime.datasets.build import ImageRecord, RawObjects, build_dataset
 from runtime.datasets.dataset import Dataset
 from runtime.datasets.folder import DatasetFolder, shorten
 from runtime.errors import InputError, MissingComponentError
-from runtime.media.image import IMAGE_SUFFIXES, read_image
+from runtime.media.image import read_image
 from runtime.media.image_header import claimed_size
+from runtime.media.kinds import IMAGE_SUFFIXES
 
 LAYOUT = "YOLO (data.yaml or classes.txt, images/ and labels/)"
 _SPLITS = ("train", "val", "test")

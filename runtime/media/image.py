@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import logging
 import stat
 from pathlib import Path
 from typing import Optional
@@ -11,15 +13,30 @@ import numpy as np
 
 from runtime.errors import InputError, ItemError
 from runtime.files import PathLike, atomic_write
-from runtime.media.image_header import claimed_size
+from runtime.media import image_header as header
+from runtime.media import jpeg
 from runtime.ops.image import MAX_PIXELS, Image
 
-IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".jpe", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm"})
+log = logging.getLogger(__name__)
+
+_TURNS: dict[int, tuple[bool, Optional[int]]] = {
+    1: (False, None),
+    2: (False, 1),
+    3: (False, -1),
+    4: (False, 0),
+    5: (True, None),
+    6: (True, 1),
+    7: (True, -1),
+    8: (True, 0),
+}
+"""Of each EXIF orientation: whether rows and columns change places, and then OpenCV's code of a flip."""
 _LARGEST_FILE = 8 * MAX_PIXELS  # four channels of 16 bits, not compressed
 
 
 def read_image(path: PathLike, size: Optional[tuple[int, int]] = None) -> Image:
     """Reads any common image (gray, CMYK, alpha, 16 bit) as uint8 BGR `[H, W, 3]`, EXIF orientation applied.
+
+    Of an animation or a file of several pages the first one is read, with a warning.
 
     Args:
         path: the file.
@@ -27,22 +44,23 @@ def read_image(path: PathLike, size: Optional[tuple[int, int]] = None) -> Image:
             image as stored, before the EXIF rotation; where only that frame fits `size`, the image is left unrotated.
 
     Raises:
-        InputError: missing, empty, truncated or not an image, of more than `MAX_PIXELS`, or of another size than `size`.
+        InputError: missing, empty, damaged or not an image, of more than `MAX_PIXELS`, or of another size than `size`; or a
+            raw photo, of which only a preview could be read.
     """
     data = _read(path)
-    if not data:
-        raise InputError(f"{path}: the file is empty")
-    if _is_truncated(data):
-        raise InputError(f"{path}: the image is truncated")
+    _check_whole(path, data)
     _check_size(path, data)
-    image = _decode(path, data, cv2.IMREAD_COLOR)
+    _check_is_the_image(path, data)
+    stored = _decode(path, data)
+    image = _turned(stored, header.orientation(data))
     if size is not None and (image.shape[1], image.shape[0]) != size:
-        stored = _decode(path, data, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
         if (stored.shape[1], stored.shape[0]) != size:
             raise InputError(
                 f"{path}: the image is {image.shape[1]}x{image.shape[0]} but its annotation says {size[0]}x{size[1]}"
             )
         image = stored
+    if header.has_more_frames(data):
+        _warn_of_more_frames(str(path))
     return image
 
 
@@ -61,7 +79,7 @@ def _read(path: PathLike) -> bytes:
 def _check_size(path: PathLike, data: bytes) -> None:
     """Raises InputError for an image whose header claims a size too large to be decoded."""
     try:
-        width, height = claimed_size(data) or (1, 1)
+        width, height = header.claimed_size(data) or (1, 1)
     except ValueError as error:
         raise InputError(f"{path}: not an image that can be decoded ({error})") from error
     if width * height > MAX_PIXELS:
@@ -71,27 +89,53 @@ def _check_size(path: PathLike, data: bytes) -> None:
         )
 
 
-def _decode(path: PathLike, data: bytes, flags: int) -> Image:
+def _check_whole(path: PathLike, data: bytes) -> None:
+    """Raises InputError for an empty file, and for a JPEG or PNG without its end, which OpenCV silently fills with gray."""
+    if not data:
+        raise InputError(f"{path}: the file is empty")
+    if data.startswith(jpeg.START):
+        is_whole = jpeg.is_whole(data)
+    elif data.startswith(b"\x89PNG"):
+        is_whole = any(kind == b"IEND" for kind, *_ in header.png_chunks(data))
+    else:
+        return
+    if not is_whole:
+        raise InputError(f"{path}: the image is truncated")
+
+
+def _check_is_the_image(path: PathLike, data: bytes) -> None:
+    """Raises InputError where decoders would return something else than the image that viewers show."""
+    if header.is_preview(data):
+        raise InputError(f"{path}: a raw photo, of which only a preview can be read; convert it to JPEG or PNG first")
+    if header.is_turned_avif(data):
+        raise InputError(f"{path}: an AVIF that is stored turned, which is not read; save it as JPEG or PNG")
+
+
+def _decode(path: PathLike, data: bytes) -> Image:
+    """Decodes an image as it is stored, not turned."""
     try:
-        image = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
+        image: Optional[cv2.typing.MatLike] = jpeg.decode(data) if data.startswith(jpeg.START) else None
+        if image is None:
+            flags = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
+            image = cv2.imdecode(np.frombuffer(header.without_orientation(data), np.uint8), flags)
     except cv2.error as error:
         raise InputError(f"{path}: the image cannot be decoded ({error.err})") from error
+    except ValueError as error:
+        raise InputError(f"{path}: the image is damaged ({error})") from error
     if image is None:
         raise InputError(f"{path}: not an image that can be decoded")
     return np.asarray(image, dtype=np.uint8)
 
 
-def _is_truncated(data: bytes) -> bool:
-    """True if a JPEG or PNG lacks its end, which OpenCV silently fills with gray.
+def _turned(image: Image, orientation: int) -> Image:
+    is_transposed, flip = _TURNS[orientation]
+    turned = cv2.transpose(image) if is_transposed else image
+    return np.asarray(turned if flip is None else cv2.flip(turned, flip), np.uint8)
 
-    Inside a JPEG scan every 0xFF is followed by a stuffed zero, so the last start-of-scan marker is a real one, and a
-    whole file has an end-of-image marker after it (the one of an embedded thumbnail comes before).
-    """
-    if data.startswith(b"\xff\xd8"):
-        return data.rfind(b"\xff\xd9") < data.rfind(b"\xff\xda")
-    if data.startswith(b"\x89PNG"):
-        return b"IEND\xaeB`\x82" not in data  # the empty end chunk with its checksum; garbage may follow it
-    return False
+
+@functools.lru_cache(maxsize=4096)  # once a file, however often it is read
+def _warn_of_more_frames(path: str) -> None:
+    log.warning("%s: of its several frames or pages the first one is read", path)
 
 
 def write_image(path: PathLike, image: Image) -> None:
@@ -101,6 +145,7 @@ def write_image(path: PathLike, image: Image) -> None:
     except cv2.error as error:
         raise ItemError(f"cannot write {path}: {error.err}") from error
     if not encoded:
-        raise ItemError(f"cannot write {path}: OpenCV cannot encode this image as {Path(path).suffix}")
+        height, width = image.shape[:2]
+        raise ItemError(f"cannot write {path}: OpenCV cannot encode this image of {width}x{height} as {Path(path).suffix}")
     with atomic_write(path) as temporary:  # not cv2.imwrite, which reports success for a BMP cut short by a full disk
         temporary.write_bytes(data.tobytes())

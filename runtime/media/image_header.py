@@ -1,21 +1,24 @@
-"""Reads the size that an image file claims, so that one too large for memory is refused before it is decoded.
+"""Reads what the header of an image file says of it: size, orientation, frames, and that it is a mere preview.
 
 OpenCV bounds sizes too (`OPENCV_IO_MAX_IMAGE_PIXELS`), but takes its bound once, when cv2 is first imported: set from here it
-would not hold for a program that imports cv2 before this package.
+would not hold for a program that imports cv2 before this package. Orientations it applies to some kinds and not to others.
 """
 
 from __future__ import annotations
 
 import re
 import struct
-from typing import Any, Optional
+from collections.abc import Iterator
+from typing import Optional
 
-_JPEG_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # markers that give the size
-_JPEG_ALONE = frozenset({0x00, 0x01, *range(0xD0, 0xDA)})  # markers without a length
-_TIFF_KINDS = {1: "B", 3: "H", 4: "I", 16: "Q"}  # of whole numbers
-_TIFF_WIDTH, _TIFF_HEIGHT = 256, 257
+from runtime.media import jpeg, tiff
+
+PNG_START = b"\x89PNG\r\n\x1a\n"
 _GAP = rb"(?:\s|#[^\n]*\n)+"
 _PNM = re.compile(rb"P[1-6Ff]" + _GAP + rb"(\d{1,10})" + _GAP + rb"(\d{1,10})\s")
+_DNG_VERSION = 50706
+_AVIF_HEAD = 1 << 14  # bytes in which the properties of an image lie
+_FAULTS = (struct.error, ValueError, IndexError, KeyError)
 
 
 def claimed_size(data: bytes) -> Optional[tuple[int, int]]:
@@ -26,13 +29,13 @@ def claimed_size(data: bytes) -> Optional[tuple[int, int]]:
     """
     try:
         return _claimed_size(data)
-    except (struct.error, ValueError, IndexError, KeyError) as error:
+    except _FAULTS as error:
         raise ValueError("its header is damaged") from error
 
 
 def _claimed_size(data: bytes) -> Optional[tuple[int, int]]:
-    if data.startswith(b"\xff\xd8"):
-        return _jpeg(data)
+    if data.startswith(jpeg.START):
+        return jpeg.size(data)
     if data.startswith(b"\x89PNG"):
         return _pair(">II", data, 16)
     if data.startswith(b"BM"):
@@ -40,10 +43,11 @@ def _claimed_size(data: bytes) -> Optional[tuple[int, int]]:
         return width, abs(height)  # negative: the rows run downwards
     if data.startswith(b"GIF8"):
         return _pair("<HH", data, 6)
-    if data.startswith(b"RIFF") and data[8:12] == b"WEBP":
+    if _is_webp(data):
         return _webp(data)
-    if data.startswith((b"II*\0", b"II+\0", b"MM\0*", b"MM\0+")):
-        return _tiff(data)
+    if data.startswith(tiff.MARKS):
+        first = tiff.Tiff(data).first
+        return first.fields[tiff.WIDTH].values[0], first.fields[tiff.HEIGHT].values[0]
     found = _PNM.match(data)
     return (int(found[1]), int(found[2])) if found else None
 
@@ -57,20 +61,8 @@ def _pair(layout: str, data: bytes, offset: int) -> tuple[int, int]:
     return first, second
 
 
-def _jpeg(data: bytes) -> tuple[int, int]:
-    offset = 2
-    while True:
-        offset = data.index(b"\xff", offset)  # bytes between segments are skipped, as decoders do
-        marker = data[offset + 1]
-        if marker == 0xFF:
-            offset += 1
-        elif marker in _JPEG_ALONE:
-            offset += 2
-        elif marker in _JPEG_FRAMES:
-            height, width = _pair(">HH", data, offset + 5)
-            return width, height
-        else:
-            offset += 2 + _number(">H", data, offset + 2)
+def _is_webp(data: bytes) -> bool:
+    return data.startswith(b"RIFF") and data[8:12] == b"WEBP"
 
 
 def _webp(data: bytes) -> tuple[int, int]:
@@ -84,17 +76,118 @@ def _webp(data: bytes) -> tuple[int, int]:
     return width & 0x3FFF, height & 0x3FFF
 
 
-def _tiff(data: bytes) -> tuple[int, int]:
-    order = "<" if data.startswith(b"II") else ">"
-    is_big = b"+" in data[:4]
-    directory = _number(f"{order}Q" if is_big else f"{order}I", data, 8 if is_big else 4)
-    count, entry, start = ("Q", "HHQ", directory + 8) if is_big else ("H", "HHI", directory + 2)
-    length = struct.calcsize(f"={entry}") + (8 if is_big else 4)
-    sides: dict[int, int] = {}
-    for index in range(_number(order + count, data, directory)):
-        offset = start + index * length
-        tag, kind, _ = struct.unpack_from(order + entry, data, offset)
-        if tag in (_TIFF_WIDTH, _TIFF_HEIGHT):
-            value: Any = _number(order + _TIFF_KINDS[kind], data, offset + struct.calcsize(f"={entry}"))
-            sides[tag] = max(value, sides.get(tag, 0))
-    return sides[_TIFF_WIDTH], sides[_TIFF_HEIGHT]
+def orientation(data: bytes) -> int:
+    """Reads the EXIF orientation, 1-8, of a JPEG, PNG, WebP or TIFF file; 1 where there is none or it is damaged."""
+    found = _orientation_field(data)
+    return found.values[0] if found and 1 <= found.values[0] <= 8 else 1
+
+
+def _orientation_field(data: bytes) -> Optional[tiff.Field]:
+    try:
+        content = _exif(data)
+        if content is None or not content.startswith(tiff.MARKS):
+            return None
+        return tiff.Tiff(content).first.fields.get(tiff.ORIENTATION)
+    except _FAULTS:
+        return None
+
+
+def _exif(data: bytes) -> Optional[bytes]:
+    if data.startswith(tiff.MARKS):
+        return data
+    if data.startswith(jpeg.START):
+        return jpeg.exif(data)
+    if data.startswith(PNG_START):
+        return next((data[start:end] for kind, start, end in png_chunks(data) if kind == b"eXIf"), None)
+    if _is_webp(data):
+        found = next((content for kind, content in _riff_chunks(data) if kind == b"EXIF"), b"")
+        return found[6:] if found.startswith(b"Exif\0\0") else found
+    return None
+
+
+def without_orientation(data: bytes) -> bytes:
+    """Returns a TIFF file with the orientation 1, since OpenCV turns such files unasked; other files as they are."""
+    found = _orientation_field(data) if data.startswith(tiff.MARKS) else None
+    if found is None or orientation(data) == 1:
+        return data
+    value = b"\1\0" if data.startswith(b"II") else b"\0\1"
+    return data[: found.place] + value + data[found.place + 2 :]
+
+
+def is_preview(data: bytes) -> bool:
+    """True if the image that decoders find in a file is but a preview of another one in it, as in most raw photos."""
+    if not data.startswith(tiff.MARKS):
+        return False
+    try:
+        file = tiff.Tiff(data)
+        first = file.first
+        parts = [other for other, is_page in file.others() if not is_page]
+        is_raw = data[8:10] == b"CR" or _DNG_VERSION in first.fields
+        return is_raw or first.is_reduced or any(part.pixels > first.pixels for part in parts)
+    except _FAULTS:
+        return False
+
+
+def is_turned_avif(data: bytes) -> bool:
+    """True for an AVIF file whose image is to be turned or mirrored, by a property that OpenCV ignores."""
+    head = data[:_AVIF_HEAD] if data[4:8] == b"ftyp" else b""
+    return b"imir" in head or any(angle[0] & 3 for angle in re.findall(rb"\0\0\0\x09irot(.)", head, re.DOTALL))
+
+
+def has_more_frames(data: bytes) -> bool:
+    """True for an animated GIF, WebP, PNG or AVIF, and for a TIFF of several pages."""
+    try:
+        if data.startswith(b"GIF8"):
+            return _has_two_gif_frames(data)
+        if data.startswith(PNG_START):
+            return any(kind == b"acTL" and _number(">I", data, start) > 1 for kind, start, _ in png_chunks(data))
+        if _is_webp(data):
+            return [kind for kind, _ in _riff_chunks(data)].count(b"ANMF") > 1
+        if data.startswith(tiff.MARKS):
+            return any(is_page and not other.is_reduced for other, is_page in tiff.Tiff(data).others())
+        return data[4:12] == b"ftypavis"
+    except _FAULTS:
+        return False
+
+
+def png_chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
+    """Yields (kind, where its content starts and ends) of each chunk of a PNG file that is there in full."""
+    start = len(PNG_START) + 8
+    while start + 4 <= len(data):
+        kind, end = data[start - 4 : start], start + int.from_bytes(data[start - 8 : start - 4], "big")
+        if end + 4 > len(data):  # its checksum comes behind it
+            return
+        yield kind, start, end
+        if kind == b"IEND":
+            return
+        start = end + 12
+
+
+def _riff_chunks(data: bytes) -> Iterator[tuple[bytes, bytes]]:
+    offset = 12
+    while offset + 8 <= len(data):
+        length = int.from_bytes(data[offset + 4 : offset + 8], "little")
+        yield data[offset : offset + 4], data[offset + 8 : offset + 8 + length]
+        offset += 8 + length + length % 2
+
+
+def _has_two_gif_frames(data: bytes) -> bool:
+    offset = 13 + _color_table(data[10])
+    frames = 0
+    while frames < 2:
+        kind = data[offset]
+        if kind == 0x2C:  # a frame: position, size, flags, colors, code size, then blocks
+            frames += 1
+            offset += 11 + _color_table(data[offset + 9])
+        elif kind == 0x21:
+            offset += 2
+        else:
+            return False
+        while data[offset]:
+            offset += 1 + data[offset]
+        offset += 1
+    return True
+
+
+def _color_table(flags: int) -> int:
+    return 3 << (flags & 7) + 1 if flags & 0x80 else 0

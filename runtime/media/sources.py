@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import glob
 import logging
 import os
@@ -15,14 +16,12 @@ from typing import Optional, TypeVar, Union
 from tqdm import tqdm
 
 from runtime.errors import InputError, ItemError, OutputError
-from runtime.media.image import IMAGE_SUFFIXES, read_image
-from runtime.media.video import VIDEO_SUFFIXES
+from runtime.media.image import read_image
+from runtime.media.kinds import is_video
 from runtime.ops.image import Image
 from runtime.streaming.prefetch import close_generator, prefetch
 
 log = logging.getLogger(__name__)
-
-_WRITABLE = IMAGE_SUFFIXES - {".pgm"}  # which holds gray images alone
 
 Content = TypeVar("Content")
 
@@ -39,10 +38,10 @@ class Source:
     path: Path
     name: Path
 
-    @property
+    @functools.cached_property
     def is_video(self) -> bool:
         """True if it is to be read frame by frame."""
-        return self.path.suffix.lower() in VIDEO_SUFFIXES
+        return is_video(self.path)
 
 
 def find_sources(source: str) -> list[Source]:
@@ -68,24 +67,8 @@ def find_sources(source: str) -> list[Source]:
     return [Source(file, file.absolute().relative_to(common)) for file in files]
 
 
-def result_path(source: Source, folder: Path) -> Path:
-    """Path of the annotated copy: the source's own name; .mp4 or .png is appended where OpenCV cannot write its kind.
-
-    Raises:
-        InputError: it would overwrite the source.
-    """
-    path = folder / source.name
-    if source.is_video:
-        path = path if path.suffix == ".mp4" else path.with_name(f"{path.name}.mp4")
-    elif path.suffix.lower() not in _WRITABLE:
-        path = path.with_name(f"{path.name}.png")
-    if path.resolve() == source.path.resolve():
-        raise InputError(f"{source.path}: its annotated copy would overwrite it; choose another --output")
-    return path
-
-
 class SkippedSources:
-    """Skips sources that cannot be used, and counts them.
+    """Skips sources that cannot be used, and those whose result cannot be written for reasons of its own; counts both.
 
     Leaving its `with` block says how many were skipped.
 
@@ -95,7 +78,7 @@ class SkippedSources:
 
     Raises:
         InputError: a source cannot be used, and it is the only one, or `strict` is set; or none of them could be used.
-        OutputError: the others are done, but the result of one could not be written.
+        OutputError: a result could not be written; where that is only for reasons of its own, after the last source.
     """
 
     def __init__(self, count: int, *, strict: bool) -> None:

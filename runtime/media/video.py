@@ -1,25 +1,52 @@
-"""Reads videos as far as they can be decoded, and writes them whole or not at all."""
+"""Reads videos as far as they can be decoded, by PyAV, which holds FFmpeg.
+
+FFmpeg never sees a file's name: it is handed an open file, may reach no other, and knows only kinds of files that hold their
+own images. So neither a name nor a playlist in a file makes it connect to a network or read something else.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import logging
+import math
+import stat
 from collections.abc import Generator, Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Callable, Optional
+from typing import Any, BinaryIO, NamedTuple, Optional
 
-import cv2
 import numpy as np
 
-from runtime.errors import InputError, OutputError
-from runtime.files import PathLike, atomic_write
-from runtime.ops.image import Image
-from runtime.ops.preprocess import fit, resize
+from runtime.errors import InputError
+from runtime.files import PathLike
+from runtime.media.ffmpeg import import_av
+from runtime.media.video_end import is_cut
+from runtime.ops.image import MAX_PIXELS, Image
 
 log = logging.getLogger(__name__)
 
-VIDEO_SUFFIXES = frozenset({".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg"})
-_MP4_PARTS = frozenset({b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide", b"uuid", b"moof", b"mfra", b"sidx", b"styp"})
+_FORMATS = (
+    "3g2,3gp,av1,asf,avi,dv,flv,gxf,h264,hevc,ivf,live_flv,m4a,m4v,matroska,mj2,mjpeg,mov,mp4,mpeg,mpegts,mpegvideo,mxf,nut,obu"
+    ",ogg,rm,vc1,vvc,webm,wtv,yuv4mpegpipe"
+)
+_OPTIONS = {"format_whitelist": _FORMATS, "protocol_whitelist": "none"}
+_HUGE = 1 << 25  # pixels; of such frames only one is decoded at a time
+_STATE_LENGTH = frozenset({"asf", "avi", "flv", "matroska,webm"})  # in their head, so that a missing end shows
+_USUAL_RATE = 25.0
+_LONGEST_GAP = 3600.0  # seconds; a larger step between frames is a fault of the time stamps
+_SLACK = 1.0  # seconds that a stated length may be off
+
+
+class Frame(NamedTuple):
+    """One image of a video.
+
+    Attributes:
+        image: uint8 BGR `[H, W, 3]`, upright.
+        time: seconds since the first frame; larger than that of the frame before.
+    """
+
+    image: Image
+    time: float
 
 
 def read_video(path: PathLike, *, strict: bool = False) -> Generator[Image, None, None]:
@@ -38,136 +65,160 @@ def read_video(path: PathLike, *, strict: bool = False) -> Generator[Image, None
         (64, 128, 3)
         (64, 128, 3)
     """
-    capture = cv2.VideoCapture(str(path))
-    try:
-        count = 0
-        while True:
-            good, frame = capture.read()
-            if not good:
-                break
-            count += 1
-            yield np.asarray(frame, np.uint8)
-        promised, rate = _frame_count(capture), _frame_rate(capture)
-    finally:
-        capture.release()
-    if not count:
+    frames = read_frames(path, strict=strict)
+    with contextlib.closing(frames):
+        for frame in frames:
+            yield frame.image
+
+
+def read_frames(path: PathLike, *, strict: bool = False) -> Generator[Frame, None, None]:
+    """Yields the frames of a video with their times. Otherwise as `read_video`."""
+    with _opened(path) as container:
+        progress = _Progress()
+        for image, time in _decode(container, progress) if container else ():
+            yield Frame(image, progress.count_frame(time, container))
+        promised = _promised_frames(container) if container else None
+        is_short = container is not None and _is_short(container, progress)
+    if not progress.count:
         reason = "cut short, nothing of it can be decoded" if is_cut(path) else "not a video that can be decoded"
         raise InputError(f"{path}: {reason}")
-    # Where a file does not hold the number of its frames, it is told from its length, which may be that of a longer sound.
-    if is_cut(path) or promised - count > rate:
-        of = f"{count} of {promised}" if promised > count else count
+    if is_short or progress.is_damaged or is_cut(path):
+        of = f"{progress.count} of {promised}" if promised and promised > progress.count else progress.count
         problem = f"{path}: the video is cut short or damaged; {of} frames could be decoded, the last one perhaps in part"
         if strict:
             raise InputError(problem)
         log.warning("%s", problem)
 
 
-def frame_rate(path: PathLike) -> float:
-    """Reads the frames per second of a video; 25 where the file does not say."""
-    with _opened(path) as capture:
-        return _frame_rate(capture)
-
-
 def frame_count(path: PathLike) -> Optional[int]:
     """Reads the number of frames that a video claims, which may be an estimate; None where it claims none."""
-    with _opened(path) as capture:
-        return _frame_count(capture) or None
+    with _opened(path) as container:
+        return _promised_frames(container) if container else None
 
 
-@contextlib.contextmanager
-def _opened(path: PathLike) -> Iterator[cv2.VideoCapture]:
-    capture = cv2.VideoCapture(str(path))
-    try:
-        yield capture
-    finally:
-        capture.release()
+@dataclass
+class _Progress:
+    """How far a video was read.
 
-
-def _frame_rate(capture: cv2.VideoCapture) -> float:
-    rate = capture.get(cv2.CAP_PROP_FPS)
-    return rate if np.isfinite(rate) and 0 < rate <= 1000 else 25.0
-
-
-def _frame_count(capture: cv2.VideoCapture) -> int:
-    """Reads a property of a video; 0 where the file does not say."""
-    count = capture.get(cv2.CAP_PROP_FRAME_COUNT)
-    return int(count) if np.isfinite(count) and 0 < count < 1e9 else 0
-
-
-def is_cut(path: PathLike) -> bool:
-    """True if a file is shorter than it claims. Known for .mp4 and its kin, .avi, .mkv and .webm; others count as whole.
-
-    FFmpeg decodes what is there and mends the rest, so that a missing end shows in no frame for sure.
+    Attributes:
+        count: frames so far.
+        end: of the last packet of any stream, in seconds.
+        is_damaged: a frame after the first could not be decoded.
     """
-    try:
-        with open(path, "rb") as file:
-            size = file.seek(0, 2)
-            position = 0
-            while position < size:
-                file.seek(position)
-                length = _part_length(file.read(24))
-                if length is None:
-                    return False
-                position += length
-            return position > size
-    except OSError:
-        return False
 
+    count: int = 0
+    end: float = -math.inf
+    is_damaged: bool = False
+    _first: float = 0.0
+    _last: float = 0.0
 
-def _part_length(head: bytes) -> Optional[int]:
-    """Reads the length in bytes of the part of a file that begins with `head`, if it is of a known kind."""
-    if head[:4] == b"RIFF" and len(head) >= 8:
-        return 8 + int.from_bytes(head[4:8], "little")
-    if head[4:8] in _MP4_PARTS:
-        short, long = int.from_bytes(head[:4], "big"), int.from_bytes(head[8:16], "big")
-        length = long if short == 1 else short
-        return length if length >= 8 else None  # 0: as far as the file goes
-    if head[:4] in (b"\x1aE\xdf\xa3", b"\x18S\x80g") and len(head) > 4:  # EBML's header, Matroska's segment
-        width = 9 - head[4].bit_length()
-        length = int.from_bytes(head[4 : 4 + width], "big") - (1 << 7 * width)
-        return 4 + width + length if length < (1 << 7 * width) - 1 else None  # all ones: not known
-    return None
-
-
-@contextlib.contextmanager
-def write_video(path: PathLike, rate: float) -> Iterator[Callable[[Image], None]]:
-    """Yields a function that appends a uint8 BGR frame to an .mp4 of `rate` frames per second, written whole or not at all.
-
-    A frame of another size than the first is fitted into that, with a black border.
-
-    Raises:
-        OutputError: it cannot be written.
-    """
-    with atomic_write(path) as temporary:
-        writer = _Writer(temporary, rate)
-        try:
-            yield writer.add
-        finally:
-            writer.close()
-        # OpenCV says nothing of a frame that did not reach the disk.
-        if frame_count(temporary) != writer.count:
-            raise OutputError(
-                f"cannot write {path}: the disk is full, or OpenCV cannot encode these frames; choose another output"
-            )
-
-
-class _Writer:
-    def __init__(self, path: Path, rate: float) -> None:
-        self._path, self._rate = path, rate
-        self._size = (0, 0)
-        self._writer: Optional[cv2.VideoWriter] = None
-        self.count = 0
-
-    def add(self, frame: Image) -> None:
-        height, width = frame.shape[:2]
-        if self._writer is None:
-            self._size = height, width
-            self._writer = cv2.VideoWriter(str(self._path), cv2.VideoWriter.fourcc(*"mp4v"), self._rate, (width, height))
-        if (height, width) != self._size:
-            frame = resize(frame, fit(width, height, self._size, "letterbox"), self._size, pad_value=0)
-        self._writer.write(frame)
+    def count_frame(self, time: Optional[float], container: Any) -> float:
+        """Counts a frame; returns its time in seconds since the first, made up where the file has none that can be right."""
+        if self.count == 0:
+            self._first = time or 0.0
+        elif time is None or not 0 < time - self._first - self._last < _LONGEST_GAP:
+            now = self._last + 1 / _rate(container)
+            self._first, self._last = (self._first if time is None else time - now), now
+        else:
+            self._last = time - self._first
         self.count += 1
+        return self._last
 
-    def close(self) -> None:
-        if self._writer is not None:
-            self._writer.release()
+
+@contextlib.contextmanager
+def _opened(path: PathLike) -> Iterator[Any]:
+    """Yields PyAV's container of a file; None where it has no video that FFmpeg can read."""
+    av = import_av()
+    with contextlib.ExitStack() as stack:
+        file = stack.enter_context(_open_file(path))
+        try:
+            container = stack.enter_context(av.open(_File(file), "r", container_options=dict(_OPTIONS)))
+            stream = container.streams.best("video")
+        except (av.FFmpegError, OSError, ValueError):
+            container = stream = None
+        if stream is not None and stream.codec_context is None:
+            stream = None  # of an unknown codec
+        if stream is not None:
+            _check_size(path, stream.width, stream.height)
+            stream.thread_type = "AUTO" if stream.width * stream.height < _HUGE else "SLICE"
+        yield container if stream is not None else None
+
+
+def _open_file(path: PathLike) -> BinaryIO:
+    try:
+        if not stat.S_ISREG(Path(path).stat().st_mode):
+            raise InputError(f"{path}: cannot be read (not a file)")
+        return open(path, "rb")
+    except (OSError, ValueError) as error:  # the latter for a name that no file can have
+        raise InputError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})") from error
+
+
+class _File:
+    """A file whose `seek` answers -1 for a place that cannot be, as FFmpeg expects; damaged files name such places."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self.read, self.tell = file.read, file.tell
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        try:
+            return self._file.seek(offset, whence)
+        except (OSError, ValueError, OverflowError):
+            return -1
+
+
+def _check_size(path: PathLike, width: int, height: int) -> None:
+    """Raises InputError for frames that are too large. FFmpeg itself allocates none of more than 2**28 pixels."""
+    if width * height > MAX_PIXELS:
+        most = MAX_PIXELS // 10**6
+        raise InputError(f"{path}: the frames are {width}x{height}, at most {most} million pixels are read")
+
+
+def _decode(container: Any, progress: _Progress) -> Iterator[tuple[Image, Optional[float]]]:
+    """Yields images and times; goes on after what cannot be decoded, as players do."""
+    errors = import_av().FFmpegError
+    stream = container.streams.best("video")
+    packets = container.demux()
+    while True:
+        try:
+            packet = next(packets, None)
+        except (errors, OSError):
+            progress.is_damaged = progress.count > 0
+            packet = None
+        if packet is not None and packet.pts is not None:
+            progress.end = max(progress.end, float((packet.pts + (packet.duration or 0)) * packet.time_base))
+        if packet is not None and (packet.stream_index != stream.index or (packet.size == 0 and packet.dts is not None)):
+            continue  # of the sound, or an empty one, by which some files say that the frame before stays
+        if packet is not None and packet.size == 0:
+            packet = None  # the end
+        try:
+            for frame in stream.codec_context.decode(packet):
+                yield _upright(frame), None if frame.pts is None else float(frame.pts * stream.time_base)
+        except errors:
+            progress.is_damaged = progress.count > 0
+        if packet is None:
+            return
+
+
+def _upright(frame: Any) -> Image:
+    image: Image = np.asarray(frame.to_ndarray(format="bgr24"), np.uint8)
+    return np.ascontiguousarray(np.rot90(image, round(frame.rotation / 90) % 4)) if frame.rotation % 360 else image
+
+
+def _rate(container: Any) -> float:
+    """Reads the frames per second; the usual where the file does not say."""
+    rate = float(container.streams.best("video").average_rate or 0)
+    return rate if 0 < rate <= 1000 else _USUAL_RATE
+
+
+def _promised_frames(container: Any) -> Optional[int]:
+    stream = container.streams.best("video")
+    estimate = round(container.duration / 1e6 * float(stream.average_rate)) if container.duration and stream.average_rate else 0
+    return (stream.frames or estimate) if 0 < (stream.frames or estimate) < 1e9 else None
+
+
+def _is_short(container: Any, progress: _Progress) -> bool:
+    """True if the file states a length that none of its streams reaches."""
+    if container.format.name not in _STATE_LENGTH or not container.duration:
+        return False
+    return bool(progress.end < container.duration / 1e6 - _SLACK)

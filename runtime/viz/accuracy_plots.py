@@ -13,7 +13,21 @@ from numpy.typing import NDArray
 from runtime.evaluation.operating_point import IOU, Curve, Curves, OperatingPoint, Point
 from runtime.ops.image import Image
 from runtime.viz.annotate import class_color
-from runtime.viz.canvas import FAINT, GAP, INK, Color, beside, paper, paste, shorten, text_size, titled, upwards, write
+from runtime.viz.canvas import (
+    FAINT,
+    GAP,
+    INK,
+    Color,
+    beside,
+    class_label,
+    paper,
+    paste,
+    shorten,
+    text_size,
+    titled,
+    upwards,
+    write,
+)
 
 Floats = NDArray[np.float64]
 
@@ -118,9 +132,10 @@ def _mark(canvas: Image, x: float, y: float) -> None:
 def _legend(heading: str, curves: Curves, chosen: OperatingPoint, text_of: Callable[[Point], str]) -> Image:
     """Draws a row for all classes and for each named one, with its figures at the operating point."""
     named, colors = _named(curves), dict(zip(_shown(curves), _colors(curves)[1:]))
+    labels = {name: class_label(name, index) for index, name in enumerate(curves.per_class)}
     overall = text_of(chosen.overall) if chosen.overall else "-"
     figures = {name: text_of(at) for name, at in chosen.per_class.items()}
-    rows = [("all classes", INK, overall), *((name, colors[name], figures.get(name, "-")) for name in named)]
+    rows = [("all classes", INK, overall), *((labels[name], colors[name], figures.get(name, "-")) for name in named)]
     left_out = len(colors) - len(named)
     if left_out:
         rows.append((f"and {left_out} more classes", _OTHERS, ""))

@@ -11,7 +11,7 @@ import numpy as np
 
 from runtime.detections import Detections
 from runtime.ops.image import Image
-from runtime.viz.canvas import Color, text_size, write
+from runtime.viz.canvas import Color, class_label, text_size, write
 from runtime.viz.label_layout import Rectangle, free_spot
 
 _GOLDEN = 0.618034  # steps of the golden ratio keep neighboring class ids far apart in hue
@@ -48,7 +48,7 @@ def draw(image: Image, found: Detections, class_names: Sequence[str], colors: Op
         cv2.rectangle(canvas, (left, top), last, color, thickness, cv2.LINE_AA)
     taken: list[Rectangle] = []
     for box, score, class_id, color in zip(boxes, found.scores, found.class_ids.tolist(), colors):
-        text = f"{class_names[class_id]} {score:.2f}"
+        text = f"{class_label(class_names[class_id], class_id)} {score:.2f}"
         width, height, depth = text_size(text, font_scale)
         spot = free_spot(box, width + 2, height + depth, size, taken)
         if spot:

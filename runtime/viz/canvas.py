@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 import cv2
 import numpy as np
 
+from runtime.components import is_installed, load
 from runtime.ops.image import Image
+from runtime.viz import glyphs
 
 Color = tuple[int, int, int]
 """BGR, 0-255."""
@@ -25,7 +28,7 @@ def paper(width: int, height: int) -> Image:
 
 
 def write(canvas: Image, text: str, corner: tuple[int, int], size: float, color: Color) -> None:
-    """Writes ASCII text into `canvas`, in place.
+    """Writes text of any script into `canvas`, in place; in Latin letters where no installed font has it.
 
     Args:
         canvas: uint8 BGR image.
@@ -34,13 +37,35 @@ def write(canvas: Image, text: str, corner: tuple[int, int], size: float, color:
         size: 1 is about 22 pixels high.
         color: BGR.
     """
-    cv2.putText(canvas, text, corner, _FONT, size, color, 1, cv2.LINE_AA)
+    text = _legible(text)
+    if text.isascii():
+        cv2.putText(canvas, text, corner, _FONT, size, color, 1, cv2.LINE_AA)
+    else:
+        glyphs.write(canvas, text, corner, size, color)
 
 
 def text_size(text: str, size: float) -> tuple[int, int, int]:
     """(width, height above the base line, depth below it) in pixels that `write` needs; the width is at least 1."""
-    (width, height), depth = cv2.getTextSize(text, _FONT, size, 1)
+    text = _legible(text)
+    (width, height), depth = cv2.getTextSize(text if text.isascii() else "H", _FONT, size, 1)
+    if not text.isascii():
+        _, top, width, bottom = glyphs.bounds(text, size)
+        height, depth = max(height, -top), max(depth, bottom)
     return max(width, 1), height, depth
+
+
+def class_label(name: str, class_id: int) -> str:
+    """A class's name as it is drawn: with its id if it has to be written in another script, where two could look the same."""
+    shown = _legible(name)
+    return shown if shown == name else f"{shown} #{class_id}"
+
+
+@functools.lru_cache(maxsize=4096)
+def _legible(text: str) -> str:
+    """The text itself where it can be drawn, else its transliteration into ASCII."""
+    if text.isascii() or glyphs.can_write(text):
+        return text
+    return str(load("anyascii").anyascii(text)) if is_installed("anyascii") else text.encode("ascii", "replace").decode()
 
 
 def shorten(text: str, size: float, width: int) -> str:

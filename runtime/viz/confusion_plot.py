@@ -17,6 +17,7 @@ from runtime.viz.canvas import (
     PAPER,
     Color,
     beside,
+    class_label,
     paper,
     paste,
     shorten,
@@ -43,7 +44,7 @@ def plot_confusion(counts: Floats, class_names: Sequence[str], subtitle: str) ->
         class_names: of the C classes.
         subtitle: the second line of the title.
     """
-    names = [*class_names, BACKGROUND]
+    names = [*(class_label(name, index) for index, name in enumerate(class_names)), BACKGROUND]
     size = 0.5 if len(class_names) <= _FEW else 0.4
     texts = [[_text(value, len(class_names) <= _FEW) for value in row] for row in counts]
     height = 44 if len(class_names) <= _FEW else 22

@@ -58,7 +58,7 @@ def test_a_bad_source(
 
 
 def test_a_result_that_cannot_be_written_does_not_end_the_batch(command: Command, tiny_onnx: Path, tmp_path: Path) -> None:
-    """A folder lies in the place of one, the name of another is too long with its suffix, a third is too wide."""
+    """A folder lies in the place of one, which gets another name; one name is too long with its suffix, one image too wide."""
     for name in ("a.png", "b.png", "d.png"):
         write_image(tmp_path / "in" / name, white())
     cv2.imwrite(str(tmp_path / "in" / f"{'c' * 251}.pgm"), white()[..., 0])
@@ -67,10 +67,10 @@ def test_a_result_that_cannot_be_written_does_not_end_the_batch(command: Command
     (tmp_path / "out" / "b.png").mkdir(parents=True)
     arguments = ("--engine", tiny_onnx, "--source", tmp_path / "in", "--output", tmp_path / "out", "--json")
     code, out, err = command(main, *arguments)
-    assert code == 2 and [Path(line["source"]).name for line in lines(out)] == ["a.png", "d.png"]
-    assert "error: 3 of 5 results could not be written\n" in err and err.count("skipped: cannot write ") == 3
-    assert "3 of 5 files skipped" in err and "Traceback" not in err
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["a.png", "b.png", "d.png"]
+    assert code == 2 and [Path(line["source"]).name for line in lines(out)] == ["a.png", "b.png", "d.png"]
+    assert "error: 2 of 5 results could not be written\n" in err and err.count("skipped: cannot write ") == 2
+    assert "2 of 5 files skipped" in err and "Traceback" not in err
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["a.png", "b.2.png", "b.png", "d.png"]
     assert command(main, *arguments, "--strict")[0] == 2
 
 
@@ -119,10 +119,31 @@ def test_sources_are_never_overwritten(
     monkeypatch.chdir(tmp_path)
     (tmp_path / "other").mkdir()
     (tmp_path / "link").symlink_to(tmp_path / "in")
-    code, _, err = command(main, "--engine", tiny_onnx, "--source", good.parent, "--output", output)
-    assert code == 2
-    assert "a.png: its annotated copy would overwrite it; choose another --output" in one_error(err)
-    np.testing.assert_array_equal(read_image(good), white())
+    sources = {"a.png": encoded(".png"), "a.gif": encoded(".gif"), "a.gif.png": encoded(".png"), "x.jpg": encoded(".jpg")}
+    for name, data in sources.items():
+        (good.parent / name).write_bytes(data)
+    code, out, _ = command(main, "--engine", tiny_onnx, "--source", good.parent, "--output", output)
+    assert code == 0 and len(out.splitlines()) == 4
+    assert {name: (good.parent / name).read_bytes() for name in sources} == sources
+    made = sorted(path.name for path in good.parent.iterdir() if path.name not in sources)
+    assert made == ["a.2.png", "a.gif.2.png", "a.gif.3.png", "x.2.jpg"]
+
+
+def encoded(suffix: str) -> bytes:
+    return cv2.imencode(suffix, white())[1].tobytes()
+
+
+def test_a_result_that_cannot_be_written_for_its_own_reasons_is_skipped_and_counted(
+    command: Command, tiny_onnx: Path, good: Path, tmp_path: Path
+) -> None:
+    (good.parent / "wide.webp").write_bytes(cv2.imencode(".png", white(17_000, 2))[1].tobytes())  # WebP ends at 16,383
+    (good.parent / f"{'n' * 250}.gif").write_bytes(encoded(".gif"))  # which leaves no room for .png
+    code, out, err = command(main, "--engine", tiny_onnx, "--source", good.parent, "--output", tmp_path / "out")
+    assert code == 2 and len(out.splitlines()) == 1
+    end, *skipped, count = err.splitlines()  # the log comes last here
+    assert len(skipped) == 2 and all(line.startswith("skipped: cannot write") for line in skipped)
+    assert count == "2 of 3 files skipped" and end.startswith("error: 2 of 3 results could not be written")
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["a.png"]
 
 
 def damaged(kind: str, folder: Path, spec: ModelSpec, write_onnx: Callable[..., Path]) -> Path:

@@ -109,8 +109,7 @@ def test_ffmpeg_is_quiet(tiny_onnx: Path, tmp_path: Path) -> None:
     text = [sys.executable, "-m", "runtime.detect", "--engine", tiny_onnx, "--source", tmp_path / "*.*", "--json"]
     for name in ("film.avi", "film.mp4"):
         cut_video(tmp_path / name)
-    environment = {name: value for name, value in os.environ.items() if name != "OPENCV_FFMPEG_LOGLEVEL"}
-    done = subprocess.run([*map(str, text)], capture_output=True, text=True, timeout=60, check=False, env=environment)
+    done = subprocess.run([*map(str, text)], capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0 and len(done.stdout.splitlines()) > 2
     assert [line.split(":")[0] for line in done.stderr.splitlines()[1:]] == [
         str(tmp_path / "film.avi"),
@@ -188,3 +187,18 @@ def test_ctrl_c_in_mid_video(tiny_onnx: Path, tmp_path: Path) -> None:
         assert process.wait(10) == 130
         assert process.stderr.read().splitlines()[1:] == ["interrupted"]
     assert count < 3000 and list((tmp_path / "out").iterdir()) == []
+
+
+def test_names_that_are_no_text(command: Command, tiny_onnx: Path, tmp_path: Path) -> None:
+    folder = Path(os.fsdecode(os.fsencode(tmp_path) + b"/in\xff"))
+    folder.mkdir()
+    for name in (b"caf\xe9.mp4", b"caf\xe9.png"):
+        path = folder / os.fsdecode(name)
+        if path.suffix == ".png":
+            path.write_bytes(cv2.imencode(".png", white())[1].tobytes())
+        else:
+            path.write_bytes(write_video(tmp_path / "film.mp4", 2).read_bytes())
+    out_folder = folder / "out"
+    code, out, _ = command(main, "--engine", tiny_onnx, "--source", folder, "--output", out_folder, "--json")
+    assert code == 0 and len(lines(out)) == 3
+    assert sorted(os.listdir(os.fsencode(out_folder))) == [b"caf\xe9.mp4", b"caf\xe9.png"]

@@ -12,7 +12,7 @@ import pytest
 
 import runtime
 from runtime.media.image import write_image
-from runtime.media.video import write_video
+from runtime.media.video_writer import write_video
 
 ROOT = Path(runtime.__file__).parent
 MODULES = sorted(
@@ -28,9 +28,9 @@ def test_examples(name: str, tiny_onnx: Path, tmp_path: Path, monkeypatch: pytes
     shutil.copy(tiny_onnx, tmp_path / "model.onnx")
     write_image(tmp_path / "street.jpg", white)
     write_image(tmp_path / "night.jpg", black)
-    with write_video(tmp_path / "film.mp4", 25) as write:
-        write(black)
-        write(white)
+    with write_video(tmp_path / "film.mp4") as write:
+        write(black, 0)
+        write(white, 0.04)
     monkeypatch.chdir(tmp_path)
     result = doctest.testmod(importlib.import_module(name))
     assert result.attempted and not result.failed

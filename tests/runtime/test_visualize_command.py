@@ -72,7 +72,6 @@ def test_errors_are_one_line(
         ((tmp_path / "gone.onnx", images, tmp_path / "out"), "no such model file"),
         ((tiny_onnx, images, tmp_path / "out"), "python -m export.onnx --inspect"),
         ((engine, images, tmp_path / "file"), "choose another folder"),
-        ((engine, images / "a.png", images), "would overwrite it"),
         ((engine, images / "film.mp4", tmp_path / "out"), "expected an image, got a video"),
         ((engine, images / "empty.png", tmp_path / "out"), "the file is empty"),
     ]

@@ -83,3 +83,16 @@ def test_colors_of_neighboring_classes_differ() -> None:
     assert len(np.unique(colors, axis=0)) == 80
     assert np.abs(np.diff(colors, axis=0)).sum(1).min() > 100
     assert class_color(5) == class_color(5)
+
+
+@pytest.mark.parametrize("other", [(60, 20, 200, 190), (40, 30, 90, 60), (0, 0, 299, 199), (55, 47, 61, 53)])
+def test_no_box_crosses_a_label(other: tuple[float, ...]) -> None:
+    """Whichever of two detections is the better one."""
+    box = (50, 60, 150, 160)
+    alone = draw(gray(300, 200), Detections.from_arrays([box], [0.9], [0]), NAMES)
+    label = np.zeros(alone.shape[:2], bool)
+    label[54:58, 52:76] = True  # well inside the label, which stands on the box
+    assert (alone[label] != 60).any(axis=-1).all()
+    for boxes, classes in (([box, other], [0, 1]), ([other, box], [1, 0])):
+        both = draw(gray(300, 200), Detections.from_arrays(boxes, [0.9, 0.9], classes), (NAMES[0], ""))
+        np.testing.assert_array_equal(both[label], alone[label])
