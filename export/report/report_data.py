@@ -167,9 +167,10 @@ def _file(outcome: Outcome, found: Verification, detections: Mapping[str, Detect
 
 
 def detections_by_image(found: Verification) -> dict[str, Detections]:
-    """Groups the detections worth looking at by model, the reference first, and image id."""
+    """Groups the detections from the operating threshold on by model, the reference first, and image id."""
+    threshold = operating_threshold(found.spec)
     measurements = [found.reference, *(outcome.measurement for outcome in found.outcomes if outcome.measurement)]
-    return {measurement.name: by_image(measurement.evaluation.results) for measurement in measurements}
+    return {measurement.name: by_image(measurement.evaluation.results, threshold) for measurement in measurements}
 
 
 def _count_changes(before: Detections, after: Detections) -> dict[str, int]:

@@ -65,6 +65,7 @@ document.documentElement.setAttribute("data-overflows", found.join() || "nothing
 )
 def test_nothing_is_cut_off_at_the_side(width: int, checked: str, page: Path) -> None:
     content = page.read_text(encoding="utf-8").replace("</script>", OVERFLOWS % checked + "</script>")
+    content = content.replace("bad.onnx", "a_file_with_a_name_that_is_longer_than_a_phone_is_wide.onnx")
     page.write_text(content, encoding="utf-8")
     assert 'data-overflows="nothing"' in browse(page, "--dump-dom", f"--window-size={width},900").stdout
 

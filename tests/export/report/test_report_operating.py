@@ -29,6 +29,7 @@ def test_the_json_and_the_page_give_the_change_at_the_operating_threshold(page: 
         ["bad.onnx", "33.3 (0.0, 100.0)", "none", "–", "0.00 (−1.00, +1.00)", "0.80 (0.70, 1.25), not faster"],
     ]
     said = words(page)
+    assert "each with 95 % confidence" in said
     assert "On this machine, bad.onnx is not faster than FP32." in said
     assert "It is 0.25 here (the default of detection; the weights store none)" in said
 
@@ -51,4 +52,6 @@ def test_stored_thresholds_are_given_with_where_they_come_from(found: Verificati
     outcomes = (found.outcomes[0], own, *found.outcomes[2:])
     page = write_report(tmp_path, replace(found, spec=found.spec.replace(operating_threshold=0.375), outcomes=outcomes))
     assert [row[-1] for row in table_rows(page, "Where F1 is best")] == ["0.375", "–", "0.15"]
-    assert "It is 0.375 here (stored in the weights; training stores the one of best F1" in words(page)
+    said = words(page)
+    assert "It is 0.375 here (stored in the weights; training stores the one of best F1" in said
+    assert "Detections from the operating threshold of 0.375 on" in said
