@@ -12,7 +12,7 @@ import numpy as np
 from runtime.ops import boxes as box_ops
 
 SHOWN_SCORE = 0.25
-"""Detections below it count in the evaluation but are not shown; the default of `runtime.detect`."""
+"""Threshold of weights that store none: the default of `runtime.detect`."""
 MIN_IOU = 0.5
 MIN_SCORE_CHANGE = 0.05
 
@@ -41,7 +41,7 @@ class Box:
     kind: str
 
 
-def by_image(results: Iterable[Record], threshold: float = SHOWN_SCORE) -> dict[int, list[Record]]:
+def by_image(results: Iterable[Record], threshold: float) -> dict[int, list[Record]]:
     """Groups the COCO result records of at least a score by image id, best first."""
     found: dict[int, list[Record]] = defaultdict(list)
     for record in results:

@@ -10,10 +10,9 @@ from pathlib import Path
 
 from calibration.budget import FAILED, PASSED, UNDECIDED
 from calibration.images import find_shared, group_copies
-from export.accuracy.box_changes import SHOWN_SCORE
 from export.accuracy.limits import Limits, check_classes
 from export.accuracy.measure import Measurement, first_images, measure
-from export.accuracy.operating import OperatingChange, compare_operating
+from export.accuracy.operating import OperatingChange, compare_operating, operating_threshold
 from export.accuracy.speed import Speedup, measure_speedup
 from export.accuracy.verdict import Criterion, assess, assess_operating
 from runtime.backends.base import Backend
@@ -211,7 +210,6 @@ def _examine(exported: ExportedFile, pytorch: Backend, reference: Measurement, d
     except ModelError as error:  # it opened but does not run, or computes NaN: damaged
         return Outcome(name, file, spec, None, FAILED, (str(error), *faults), notes)
     before, after = reference.evaluation, measurement.evaluation
-    threshold = pytorch.spec.operating_threshold or SHOWN_SCORE
     groups = group_copies(dataset, before.matches.image_ids)
     different = int(groups.max()) + 1
     if different < len(groups):
@@ -219,7 +217,7 @@ def _examine(exported: ExportedFile, pytorch: Backend, reference: Measurement, d
             *notes,
             f"{len(groups) - different} of the {len(groups)} images are copies of others; the bounds count them once",
         )
-    operating = compare_operating(before, after, threshold, limits.confidence, groups)
+    operating = compare_operating(before, after, operating_threshold(pytorch.spec), limits.confidence, groups)
     criteria = assess(before.matches, after.matches, spec.precision, limits, groups)
     criteria += assess_operating(operating, different, limits)
     faults = (*faults, *_spec_faults(spec, pytorch.spec))

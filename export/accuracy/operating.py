@@ -8,10 +8,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from export.accuracy.box_changes import APPEARED, VANISHED, Box, Record, by_image, match_detections, overlaps
+from export.accuracy.box_changes import APPEARED, SHOWN_SCORE, VANISHED, Box, Record, by_image, match_detections, overlaps
 from runtime.evaluation.bootstrap import Bounds, Indices, draw_weights, make_bounds
 from runtime.evaluation.coco import Evaluation
 from runtime.evaluation.matching import Matches
+from runtime.spec import ModelSpec
 
 Counts = NDArray[np.int64]
 
@@ -33,6 +34,11 @@ class OperatingChange:
     threshold: float
     detections: int
     changes: Mapping[str, Bounds]
+
+
+def operating_threshold(spec: ModelSpec) -> float:
+    """Returns the threshold that these weights are used at: the one they store, else the default of detection."""
+    return SHOWN_SCORE if spec.operating_threshold is None else spec.operating_threshold
 
 
 def compare_operating(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Optional
 
 _MINUS = re.compile(r"(?<![\w.)\]-])-(?=\.?\d)")
 
@@ -35,9 +35,34 @@ def megabytes(size: int) -> str:
     return f"{size / 1e6:.2f}"
 
 
-def bounded(bounds: Mapping[str, float]) -> str:
-    """Formats ΔAP in points with its bounds: `−0.270 (−0.450, −0.090)`."""
-    return f"{points(bounds['estimate'], 3)} ({points(bounds['lower'], 3)}, {points(bounds['upper'], 3)})"
+def bounded(bounds: Mapping[str, float], digits: int = 3) -> str:
+    """Formats a change in points with its bounds: `−0.270 (−0.450, −0.090)`."""
+    return _with_bounds(*(points(bounds[key], digits) for key in ("estimate", "lower", "upper")))
+
+
+def share(bounds: Mapping[str, Optional[float]]) -> str:
+    """Formats a share of detections, negative in `report.json`, as percent with its bounds: `1.7 (0.7, 2.7)`.
+
+    It is `none` without such a detection, since resampling then knows no bounds, and a dash where there are no detections.
+    """
+    found = [-value for value in (bounds[key] for key in ("estimate", "upper", "lower")) if value is not None]
+    if not found:
+        return "–"
+    return _with_bounds(*(number(max(value, 0.0), ".1f") for value in found)) if found[0] else "none"
+
+
+def ratio(speedup: Mapping[str, float]) -> str:
+    """Formats a speed with its bounds: `1.42 (1.30, 1.55)`."""
+    return _with_bounds(*(f"{speedup[key]:.2f}" for key in ("ratio", "low", "high")))
+
+
+def decimal(value: Optional[float], form: str = ".3f") -> str:
+    """Formats a threshold or a difference of two; a dash where there is none."""
+    return "–" if value is None else number(value, form)
+
+
+def _with_bounds(value: str, lower: str, upper: str) -> str:
+    return f"{value} ({lower}, {upper})"
 
 
 FORMATS: dict[str, Callable[..., Any]] = {
@@ -47,4 +72,7 @@ FORMATS: dict[str, Callable[..., Any]] = {
     "points": points,
     "megabytes": megabytes,
     "bounded": bounded,
+    "share": share,
+    "ratio": ratio,
+    "decimal": decimal,
 }

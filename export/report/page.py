@@ -9,7 +9,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from export.accuracy import box_changes
-from export.report import scatter, summary
+from export.report import curves, scatter, summary
 from export.report.derived import calibrations, class_deltas, most_changed
 from export.report.formats import FORMATS
 from export.report.images import ShownImage
@@ -44,6 +44,7 @@ def render_page(data: Data, images: Sequence[ShownImage]) -> str:
             reach=max([abs(delta) for row in deltas.values() for delta in row.values()] + [_SMALLEST_REACH]),
             calibrations=calibrations(data),
             tradeoffs=_tradeoffs(data),
+            curve_charts=_curve_charts(data),
             layout=scatter,
             max_layers=_LAYERS,
             box_changes=box_changes,
@@ -79,6 +80,18 @@ def _outline(counts: Sequence[int]) -> str:
     peak = math.log10(1 + max(counts, default=0)) or 1
     tops = (1 - math.log10(1 + count) / peak for count in counts)
     return "M0 1" + "".join(f"V{top:.4f}H{index + 1}" for index, top in enumerate(tops)) + "V1Z"
+
+
+def _curve_charts(data: Data) -> list[tuple[str, str, str, curves.LineChart]]:
+    """Lays out the curves of the reference and the files that ran: (title, unit of x, meaning of the marks, chart)."""
+    models = [data["reference"], *(file["measured"] for file in data["files"] if file["measured"])]
+    found = {model["name"]: model["curve"] for model in models}
+    recall, f1 = curves.precision_recall(found), curves.f1_by_threshold(found, data["operating"]["threshold"])
+    dots = "F1 upwards. Dots: the best F1 of each model. Dashed: the operating threshold."
+    return [
+        ("Precision against recall", "recall", "Precision upwards. Dots: at the operating threshold.", recall),
+        ("F1 against the score threshold", "score threshold", dots, f1),
+    ]
 
 
 def _tradeoffs(data: Data) -> list[tuple[str, str, scatter.Scatter]]:

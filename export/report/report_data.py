@@ -17,7 +17,10 @@ from calibration.images import dataset_sha256
 from export.accuracy.box_changes import KINDS, Record, by_image, match_detections
 from export.accuracy.gate import Outcome, Verification
 from export.accuracy.measure import Measurement, worst_class
+from export.accuracy.operating import operating_threshold
 from runtime.errors import InputError
+from runtime.evaluation.matching import Matches
+from runtime.evaluation.operating_point import IOU, measure_curve, number_or_none
 from runtime.files import sha256
 from runtime.manifest import manifest_path, read_manifest
 from train import checkpoint
@@ -28,6 +31,8 @@ Detections = Mapping[int, list[Record]]
 
 KIND = "yolov3-asff-verification"
 VERSION = 2
+CURVE_THRESHOLDS = tuple(index / 100 for index in range(1, 101))
+"""Score thresholds that the curves are sampled at."""
 _LIBRARIES = ("torch", "onnx", "onnxruntime", "onnxruntime-gpu", "tensorrt", "numpy", "opencv-python-headless", "pycocotools")
 
 
@@ -37,6 +42,7 @@ def report_data(found: Verification) -> dict[str, Any]:
     AP is in [0, 1], and -1 where the split has no such object; ΔAP and budgets are in points (hundredths of AP).
     """
     reference, detections = found.reference, detections_by_image(found)
+    threshold = operating_threshold(found.spec)
     return {
         "kind": KIND,
         "version": VERSION,
@@ -62,8 +68,9 @@ def report_data(found: Verification) -> dict[str, Any]:
             "operating": dict(found.limits.operating),
             "require_speedup": found.limits.require_speedup,
         },
+        "operating": {"threshold": threshold, "stored": found.spec.operating_threshold is not None},
         "versions": _versions(),
-        "reference": _measured(reference),
+        "reference": _measured(reference, threshold),
         "files": [_file(outcome, found, detections) for outcome in found.outcomes],
     }
 
@@ -94,7 +101,7 @@ def _versions() -> dict[str, str]:
     return found
 
 
-def _measured(measurement: Measurement) -> dict[str, Any]:
+def _measured(measurement: Measurement, threshold: float) -> dict[str, Any]:
     return {
         "name": measurement.name,
         "figures": measurement.evaluation.metrics,
@@ -103,6 +110,26 @@ def _measured(measurement: Measurement) -> dict[str, Any]:
         "bytes": measurement.size,
         "milliseconds": round(measurement.milliseconds, 3),
         "difference": _finite(measurement.difference),
+        "curve": sample_curve(measurement.evaluation.matches, threshold),
+    }
+
+
+def sample_curve(matches: Matches, threshold: float) -> dict[str, Any]:
+    """Samples precision, recall and F1 of all classes together against the score threshold; None where one does not exist.
+
+    Args:
+        matches: of a model on the split.
+        threshold: operating threshold, whose point is added.
+    """
+    curve = measure_curve(matches.by_area["all"])
+    points = [curve.at(value) for value in CURVE_THRESHOLDS]
+    best = curve.best_f1()
+    return {
+        "iou": IOU,
+        "thresholds": list(CURVE_THRESHOLDS),
+        **{name: [number_or_none(getattr(point, name)) for point in points] for name in ("precision", "recall", "f1")},
+        "at_threshold": curve.at(threshold).to_dict(),
+        "best_f1": best.to_dict() if best else None,
     }
 
 
@@ -122,6 +149,7 @@ def _file(outcome: Outcome, found: Verification, detections: Mapping[str, Detect
         "criteria": [_finite(dataclasses.asdict(item)) for item in outcome.criteria],
         "operating": _finite(dataclasses.asdict(outcome.operating)) if outcome.operating else None,
         "speedup": dataclasses.asdict(outcome.speedup) if outcome.speedup else None,
+        "operating_threshold": outcome.spec.operating_threshold if outcome.spec else None,
         "foreign": outcome.spec is not None and outcome.spec.source_sha256 != found.spec.source_sha256,
         "made_with": list(outcome.spec.made_with) if outcome.spec else [],
         "manifest": manifest,
@@ -130,7 +158,7 @@ def _file(outcome: Outcome, found: Verification, detections: Mapping[str, Detect
     if outcome.measurement:
         worst = worst_class(found.reference, outcome.measurement)
         data["measured"] = {
-            **_measured(outcome.measurement),
+            **_measured(outcome.measurement, operating_threshold(found.spec)),
             "change": outcome.measurement.delta_ap(found.reference),
             "worst_class": {"name": worst[0], "change": worst[1]} if worst else None,
             "changed_detections": _count_changes(detections[found.reference.name], detections[outcome.name]),
@@ -139,9 +167,10 @@ def _file(outcome: Outcome, found: Verification, detections: Mapping[str, Detect
 
 
 def detections_by_image(found: Verification) -> dict[str, Detections]:
-    """Groups the detections worth looking at by model, the reference first, and image id."""
+    """Groups the detections from the operating threshold on by model, the reference first, and image id."""
+    threshold = operating_threshold(found.spec)
     measurements = [found.reference, *(outcome.measurement for outcome in found.outcomes if outcome.measurement)]
-    return {measurement.name: by_image(measurement.evaluation.results) for measurement in measurements}
+    return {measurement.name: by_image(measurement.evaluation.results, threshold) for measurement in measurements}
 
 
 def _count_changes(before: Detections, after: Detections) -> dict[str, int]:

@@ -95,7 +95,7 @@ def scatter(models: Sequence[Model]) -> Scatter:
         points,
         _path([(x_of(model.cost), y_of(model.ap)) for model in front]),
         [(x_of(value), value) for value in _log_ticks(least, most)],
-        [(y_of(value), value) for value in _ticks(low, high)],
+        [(y_of(value), value) for value in ticks(low, high)],
     )
 
 
@@ -159,7 +159,7 @@ def _widened(low: float, high: float) -> tuple[float, float]:
     return low - margin, high + margin
 
 
-def _ticks(low: float, high: float) -> list[float]:
+def ticks(low: float, high: float) -> list[float]:
     """Returns a few round values in a range."""
     least = (high - low) / 6
     unit = 10 ** math.floor(math.log10(least))

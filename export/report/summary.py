@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from calibration.budget import FAILED, PASSED, UNDECIDED
 from export.accuracy.gate import NOT_RUN
+from export.report.formats import ratio
 
 Data = Mapping[str, Any]
 
+NOT_FASTER = "not faster"
+SPEED_NOTE = (
+    "Speed is relative to the FP32 file: 2 is twice as fast. The files took turns on this machine, one image at a time, from"
+    " image to boxes; in parentheses are the 5th and the 95th percentile of the rounds."
+)
 MARKS = {PASSED: "✓", FAILED: "✗", UNDECIDED: "?", NOT_RUN: "–"}
 
 
@@ -47,7 +53,51 @@ def sentence(data: Data) -> str:
     if names[NOT_RUN]:
         were = "was" if len(names[NOT_RUN]) == 1 else "were"
         found.append(f"{', '.join(names[NOT_RUN])} {were} built, not measured.")
-    return " ".join(found)
+    return " ".join([*found, *_speed_sentences(data)])
+
+
+def _speed_sentences(data: Data) -> list[str]:
+    """Says which files are not faster than FP32, which is what they were made for."""
+    names = [file["name"] for file in data["files"] if speed_verdict(file) == NOT_FASTER]
+    if not names:
+        return []
+    return [f"On this machine, {_listed(names)} {'is' if len(names) == 1 else 'are'} not faster than FP32."]
+
+
+def speed_verdict(file: Data) -> str:
+    """Returns whether a file is faster than the FP32 file, as in the gate by the median; empty where that was not measured."""
+    speed = file["speedup"]
+    if not speed or file["precision"] == "fp32":
+        return ""
+    return NOT_FASTER if speed["ratio"] <= 1 else "faster" if speed["low"] > 1 else "faster in the median"
+
+
+def speed_reference(data: Data) -> str:
+    """Returns the name of the FP32 file that the others are compared with in speed; empty where none was."""
+    ran = [file for file in data["files"] if file["measured"]]
+    compared = any(file["speedup"] for file in ran)
+    return next((file["name"] for file in ran if compared and not file["speedup"]), "")
+
+
+def speed(file: Data, data: Data) -> str:
+    """Formats the speed of a file with its bounds and in words; empty where it was not measured."""
+    if not file["speedup"]:
+        return "1" if file["name"] == speed_reference(data) else ""
+    return ", ".join(filter(None, [ratio(file["speedup"]), speed_verdict(file)]))
+
+
+def threshold_sentence(data: Data) -> str:
+    """Says which operating threshold the detections are compared at, and where it comes from."""
+    stored = "stored in the weights; training stores the one of best F1 on its validation split, unless another is chosen later"
+    source = stored if data["operating"]["stored"] else "the default of detection; the weights store none"
+    return (
+        "AP counts detections of every score; people see those from a threshold on. It is"
+        f" {data['operating']['threshold']:g} here ({source})."
+    )
+
+
+def _listed(names: Sequence[str]) -> str:
+    return " and ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
 
 
 def remarks(data: Data) -> list[tuple[str, str]]:

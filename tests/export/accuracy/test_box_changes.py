@@ -49,7 +49,7 @@ def test_boxes_and_scores_are_those_after_the_change_and_before_it() -> None:
 
 
 def test_only_what_is_worth_looking_at_is_compared_best_first() -> None:
-    found = by_image([record(0, 0.3), record(0, 0.24), record(0, 0.9), record(0, 0.25, image=7)])
+    found = by_image([record(0, 0.3), record(0, 0.24), record(0, 0.9), record(0, 0.25, image=7)], 0.25)
     assert {image: [item["score"] for item in items] for image, items in found.items()} == {0: [0.9, 0.3], 7: [0.25]}
 
 

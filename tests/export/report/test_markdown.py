@@ -13,8 +13,12 @@ from export.report.markdown import escape, render_card, render_comment
 NASTY = "a|b`c`\n# <script>x</script> [l](u) @all _e_ \x07"
 
 
+CURVE = {"at_threshold": {"f1": 0.8}, "best_f1": {"f1": 0.85, "threshold": 0.32}}
+
+
 def file(name: str, status: str = PASSED, **changes: Any) -> dict[str, Any]:
     bounds = {"estimate": -0.2, "standard_error": 0.1, "lower": -0.4, "upper": 0.0, "confidence": 0.95}
+    change = dict.fromkeys(("vanished", "appeared", "reclassified", "f1"), bounds)
     criteria = [{"name": "AP", "status": status, "budget": 0.5, "bounds": bounds, "reason": ""}]
     measured = {
         "figures": {"AP": 0.5, "AP50": 0.7},
@@ -22,6 +26,7 @@ def file(name: str, status: str = PASSED, **changes: Any) -> dict[str, Any]:
         "milliseconds": 3.0,
         "change": -0.2,
         "worst_class": {"name": NASTY, "change": -0.3},
+        "curve": CURVE,
     }
     found = {
         "name": name,
@@ -34,6 +39,8 @@ def file(name: str, status: str = PASSED, **changes: Any) -> dict[str, Any]:
         "reasons": [],
         "notes": [],
         "criteria": criteria,
+        "operating": {"threshold": 0.3, "detections": 100, "changes": change},
+        "speedup": None,
         "foreign": False,
         "made_with": [NASTY],
         "manifest": None,
@@ -56,6 +63,7 @@ def report(*files: dict[str, Any], status: str = PASSED, **limits: Any) -> dict[
         "data": {"root": "/d", "split": "val", "images": 100, "skipped": ["3.png: empty"], "sha256": "b" * 64},
         "weights": {"file": "w.pt", "sha256": "c" * 64},
         "limits": {"confidence": 0.95, "accept_undecided": False, "allow_foreign": False} | limits,
+        "operating": {"threshold": 0.3, "stored": True},
         "versions": {"machine": "Linux"},
         "reference": {
             "name": "PyTorch",
@@ -63,11 +71,12 @@ def report(*files: dict[str, Any], status: str = PASSED, **limits: Any) -> dict[
             "per_class": {"cat": 0.5, NASTY: 0.4, "unseen": -1.0},
             "bytes": 2_000_000,
             "milliseconds": 9.0,
+            "curve": CURVE,
         },
     }
 
 
-NOT_RUN = file("m.engine", "built, not run", criteria=[], measured=None, reasons=["no GPU"])
+NOT_RUN = file("m.engine", "built, not run", criteria=[], measured=None, operating=None, reasons=["no GPU"])
 
 
 def test_the_comment_gives_each_verdict_with_its_bounds_and_reasons() -> None:
@@ -76,8 +85,50 @@ def test_the_comment_gives_each_verdict_with_its_bounds_and_reasons() -> None:
     assert "b.onnx must not be used. m.engine was built, not measured." in text
     assert "| a.onnx | ✓ passed | −0.200 (−0.400, 0.000) | 0.5 | 50.00 |" in text
     assert "- **b.onnx**: lost −3 points\n- **m.engine**: built, not measured: no GPU\n" in text
-    assert text.count("<details>") == text.count("</details>") == 3
+    assert text.count("<details>") == text.count("</details>") == 4
     assert "95 % confidence" in text
+
+
+def speed(ratio: float, low: float, high: float) -> dict[str, float]:
+    return {"ratio": ratio, "low": low, "high": high}
+
+
+@pytest.mark.parametrize("render", [render_comment, render_card])
+@pytest.mark.parametrize(
+    ("ratios", "cells", "sentence"),
+    [
+        ([], [], ""),
+        ([(1.5, 1.2, 1.8)], ["1.50 (1.20, 1.80), faster"], ""),
+        ([(1.1, 0.9, 1.3)], ["1.10 (0.90, 1.30), faster in the median"], ""),
+        ([(1.0, 0.9, 1.1)], ["1.00 (0.90, 1.10), not faster"], "On this machine, 0.onnx is not faster than FP32."),
+        (
+            [(0.5, 0.4, 0.6), (0.6, 0.5, 0.7), (2.0, 1.9, 2.1)],
+            ["0.50 (0.40, 0.60), not faster", "0.60 (0.50, 0.70), not faster", "2.00 (1.90, 2.10), faster"],
+            "On this machine, 0.onnx and 1.onnx are not faster than FP32.",
+        ),
+    ],
+)
+def test_the_speed_is_given_and_a_file_that_is_not_faster_named(
+    ratios: list[tuple[float, float, float]], cells: list[str], sentence: str, render: Any
+) -> None:
+    fp32 = file("m.onnx", precision="fp32")
+    others = [file(f"{index}.onnx", speedup=speed(*given)) for index, given in enumerate(ratios)]
+    text = render(report(fp32, *others))
+    (row,) = [line for line in text.splitlines() if line.startswith("| m.onnx | ✓ passed") and "3.0" in line]
+    assert row.endswith("| 3.0 | 1 |" if ratios else "| 3.0 |  |")
+    assert [cell in text for cell in cells] == [True] * len(cells)
+    assert (sentence in text) and ("not faster" in text) == bool(sentence)
+    assert ("Speed is relative to the FP32 file" in text) == bool(ratios)
+
+
+@pytest.mark.parametrize("render", [render_comment, render_card])
+def test_the_changes_at_the_operating_threshold_are_given(render: Any) -> None:
+    text = render(report(file("a.onnx"), NOT_RUN))
+    assert "It is 0.3 here (stored in the weights;" in text
+    assert "| PyTorch |  |  |  |  | 80.00 | 85.00 | 0.320 |" in text
+    shares = "0.2 (0.0, 0.4) | " * 3
+    assert f"| a.onnx | {shares}−0.20 (−0.40, 0.00) | 80.00 | 85.00 | 0.320 |" in text
+    assert "At the operating threshold" not in render(report(NOT_RUN))
 
 
 @pytest.mark.parametrize("accepted", [False, True])
@@ -106,7 +157,7 @@ def test_the_card_says_what_was_not_tested() -> None:
     assert "built, not measured: m.engine" in text
     assert "1 images of the split that could not be read" in text
     assert "do not record how they were trained" in text
-    assert "| a.onnx | ✓ passed | AP | −0.200 (−0.400, 0.000) | 0.5 | 50.00 | 3.0 |" in text
+    assert "| a.onnx | ✓ passed | AP | −0.200 (−0.400, 0.000) | 0.5 | 50.00 | 3.0 |  |" in text
 
 
 def test_the_card_says_how_the_model_was_trained_and_calibrated() -> None:
