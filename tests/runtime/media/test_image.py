@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from runtime.errors import InputError, OutputError
 from runtime.media.image import read_image, write_image
 from runtime.media.image_header import claimed_size
+from tests.support.image_files import ORIENTATIONS, encode
 
 # 40x24 Adobe CMYK: left half red (0, 255, 255, 0), right half blue (255, 255, 0, 0).
 CMYK_JPEG = base64.b64decode(
@@ -27,24 +28,6 @@ CMYK_JPEG = base64.b64decode(
     "AKcmCYKcAJjM9NvzFPhi5w6CYCnAA06MxAAmMz02/MU+GLnDoJgKcADTozEACYzPTb8xT4YucOgmApwAP//Z"
 )
 IMAGE = np.random.default_rng(0).integers(0, 256, (24, 40, 3), dtype=np.uint8)
-
-# What each EXIF orientation asks for, as a transformation of the stored pixels.
-ORIENTATIONS: dict[int, Callable[[np.ndarray], np.ndarray]] = {
-    1: lambda a: a,
-    2: lambda a: a[:, ::-1],
-    3: lambda a: a[::-1, ::-1],
-    4: lambda a: a[::-1],
-    5: lambda a: a.transpose(1, 0, 2),
-    6: lambda a: np.rot90(a, -1),
-    7: lambda a: a[::-1, ::-1].transpose(1, 0, 2),
-    8: lambda a: np.rot90(a),
-}
-
-
-def encode(suffix: str, image: np.ndarray, *options: int) -> bytes:
-    good, data = cv2.imencode(suffix, image, list(options))
-    assert good
-    return data.tobytes()
 
 
 def with_exif(jpeg: bytes, orientation: int, order: str = "<", thumbnail: bytes = b"") -> bytes:

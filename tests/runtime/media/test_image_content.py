@@ -16,24 +16,9 @@ from hypothesis import strategies as st
 from runtime.errors import InputError
 from runtime.media import image_header, jpeg
 from runtime.media.image import read_image
+from tests.support.image_files import ORIENTATIONS, encode
 
 IMAGE = cv2.resize(np.random.default_rng(0).integers(0, 256, (6, 10, 3), dtype=np.uint8), (40, 24))
-TURNED: dict[int, Callable[[np.ndarray], np.ndarray]] = {
-    1: lambda a: a,
-    2: lambda a: a[:, ::-1],
-    3: lambda a: a[::-1, ::-1],
-    4: lambda a: a[::-1],
-    5: lambda a: a.transpose(1, 0, 2),
-    6: lambda a: np.rot90(a, -1),
-    7: lambda a: a[::-1, ::-1].transpose(1, 0, 2),
-    8: lambda a: np.rot90(a),
-}
-
-
-def encode(suffix: str, image: np.ndarray, *options: int) -> bytes:
-    good, data = cv2.imencode(suffix, image, list(options))
-    assert good
-    return data.tobytes()
 
 
 def directory(order: str, *fields: tuple[int, int, int], following: int = 0) -> bytes:
@@ -104,7 +89,7 @@ def test_every_orientation_of_every_kind(kind: str, order: str, tmp_path: Path) 
     path.write_bytes(KINDS[kind](1, order))
     stored = read_image(path)
     assert stored.shape == IMAGE.shape and (kind == "jpeg" or np.array_equal(stored, IMAGE))
-    for orientation, turn in TURNED.items():
+    for orientation, turn in ORIENTATIONS.items():
         path.write_bytes(KINDS[kind](orientation, order))
         upright = turn(stored)
         np.testing.assert_array_equal(read_image(path), upright)
