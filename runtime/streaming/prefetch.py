@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import atexit
 import contextlib
 import queue
 import threading
 import time
 from collections.abc import Generator, Iterable, Iterator
 from typing import Callable, NamedTuple, Optional, TypeVar, Union
+
+from runtime.console.exits import run_first
 
 Given = TypeVar("Given")
 Made = TypeVar("Made")
@@ -37,9 +38,7 @@ class _Producer:
     def start(self) -> None:
         """Starts the thread."""
         _running.add(self)
-        # Registered anew, so that it runs before the exit functions of the libraries that the threads may be inside.
-        atexit.unregister(_end_all)
-        atexit.register(_end_all)
+        run_first(_end_all)
         self._thread.start()
 
     def stop(self) -> None:
