@@ -26,6 +26,11 @@ class Gpu:
     compute_capability: str
     multiprocessors: Optional[int] = None
 
+    @property
+    def title(self) -> str:
+        """Name and size, for messages."""
+        return self.name if self.multiprocessors is None else f"{self.name} ({self.multiprocessors} multiprocessors)"
+
 
 def find_gpu(index: int = 0) -> Optional[Gpu]:
     """Returns a GPU that the driver shows, or None without it or a driver; respects CUDA_VISIBLE_DEVICES.

@@ -76,7 +76,7 @@ def test_what_is_missing_is_named_with_its_remedy(
 
 def test_the_context_is_only_there_within(gpu: FakeGpu) -> None:
     device = cuda.open_device()
-    assert device.gpu == Gpu("Fake GPU", "8.6")
+    assert device.gpu == Gpu("Fake GPU", "8.6", 28)
     with device.active(), device.active():
         pass
     with pytest.raises(AssertionError, match="no context"):
