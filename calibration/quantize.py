@@ -20,6 +20,7 @@ WEIGHT_MAX = {"tensorrt": 127, "cpu": 64}
 """Largest magnitude of a quantized weight. x86 CPUs without VNNI add pairs of uint8 * int8 products in 16 bits, which saturate
 beyond 2 * 255 * 64."""
 _MIN_SCALE = 1e-12  # an activation that is always zero still needs a scale
+_DEAD_SCALE = 1.0  # of an output channel without weights: TensorRT divides its bias by the scales, which must not overflow
 
 
 def quantize(
@@ -155,7 +156,7 @@ def quantize_weight(weight: NDArray[Any], largest: int) -> tuple[NDArray[np.int8
         largest: magnitude that the largest weight of each output channel becomes, at most 127.
     """
     flat = np.abs(weight.reshape(len(weight), -1)).max(axis=1).astype(np.float64)
-    scale = np.maximum(flat / largest, _MIN_SCALE).astype(np.float32)
+    scale = np.where(flat / largest < _MIN_SCALE, _DEAD_SCALE, flat / largest).astype(np.float32)
     shaped = scale.reshape(-1, *[1] * (weight.ndim - 1)).astype(np.float64)
     return np.clip(np.rint(weight / shaped), -largest, largest).astype(np.int8), scale
 

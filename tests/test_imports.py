@@ -17,7 +17,10 @@ FORBIDDEN = {
     "train": ("export", "calibration"),
     "export": (),
 }
-OPTIONAL = ("tensorrt", "tensorrt_rtx", "pycuda", "onnxruntime", "openvino", "onnx", "pycocotools", "tensorboard", "yaml")
+OPTIONAL = (
+    *("tensorrt", "tensorrt_rtx", "cuda", "pycuda", "onnxruntime", "openvino", "onnx", "pycocotools", "tensorboard"),
+    *("yaml", "av", "simplejpeg", "anyascii", "PIL"),
+)
 
 
 def modules(package: str) -> list[str]:
@@ -72,7 +75,7 @@ def test_the_runtime_imports_without_the_optional_libraries() -> None:
 
 
 def test_training_and_export_import_without_a_gpu_library() -> None:
-    code = "import importlib, sys\nsys.modules.update(dict.fromkeys(('tensorrt', 'tensorrt_rtx', 'pycuda')))\n"
+    code = "import importlib, sys\nsys.modules.update(dict.fromkeys(('tensorrt', 'tensorrt_rtx', 'cuda', 'pycuda')))\n"
     code += "".join(
         f"importlib.import_module({name!r})\n" for package in ("calibration", "train", "export") for name in modules(package)
     )

@@ -19,6 +19,7 @@ from export.trt.builder import (
     save_timing_cache,
     usable_options,
 )
+from export.trt.float_weights import parse_network
 from export.trt.precision_check import check_inspected, check_network, inspected_types, network_precision
 from runtime import cli
 from runtime.backends import signature
@@ -142,8 +143,7 @@ def build_engine(trt: TensorRT, model: Path, spec: ModelSpec, output: Path, opti
     check_writable(output)
     origin = Origin.of("onnx", model, output)
     builder = trt.create_builder()
-    network = trt.create_network(builder)
-    parser = trt.parse_onnx(network, model)
+    network, parser, has_float_weights = parse_network(trt, builder, model, spec.precision)
     batch = batch_profile(check_signature(model, network, spec), options.batch)
     precision = network_precision(trt, network)
     check_network(model, precision, spec.precision)
@@ -166,6 +166,7 @@ def build_engine(trt: TensorRT, model: Path, spec: ModelSpec, output: Path, opti
         "hardware_compatible": options.hardware_compatible,
         "tf32": options.tf32,
         "strongly_typed": trt.is_typed,
+        "float_weights": has_float_weights,
         "network": precision.summary(),
         "inspector": None if layers is None else inspected_types(layers),
     }
@@ -186,6 +187,7 @@ def _library_details(trt: TensorRT) -> dict[str, Any]:
         "cuda_driver": driver_version(),
         "gpu": gpu.name if gpu else None,
         "compute_capability": gpu.compute_capability if gpu else None,
+        "multiprocessors": gpu.multiprocessors if gpu else None,
     }
 
 

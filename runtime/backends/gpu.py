@@ -1,4 +1,4 @@
-"""Name, compute capability and memory use of the first NVIDIA GPU, from the driver; needs no package."""
+"""Name, compute capability, size and memory use of an NVIDIA GPU, from the driver; needs no package."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any, Optional
 
 DRIVER_LIBRARY = "libcuda.so.1"
 # Values of CUdevice_attribute in cuda.h.
-_CAPABILITY_MAJOR, _CAPABILITY_MINOR = 75, 76
+_MULTIPROCESSORS, _CAPABILITY_MAJOR, _CAPABILITY_MINOR = 16, 75, 76
 
 
 @dataclass(frozen=True)
@@ -19,23 +19,35 @@ class Gpu:
     Attributes:
         name: as the driver calls it.
         compute_capability: `major.minor`, such as `8.6`.
+        multiprocessors: how many it has; None if unknown.
     """
 
     name: str
     compute_capability: str
+    multiprocessors: Optional[int] = None
+
+    @property
+    def title(self) -> str:
+        """Name and size, for messages."""
+        return self.name if self.multiprocessors is None else f"{self.name} ({self.multiprocessors} multiprocessors)"
 
 
-def find_gpu() -> Optional[Gpu]:
-    """Returns the first GPU that the driver shows, or None without a GPU or a driver; respects CUDA_VISIBLE_DEVICES."""
+def find_gpu(index: int = 0) -> Optional[Gpu]:
+    """Returns a GPU that the driver shows, or None without it or a driver; respects CUDA_VISIBLE_DEVICES.
+
+    Args:
+        index: of the GPU.
+    """
     try:
         cuda = ctypes.CDLL(DRIVER_LIBRARY)
     except OSError:
         return None
     device, name = ctypes.c_int(), ctypes.create_string_buffer(256)
-    if cuda.cuInit(0) or cuda.cuDeviceGet(ctypes.byref(device), 0) or cuda.cuDeviceGetName(name, len(name), device):
+    if cuda.cuInit(0) or cuda.cuDeviceGet(ctypes.byref(device), index) or cuda.cuDeviceGetName(name, len(name), device):
         return None
-    major, minor = (_attribute(cuda, device, number) for number in (_CAPABILITY_MAJOR, _CAPABILITY_MINOR))
-    return Gpu(name.value.decode(errors="replace"), f"{major}.{minor}")
+    wanted = (_CAPABILITY_MAJOR, _CAPABILITY_MINOR, _MULTIPROCESSORS)
+    major, minor, multiprocessors = (_attribute(cuda, device, number) for number in wanted)
+    return Gpu(name.value.decode(errors="replace"), f"{major}.{minor}", multiprocessors)
 
 
 def _attribute(cuda: Any, device: ctypes.c_int, number: int) -> int:

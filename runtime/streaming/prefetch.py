@@ -5,8 +5,11 @@ from __future__ import annotations
 import contextlib
 import queue
 import threading
+import time
 from collections.abc import Generator, Iterable, Iterator
 from typing import Callable, NamedTuple, Optional, TypeVar, Union
+
+from runtime.console.exits import run_first
 
 Given = TypeVar("Given")
 Made = TypeVar("Made")
@@ -16,11 +19,57 @@ class _End(NamedTuple):
     error: Optional[BaseException]
 
 
+_LONGEST_EXIT = 10.0  # seconds; a source that never answers must not keep the interpreter from ending
+_running: set[_Producer] = set()
+
+
+class _Producer:
+    """The thread of a `prefetch`, which the end of the interpreter ends too.
+
+    A thread that is inside a library when the interpreter goes down aborts the process. It is a daemon all the same, so that
+    a stream in the main thread which nobody closed does not keep the interpreter from ending.
+    """
+
+    def __init__(self, produce: Callable[[], None], slots: threading.Semaphore) -> None:
+        self.is_over = threading.Event()
+        self._slots, self._is_given_up = slots, False
+        self._thread = threading.Thread(target=produce, name="prefetch", daemon=True)
+
+    def start(self) -> None:
+        """Starts the thread."""
+        _running.add(self)
+        run_first(_end_all)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Asks the thread to end after its current item."""
+        self.is_over.set()
+        self._slots.release()
+
+    def join(self, deadline: Optional[float] = None) -> None:
+        """Waits for the end of the thread, until `deadline` (`time.monotonic`) at most; then it is given up."""
+        if self._is_given_up:
+            return
+        self._thread.join(None if deadline is None else max(deadline - time.monotonic(), 0))
+        self._is_given_up = self._thread.is_alive()
+        _running.discard(self)
+
+
+def _end_all() -> None:
+    """Ends the streams that nobody closed, while their threads can still run."""
+    deadline = time.monotonic() + _LONGEST_EXIT
+    producers = list(_running)
+    for producer in producers:  # all before the first is waited for: they wait for each other
+        producer.stop()
+    for producer in producers:
+        producer.join(deadline)
+
+
 def prefetch(items: Iterable[Given], work: Callable[[Given], Made], depth: int) -> Generator[Made, None, None]:
     """Yields `work` of each item, in order, computed by another thread while earlier results are used.
 
     An error raised by `items` or `work` is raised in place of its result and ends the stream. Closing the stream early waits
-    for the current item alone; `items` is closed too if it is a generator.
+    for the current item alone; `items` is closed too if it is a generator. The end of the interpreter closes it.
 
     Args:
         items: read by the other thread.
@@ -33,7 +82,6 @@ def prefetch(items: Iterable[Given], work: Callable[[Given], Made], depth: int) 
     """
     made: queue.SimpleQueue[Union[Made, _End]] = queue.SimpleQueue()
     slots = threading.Semaphore(depth - 1)  # the first item needs none
-    is_over = threading.Event()
 
     def produce() -> None:
         error = None
@@ -42,15 +90,14 @@ def prefetch(items: Iterable[Given], work: Callable[[Given], Made], depth: int) 
                 for item in items:
                     made.put(work(item))
                     slots.acquire()
-                    if is_over.is_set():
+                    if producer.is_over.is_set():
                         break
         except BaseException as caught:  # whatever it is, the user of the results is the one to know
             error = caught
         made.put(_End(error))
 
-    # A daemon, so that a stream which nobody closed does not keep the interpreter from ending.
-    thread = threading.Thread(target=produce, name="prefetch", daemon=True)
-    thread.start()
+    producer = _Producer(produce, slots)
+    producer.start()
     try:
         while True:
             result = made.get()
@@ -61,9 +108,8 @@ def prefetch(items: Iterable[Given], work: Callable[[Given], Made], depth: int) 
             slots.release()
             yield result
     finally:
-        is_over.set()
-        slots.release()
-        thread.join()
+        producer.stop()
+        producer.join()
 
 
 def batches(items: Iterable[Given], size: int) -> Generator[list[Given], None, None]:

@@ -47,6 +47,14 @@ def test_weights_are_off_by_half_a_step_at_most(weight: NDArray[np.float32], lar
     assert (error <= scale[:, None] * 0.5001).all()
 
 
+@pytest.mark.parametrize("dead", [0.0, 1e-30, -1e-13])
+def test_a_dead_channel_keeps_the_bias_within_int32(dead: float) -> None:
+    weight = np.array([[dead, 0.0], [0.5, -1.0]], np.float32)
+    quantized, scale = quantize_weight(weight, 127)
+    assert scale.tolist() == [1.0, np.float32(1 / 127)] and quantized.tolist() == [[0, 0], [64, -127]]
+    assert abs(10.0 / (scale * 0.01)).max() < 2**31  # a bias of 10 in units of the two scales
+
+
 def by_hand(x: NDArray[Any], scale: float, zero: int, low: int, high: int) -> NDArray[np.float64]:
     """A value as a pair of Q and DQ returns it."""
     return scale * (np.clip(np.rint(x / scale) + zero, low, high) - zero)

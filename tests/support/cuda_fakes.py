@@ -1,4 +1,4 @@
-"""A made-up GPU: what pycuda and libcuda offer of one, and a TensorRT engine on it.
+"""A made-up GPU: what cuda-bindings, pycuda and libcuda offer of one, and a TensorRT engine on it.
 
 It proves order and ownership, never numbers: work runs when the stream is waited for and not before, every call needs the
 context on its thread, freed memory cannot be used, and everything that was taken is on a list until it is given back.
@@ -7,6 +7,7 @@ context on its thread, freed memory cannot be used, and everything that was take
 from __future__ import annotations
 
 import ctypes
+import enum
 import sys
 import threading
 from collections import Counter
@@ -29,7 +30,7 @@ Work = Callable[[], None]
 _GARBAGE = 255  # four of them are a NaN in float32
 
 
-class CudaError(Exception):
+class PycudaError(Exception):
     """pycuda's base class of errors."""
 
 
@@ -40,10 +41,13 @@ class Pinned:
         size = int(np.prod(shape)) * np.dtype(dtype).itemsize
         self.gpu, self.memory = gpu, np.full(size, _GARBAGE, np.uint8).view(dtype).reshape(shape)
         self.__array_interface__ = self.memory.__array_interface__
+        self.address = self.memory.ctypes.data
+        gpu.pinned[self.address] = self
         gpu.take(self)
 
     def free(self) -> None:
         self.gpu.give_back(self)
+        del self.gpu.pinned[self.address]
 
 
 class DeviceMemory:
@@ -70,32 +74,36 @@ class DeviceMemory:
 
 
 class Stream:
-    """A queue of work that runs when it is waited for. pycuda destroys it with its last reference, on whichever thread."""
+    """pycuda's stream, which is destroyed with the last reference to it, on whichever thread that is."""
 
     handle = 0
 
     def __init__(self, gpu: FakeGpu, flags: int) -> None:
-        assert flags == 1, "a blocking stream: a capture on it stops all other libraries"
         self.gpu = gpu
-        gpu.call("stream")
-        gpu.addresses += 1
-        self.handle = gpu.addresses
-        gpu.streams[self.handle] = []
-        gpu.live.append(self.handle)
+        self.handle = gpu.create_stream(flags)
 
     def synchronize(self) -> None:
-        gpu, handle = self.gpu, self.handle
-        del self  # pycuda's functions are in no traceback and so keep nothing alive
-        gpu.call("synchronize")
-        queue = gpu.streams[handle]
-        while queue:
-            queue.pop(0)()
+        self.gpu.synchronize(self.handle)
 
     def __del__(self) -> None:
         if self.handle in self.gpu.live:
-            self.gpu.check_context()
-            self.gpu.live.remove(self.handle)
-            del self.gpu.streams[self.handle]
+            self.gpu.destroy_stream(self.handle)
+
+
+class Status(enum.IntEnum):
+    """CUresult."""
+
+    CUDA_SUCCESS = 0
+    CUDA_ERROR_OUT_OF_MEMORY = 2
+    CUDA_ERROR_ILLEGAL_ADDRESS = 700
+    CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED = 900
+
+
+def _with_result(call: Callable[..., int], *arguments: Any, is_first: bool) -> tuple[Status, int]:
+    """A call of the driver that writes its result to an argument, as cuda-bindings returns it."""
+    result = ctypes.c_void_p()
+    given = (ctypes.byref(result), *arguments) if is_first else (*arguments, ctypes.byref(result))
+    return Status(call(*given)), result.value or 0
 
 
 class FakeGpu:
@@ -104,6 +112,7 @@ class FakeGpu:
     Attributes:
         log: what was asked of it, in order. live: what was taken and not given back.
         fail: call -> the number of that call, from 1, which fails. is_capturable: whether work can become a graph.
+        is_lost: whether its context fails every call, which a failure makes it if `fails_for_good`.
     """
 
     def __init__(self) -> None:
@@ -113,10 +122,12 @@ class FakeGpu:
         self.calls: Counter[str] = Counter()
         self.addresses = 0
         self.memory: dict[int, DeviceMemory] = {}
+        self.pinned: dict[int, Pinned] = {}
         self.streams: dict[int, list[Work]] = {}
         self.capturing: dict[int, list[Work]] = {}
         self.graphs: dict[int, list[Work]] = {}
         self.is_capturable = True
+        self.is_lost = self.fails_for_good = False
         self._threads = threading.local()
 
     def check_context(self) -> None:
@@ -127,8 +138,9 @@ class FakeGpu:
         self.check_context()
         self.calls[name] += 1
         self.log.append(name)
-        if self.fail.get(name) == self.calls[name]:
-            raise CudaError(f"{name} failed: made up")
+        if self.is_lost or self.fail.get(name) == self.calls[name]:
+            self.is_lost = self.fails_for_good
+            raise PycudaError(f"{name} failed: made up")
 
     def take(self, item: Any) -> None:
         self.check_context()
@@ -144,18 +156,89 @@ class FakeGpu:
         assert stream in self.live, "stream was destroyed"
         self.capturing.get(stream, self.streams[stream]).append(work)
 
+    def create_stream(self, flags: int) -> int:
+        """A queue of work that runs when it is waited for."""
+        assert flags == 1, "a blocking stream: a capture on it stops all other libraries"
+        self.call("stream")
+        self.addresses += 1
+        self.streams[self.addresses] = []
+        self.take(self.addresses)
+        return self.addresses
+
+    def synchronize(self, stream: int) -> None:
+        self.call("synchronize")
+        while self.streams[stream]:
+            self.streams[stream].pop(0)()
+
+    def destroy_stream(self, stream: int) -> None:
+        self.give_back(stream)
+        del self.streams[stream]
+
     # pycuda.driver
 
     def pycuda(self) -> Any:
         module: Any = ModuleType("pycuda.driver")
-        module.Error, module.init = CudaError, lambda: None
+        module.Error, module.init = PycudaError, lambda: None
         module.Device = lambda index: SimpleNamespace(retain_primary_context=lambda: SimpleNamespace(push=self._push))
         module.Context = SimpleNamespace(pop=self._pop)
         module.Stream = lambda flags=0: Stream(self, flags)
         module.pagelocked_empty = self._pagelocked_empty
         module.mem_alloc = self._mem_alloc
-        module.memcpy_htod_async, module.memcpy_dtoh_async = self._upload, self._download
+        module.memcpy_htod_async = lambda address, host, stream: self.upload(address, host, stream.handle)
+        module.memcpy_dtoh_async = lambda host, address, stream: self.download(host, address, stream.handle)
         return module
+
+    # cuda.bindings.driver
+
+    def cuda_bindings(self) -> Any:
+        module: Any = ModuleType("cuda.bindings.driver")
+        module.CUstreamCaptureMode = ctypes.c_int
+        module.cuInit = lambda flags: (Status.CUDA_SUCCESS,)
+        module.cuDeviceGet = lambda index: (Status.CUDA_SUCCESS, index)
+        module.cuDevicePrimaryCtxRetain = lambda device: (Status.CUDA_SUCCESS, "context")
+        module.cuCtxPushCurrent = lambda context: self._status(self._push)
+        module.cuCtxPopCurrent = lambda: self._status(self._pop)
+        module.cuCtxSynchronize = lambda: (Status(self.cuCtxSynchronize()),)
+        module.cuMemAlloc = lambda size: self._status(lambda: self._mem_alloc(size).address)
+        module.cuMemFree = lambda address: self._status(self.memory[address].free)
+        module.cuMemHostAlloc = lambda size, flags: self._status(lambda: self._pagelocked_empty(size, np.uint8).base.address)
+        module.cuMemFreeHost = lambda address: self._status(self.pinned[address].free)
+        module.cuStreamCreate = lambda flags: self._status(lambda: self.create_stream(flags))
+        module.cuStreamDestroy = lambda stream: self._status(lambda: self.destroy_stream(stream))
+        module.cuStreamSynchronize = lambda stream: self._status(lambda: self.synchronize(stream))
+        module.cuMemcpyHtoDAsync = lambda address, host, size, stream: self._status(
+            lambda: self.upload(address, self._pinned_bytes(host, size), stream)
+        )
+        module.cuMemcpyDtoHAsync = lambda host, address, size, stream: self._status(
+            lambda: self.download(self._pinned_bytes(host, size), address, stream)
+        )
+        module.cuStreamBeginCapture = lambda stream, mode: (
+            Status(self.cuStreamBeginCapture_v2(ctypes.c_void_p(stream), mode)),
+        )
+        module.cuStreamEndCapture = lambda stream: _with_result(
+            self.cuStreamEndCapture, ctypes.c_void_p(stream), is_first=False
+        )
+        module.cuGraphInstantiate = lambda graph, flags: _with_result(
+            self.cuGraphInstantiateWithFlags, ctypes.c_void_p(graph), flags, is_first=True
+        )
+        module.cuGraphLaunch = lambda executable, stream: (
+            Status(self.cuGraphLaunch(ctypes.c_void_p(executable), ctypes.c_void_p(stream))),
+        )
+        module.cuGraphDestroy = lambda graph: (Status(self.cuGraphDestroy(ctypes.c_void_p(graph))),)
+        module.cuGraphExecDestroy = module.cuGraphDestroy
+        return module
+
+    def _status(self, call: Callable[[], Any]) -> tuple[Any, ...]:
+        try:
+            return Status.CUDA_SUCCESS, call()
+        except PycudaError:
+            return Status.CUDA_ERROR_ILLEGAL_ADDRESS, None
+
+    def _pinned_bytes(self, address: int, size: int) -> Any:
+        for start, pinned in self.pinned.items():
+            if start <= address and address + size <= start + pinned.memory.nbytes:
+                return np.asarray(pinned).reshape(-1).view(np.uint8)[address - start :][:size]
+        raise AssertionError("not pinned memory, or freed")
 
     def _push(self) -> None:
         self._threads.depth = getattr(self._threads, "depth", 0) + 1
@@ -172,9 +255,7 @@ class FakeGpu:
         self.call("memory")
         return DeviceMemory(self, size)
 
-    def _upload(self, address: int, host: Any, stream: Stream) -> None:
-        handle = stream.handle
-        del stream
+    def upload(self, address: int, host: Any, stream: int) -> None:
         self.call("upload")
         target = self.memory[address].array(host.shape, host.dtype)
 
@@ -182,11 +263,9 @@ class FakeGpu:
             self._check_pinned(host)
             target[:] = host
 
-        self.put(handle, work)
+        self.put(stream, work)
 
-    def _download(self, host: Any, address: int, stream: Stream) -> None:
-        handle = stream.handle
-        del stream
+    def download(self, host: Any, address: int, stream: int) -> None:
         self.call("download")
         source = self.memory[address].array(host.shape, host.dtype)
 
@@ -194,7 +273,7 @@ class FakeGpu:
             self._check_pinned(host)
             host[:] = source
 
-        self.put(handle, work)
+        self.put(stream, work)
 
     def _check_pinned(self, host: Any) -> None:
         while isinstance(host, np.ndarray):
@@ -206,11 +285,15 @@ class FakeGpu:
     def _answer(self, name: str) -> int:
         try:
             self.call(name)
-        except CudaError:
+        except PycudaError:
             return 700
         return 0
 
     # The driver's own names, since that is how they are called.
+    def cuCtxSynchronize(self) -> int:  # noqa: N802
+        self.check_context()
+        return 700 if self.is_lost else 0
+
     def cuStreamBeginCapture_v2(self, stream: Any, mode: Any) -> int:  # noqa: N802
         assert mode.value == 1
         status = self._answer("begin capture")
@@ -290,7 +373,7 @@ class FakeContext:
         assert self.in_use.acquire(blocking=False), "two threads in one context"
         try:
             self.gpu.call("execute")
-        except CudaError:
+        except PycudaError:
             self.engine.complain("made-up failure")
             return False
         finally:
@@ -323,6 +406,7 @@ class FakeEngine:
         self.rows_per_image = 1  # of every output
         self.complain: Callable[[str], None] = lambda line: None
         self.configs: list[Any] = []
+        self.free_contexts: int | None = None  # how many there is memory for
 
     def get_tensor_name(self, index: int) -> str:
         return list(self.shapes)[index]
@@ -341,15 +425,22 @@ class FakeEngine:
         smallest, largest = self.profile
         return [(rows, *self.shapes[name][1:]) for rows in (smallest, smallest, largest)]
 
-    def create_execution_context(self, config: Any = None) -> FakeContext:
+    def create_execution_context(self, config: Any = None) -> FakeContext | None:
+        if self.free_contexts == 0:
+            self.complain("made-up lack of memory")
+            return None
         self.configs.append(config)
         return FakeContext(self)
 
     def create_runtime_config(self) -> Any:
-        self.config = SimpleNamespace(cuda_graph_strategy="DISABLED", create_runtime_cache=lambda: KernelCache(self.gpu))
+        self.config = RuntimeConfig(cuda_graph_strategy="DISABLED", create_runtime_cache=lambda: KernelCache(self.gpu))
         self.config.set_runtime_cache = lambda cache: setattr(self, "cache", cache)
         self.config.get_runtime_cache = lambda: self.cache
         return self.config
+
+
+class RuntimeConfig(SimpleNamespace):
+    """TensorRT-RTX's configuration of contexts."""
 
 
 class KernelCache:
@@ -369,8 +460,18 @@ class KernelCache:
         return self.content
 
 
-def install(monkeypatch: pytest.MonkeyPatch, gpu: FakeGpu, engine: FakeEngine | None, version: str, capability: str) -> None:
-    """Make this machine one with that GPU, on which a TensorRT of that version loads `engine` from any plan."""
+def install(
+    monkeypatch: pytest.MonkeyPatch,
+    gpu: FakeGpu,
+    engine: FakeEngine | None,
+    version: str,
+    capability: str,
+    package: str = "cuda-bindings",
+) -> None:
+    """Make this machine one with that GPU, on which a TensorRT of that version loads `engine` from any plan.
+
+    `package` is the one that reaches the GPU: cuda-bindings or pycuda.
+    """
     api = library(version)
     api.TensorIOMode = SimpleNamespace(INPUT="IN", OUTPUT="OUT")
     if version.startswith("1."):
@@ -391,9 +492,11 @@ def install(monkeypatch: pytest.MonkeyPatch, gpu: FakeGpu, engine: FakeEngine | 
     monkeypatch.setitem(sys.modules, {"rtx": "tensorrt_rtx", "tensorrt": "tensorrt"}[flavor], api)
     monkeypatch.setattr(tensorrt_adapter, "load_tensorrt", tensorrt_adapter.load_tensorrt.__wrapped__)
     monkeypatch.setattr("runtime.backends.tensorrt.backend.load_tensorrt", tensorrt_adapter.load_tensorrt)
-    monkeypatch.setitem(sys.modules, "pycuda", ModuleType("pycuda"))
-    monkeypatch.setitem(sys.modules, "pycuda.driver", gpu.pycuda())
+    for name in ("pycuda", "cuda", "cuda.bindings"):
+        monkeypatch.setitem(sys.modules, name, ModuleType(name))
+    monkeypatch.setitem(sys.modules, "pycuda.driver", gpu.pycuda() if package == "pycuda" else None)
+    monkeypatch.setitem(sys.modules, "cuda.bindings.driver", gpu.cuda_bindings() if package == "cuda-bindings" else None)
     monkeypatch.setattr(ctypes, "CDLL", lambda name: gpu)
-    monkeypatch.setattr(cuda, "find_gpu", lambda: Gpu("Fake GPU", capability))
+    monkeypatch.setattr(cuda, "find_gpu", lambda index=0: None if index else Gpu("Fake GPU", capability, 28))
     monkeypatch.setattr(cuda, "open_device", cuda.open_device.__wrapped__)
     monkeypatch.setattr("runtime.backends.tensorrt.backend.open_device", cuda.open_device)

@@ -1,12 +1,8 @@
-"""CUDA contexts, streams, buffers and graphs, through pycuda.
-
-pycuda has no CUDA graphs, so those calls go to the driver itself. No other module uses pycuda.
-"""
+"""CUDA device, streams, buffers and graphs for TensorRT; `bindings` makes the calls."""
 
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import functools
 import logging
 import math
@@ -16,38 +12,35 @@ from typing import Any, Callable, Optional
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime.backends.gpu import DRIVER_LIBRARY, Gpu, find_gpu
-from runtime.components import import_library
+from runtime.backends.gpu import Gpu, find_gpu
+from runtime.backends.tensorrt.bindings import Binding, CudaError, load_binding
 from runtime.errors import DetectorError, MissingComponentError, ModelError
 
 log = logging.getLogger(__name__)
 
 _FAILED = "the engine failed on the GPU"
-_NON_BLOCKING = 1  # CUstream_flags: a capture on it leaves the legacy stream, which other libraries use, alone
-_CAPTURE_THREAD_LOCAL = 1  # CUstreamCaptureMode in cuda.h: calls of other threads do not disturb it
 
 
 class Device:
-    """The first GPU with its primary context, which all CUDA code of a process shares. Open it with `open_device`.
+    """A GPU with its primary context, which all CUDA code of a process shares. Open it with `open_device`.
 
     Attributes:
         gpu: its name and compute capability.
     """
 
-    def __init__(self, cuda: Any, driver: Any, gpu: Gpu) -> None:
-        self._cuda, self._driver, self.gpu = cuda, driver, gpu
-        # Never released: pycuda cannot do so without leaving an entry on the thread's stack of contexts.
-        with _reporting(cuda, "the GPU does not answer", MissingComponentError):
-            self._context = cuda.Device(0).retain_primary_context()
+    def __init__(self, binding: Binding, gpu: Gpu) -> None:
+        self._binding, self.gpu = binding, gpu
 
     @contextlib.contextmanager
     def active(self) -> Iterator[None]:
         """Makes the GPU current for the calling thread; everything below and all of TensorRT needs that."""
-        self._context.push()
+        with _reporting(self._binding, "the GPU does not answer", ModelError):
+            self._binding.push()
         try:
             yield
         finally:
-            self._cuda.Context.pop()
+            with contextlib.suppress(CudaError):  # of a context that is lost
+                self._binding.pop()
 
     def create_stream(self) -> Stream:
         """Creates a stream other than the default one.
@@ -55,25 +48,26 @@ class Device:
         Raises:
             MissingComponentError: the GPU does not give one.
         """
-        with _reporting(self._cuda, "the GPU gives no stream", MissingComponentError):
-            return Stream(self._cuda, self._driver)
+        with _reporting(self._binding, "the GPU gives no stream", MissingComponentError):
+            return Stream(self._binding)
 
-    def allocate(self, shape: Sequence[int], dtype: str) -> Buffer:
+    def allocate(self, shape: Sequence[int], dtype: str, *, on_host: bool = True) -> Buffer:
         """Allocates a buffer.
 
         Args:
             shape: of the buffer.
             dtype: as numpy calls it.
+            on_host: whether it has a counterpart on the host, which copies need.
 
         Raises:
             MissingComponentError: there is no memory for it.
         """
         try:
-            return Buffer(self._cuda, shape, dtype)
-        except self._cuda.Error as error:
+            return Buffer(self._binding, shape, dtype, on_host)
+        except CudaError as error:
             megabytes = math.prod(shape) * np.dtype(dtype).itemsize / 1e6
             raise MissingComponentError(
-                f"{self.gpu.name} has no {megabytes:.0f} MB left ({_reason(error)}); end what else runs on it, or build the"
+                f"{self.gpu.name} has no {megabytes:.0f} MB left ({error}); end what else runs on it, or build the"
                 " engine with a smaller --batch"
             ) from error
 
@@ -82,28 +76,36 @@ class Buffer:
     """Memory on the GPU and its counterpart on the host, pinned so that copies are asynchronous.
 
     Attributes:
-        host: array of the given shape and dtype; empty after `close`.
+        shape: of the content.
+        host: array of that shape; empty without a counterpart on the host, and after `close`.
         address: of the memory on the GPU, 256-byte aligned.
     """
 
-    def __init__(self, cuda: Any, shape: Sequence[int], dtype: str) -> None:
-        self.host: NDArray[Any] = cuda.pagelocked_empty(tuple(shape), np.dtype(dtype))
+    def __init__(self, binding: Binding, shape: Sequence[int], dtype: str, on_host: bool) -> None:
+        self._binding, self.shape = binding, tuple(shape)
+        size = math.prod(shape) * np.dtype(dtype).itemsize
+        self.host: NDArray[Any] = np.empty(0, dtype)
+        self._pinned = binding.pin(size) if on_host else None
         try:
-            self._memory = cuda.mem_alloc(self.host.nbytes)
+            self.address = binding.allocate(size)
         except BaseException:
-            self._free_host()
+            self._unpin()
             raise
-        self.address = int(self._memory)
+        if self._pinned is not None:
+            self.host = self._pinned.view(dtype).reshape(self.shape)
 
     def close(self) -> None:
         """Frees both."""
-        self._memory.free()
-        self._free_host()
+        with contextlib.suppress(CudaError):  # of a context that is lost: its memory is too
+            self._binding.free(self.address)
+        self._unpin()
 
-    def _free_host(self) -> None:
-        pinned: Any = self.host.base
+    def _unpin(self) -> None:
         self.host = np.empty(0, self.host.dtype)  # so that nobody reads freed memory
-        pinned.free()
+        pinned, self._pinned = self._pinned, None
+        if pinned is not None:
+            with contextlib.suppress(CudaError):
+                self._binding.unpin(pinned)
 
 
 class Stream:
@@ -113,18 +115,17 @@ class Stream:
         handle: of the stream, for TensorRT.
     """
 
-    def __init__(self, cuda: Any, driver: Any) -> None:
-        self._cuda, self._driver = cuda, driver
-        self._stream = cuda.Stream(_NON_BLOCKING)
-        self.handle = int(self._stream.handle)
+    def __init__(self, binding: Binding) -> None:
+        self._binding = binding
+        self.handle = binding.create_stream()
 
     def upload(self, buffer: Buffer, rows: int) -> None:
         """Enqueues a copy of the first `rows` of a buffer to the GPU."""
-        self._cuda.memcpy_htod_async(buffer.address, buffer.host[:rows], self._stream)
+        self._binding.upload(buffer.address, buffer.host[:rows], self.handle)
 
     def download(self, buffer: Buffer, rows: int) -> None:
         """Enqueues a copy of the first `rows` of a buffer from the GPU."""
-        self._cuda.memcpy_dtoh_async(buffer.host[:rows], buffer.address, self._stream)
+        self._binding.download(buffer.host[:rows], buffer.address, self.handle)
 
     @contextlib.contextmanager
     def running(self) -> Iterator[None]:
@@ -133,109 +134,89 @@ class Stream:
         Raises:
             ModelError: the GPU reports an error, of this work or of earlier work.
         """
-        with _reporting(self._cuda, _FAILED, ModelError):
+        with _reporting(self._binding, _FAILED, ModelError):
             yield
-            self._stream.synchronize()
+            self._binding.synchronize(self.handle)
 
     def capture(self, enqueue: Callable[[], None]) -> Optional[Graph]:
         """Captures what `enqueue` enqueues to this stream as a graph, without running it; None if that fails."""
         try:
-            return Graph(self._driver, self._capture(enqueue))
-        except (_GraphError, ModelError, self._cuda.Error) as error:
+            return Graph(self._binding, self._capture(enqueue))
+        except (CudaError, ModelError) as error:
             log.debug("no CUDA graph, work is enqueued call by call: %s", error)
             return None
 
-    def _capture(self, enqueue: Callable[[], None]) -> ctypes.c_void_p:
-        stream, graph = ctypes.c_void_p(self.handle), ctypes.c_void_p()
-        _call(self._driver, "cuStreamBeginCapture_v2", stream, ctypes.c_int(_CAPTURE_THREAD_LOCAL))
+    def _capture(self, enqueue: Callable[[], None]) -> int:
+        self._binding.begin_capture(self.handle)
         try:
             enqueue()
         except BaseException:  # the stream has to leave capture either way
-            self._driver.cuStreamEndCapture(stream, ctypes.byref(graph))
-            if graph:
-                self._driver.cuGraphDestroy(graph)
+            with contextlib.suppress(CudaError):
+                graph = self._binding.end_capture(self.handle)
+                if graph:
+                    self._binding.destroy_graph(graph)
             raise
-        _call(self._driver, "cuStreamEndCapture", stream, ctypes.byref(graph))
-        return graph
+        return self._binding.end_capture(self.handle)
 
     def launch(self, graph: Graph) -> None:
-        """Enqueues a graph.
-
-        Raises:
-            ModelError: the driver refuses.
-        """
-        try:
-            _call(self._driver, "cuGraphLaunch", graph.handle, ctypes.c_void_p(self.handle))
-        except _GraphError as error:
-            raise ModelError(f"{_FAILED} ({error})") from error
+        """Enqueues a graph; what the driver refuses is raised by `running`."""
+        self._binding.launch(graph.handle, self.handle)
 
     def close(self) -> None:
-        """Destroys the stream, by dropping the last reference to it."""
-        self._stream = None
+        """Destroys the stream."""
+        with contextlib.suppress(CudaError):
+            self._binding.destroy_stream(self.handle)
 
 
 class Graph:
     """A CUDA graph: captured work that is enqueued with one call, at the addresses it was captured with."""
 
-    def __init__(self, driver: Any, captured: ctypes.c_void_p) -> None:
-        self._driver, self.handle = driver, ctypes.c_void_p()
+    def __init__(self, binding: Binding, captured: int) -> None:
+        self._binding = binding
         try:
-            _call(driver, "cuGraphInstantiateWithFlags", ctypes.byref(self.handle), captured, ctypes.c_ulonglong(0))
+            self.handle = binding.instantiate(captured)
         finally:
-            driver.cuGraphDestroy(captured)
+            with contextlib.suppress(CudaError):
+                binding.destroy_graph(captured)
 
     def close(self) -> None:
         """Destroys the graph."""
-        self._driver.cuGraphExecDestroy(self.handle)
-
-
-class _GraphError(Exception):
-    """A call that the driver refused."""
-
-
-def _call(driver: Any, name: str, *arguments: Any) -> None:
-    function = getattr(driver, name, None)
-    if function is None:
-        raise _GraphError(f"the driver is too old for {name}")
-    status = function(*arguments)
-    if status:
-        raise _GraphError(f"{name}: CUDA error {status}")
+        with contextlib.suppress(CudaError):
+            self._binding.destroy_executable(self.handle)
 
 
 @contextlib.contextmanager
-def _reporting(cuda: Any, what: str, kind: type[DetectorError]) -> Iterator[None]:
+def _reporting(binding: Binding, what: str, kind: type[DetectorError]) -> Iterator[None]:
+    """Turns errors of the GPU into `kind`; says so where no later call in this process can succeed."""
+    lost = "the GPU's context is lost, and with it every later call: restart the process"
     try:
         yield
-    except cuda.Error as error:
-        raise kind(f"{what} ({_reason(error)}); `nvidia-smi` shows its state") from error
-
-
-def _reason(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
+    except CudaError as error:
+        remedy = lost if binding.is_lost() else "`nvidia-smi` shows its state"
+        raise kind(f"{what} ({error}); {remedy}") from error
+    except ModelError as error:  # of TensorRT, which reports an error of the GPU in its own words
+        if binding.is_lost():
+            raise kind(f"{error}; {lost}") from error
+        raise
 
 
 @functools.cache
-def open_device() -> Device:
-    """Opens the first GPU of this machine.
+def open_device(index: int = 0) -> Device:
+    """Opens a GPU of this machine.
+
+    Args:
+        index: of the GPU, among those that the driver shows.
 
     Raises:
-        MissingComponentError: no driver, no pycuda or no GPU; with the remedy.
+        MissingComponentError: no driver, neither cuda-bindings nor pycuda, or no such GPU; with the remedy.
     """
-    try:
-        driver = ctypes.CDLL(DRIVER_LIBRARY)
-    except OSError as error:
-        raise MissingComponentError(
-            f"no NVIDIA driver here ({DRIVER_LIBRARY} cannot be loaded); install it, and check with `nvidia-smi`"
-        ) from error
-    try:
-        cuda = import_library("pycuda.driver")
-    except (ImportError, OSError) as error:
-        raise MissingComponentError(
-            f"pycuda cannot be imported ({_reason(error)}); run `CUDA_ENABLE_CURAND=False pip install pycuda`"
-        ) from error
-    gpu = find_gpu()
+    binding = load_binding()
+    gpu = find_gpu(index)
     if gpu is None:
-        raise MissingComponentError("the NVIDIA driver shows no GPU; check `nvidia-smi` and CUDA_VISIBLE_DEVICES")
-    with _reporting(cuda, "the GPU does not answer", MissingComponentError):
-        cuda.init()
-    return Device(cuda, driver, gpu)
+        missing = "no GPU" if not index else f"no GPU of number {index}"
+        raise MissingComponentError(f"the NVIDIA driver shows {missing}; check `nvidia-smi` and CUDA_VISIBLE_DEVICES")
+    try:
+        binding.open(index)
+    except CudaError as error:
+        raise MissingComponentError(f"the GPU does not answer ({error}); `nvidia-smi` shows its state") from error
+    return Device(binding, gpu)

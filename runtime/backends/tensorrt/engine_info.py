@@ -115,13 +115,18 @@ def _parse(path: Path, manifest: Manifest) -> EngineInfo:
         spec=manifest.spec,
         flavor=flavor,
         version=version,
-        gpu=None if capability is None else Gpu(str(name), capability),
+        gpu=None if capability is None else Gpu(str(name), capability, _multiprocessors(engine)),
         platform=None if engine.get("platform") is None else str(engine["platform"]),
         batch=(smallest, usual, largest),
         version_compatible=engine["version_compatible"] is True,
         hardware_compatible=engine["hardware_compatible"] is True,
         onnx=str(path.parent / onnx[0]) if onnx else "MODEL.onnx",
     )
+
+
+def _multiprocessors(engine: Any) -> Optional[int]:
+    count = engine.get("multiprocessors")  # manifests of earlier versions do not say
+    return count if type(count) is int else None
 
 
 def check_library(info: EngineInfo, trt: TensorRT) -> None:
@@ -150,8 +155,9 @@ def check_gpu(info: EngineInfo, gpu: Gpu) -> None:
     if info.gpu is None or (info.hardware_compatible and here >= _AMPERE):
         return
     if info.gpu.compute_capability == gpu.compute_capability:
-        if info.gpu.name != gpu.name:
-            log.warning("%s: built for %s; on %s it may be slower or not load", info.path, info.gpu.name, gpu.name)
+        count = info.gpu.multiprocessors or gpu.multiprocessors  # of a part of a GPU it is lower, under the same name
+        if (info.gpu.name, count) != (gpu.name, gpu.multiprocessors or count):
+            log.warning("%s: built for %s; on %s it may be slower or not load", info.path, info.gpu.title, gpu.title)
         return
     raise ModelError(
         f"{info.path}: built for {info.gpu.name} (compute capability {info.gpu.compute_capability}), this machine has"

@@ -15,13 +15,14 @@ from tests.support.trt_machine import FACTS, SPEC, Machine, MakeMachine
 
 @pytest.fixture
 def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> MakeMachine:
-    """Makes machines; keywords change what the manifest says, `installed` and `capability` are of the machine."""
+    """Makes machines; keywords change what the manifest says, `installed`, `capability` and `package` are of the machine."""
 
     def make(
         installed: str = "",
         capability: str = "8.6",
         spec: ModelSpec = SPEC,
         further: dict[str, tuple[int, int, int]] | None = None,
+        package: str = "cuda-bindings",
         **changes: Any,
     ) -> Machine:
         info: dict[str, Any] = {**FACTS, **changes}
@@ -30,7 +31,7 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> MakeMachine:
         write_manifest(path, spec, [Origin("onnx", "tiny.onnx", "0")], {"engine": info})
         gpu = FakeGpu()
         engine = FakeEngine(gpu, spec, (info["batch"]["min"], info["batch"]["max"]), further or {})
-        install(monkeypatch, gpu, engine, installed or info["version"], capability)
+        install(monkeypatch, gpu, engine, installed or info["version"], capability, package)
         return Machine(path, gpu, engine)
 
     return make

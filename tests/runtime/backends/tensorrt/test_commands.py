@@ -30,7 +30,11 @@ def test_detect_runs_an_engine(
 
 @pytest.mark.parametrize(
     ("lacking", "remedy"),
-    [("driver", "install it, and check with `nvidia-smi`"), ("pycuda", "pip install pycuda"), ("gpu", "check `nvidia-smi`")],
+    [
+        ("driver", "install it, and check with `nvidia-smi`"),
+        ("package", "pip install cuda-bindings"),
+        ("gpu", "check `nvidia-smi`"),
+    ],
 )
 def test_commands_say_in_one_line_what_is_missing(
     lacking: str, remedy: str, machine: MakeMachine, command: Command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
@@ -42,10 +46,10 @@ def test_commands_say_in_one_line_what_is_missing(
 
     if lacking == "driver":
         monkeypatch.setattr("ctypes.CDLL", no_driver)
-    elif lacking == "pycuda":
-        monkeypatch.setitem(sys.modules, "pycuda.driver", None)
+    elif lacking == "package":
+        monkeypatch.setitem(sys.modules, "cuda.bindings.driver", None)
     else:
-        monkeypatch.setattr(cuda, "find_gpu", lambda: None)
+        monkeypatch.setattr(cuda, "find_gpu", lambda index: None)
     cv2.imwrite(str(tmp_path / "black.png"), np.zeros((20, 30, 3), np.uint8))
     for main, arguments in [
         (detect.main, ("--source", tmp_path / "black.png", "--json")),

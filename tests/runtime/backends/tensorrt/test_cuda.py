@@ -10,15 +10,18 @@ import numpy as np
 import pytest
 
 from runtime.backends.gpu import Gpu
-from runtime.backends.tensorrt import cuda
+from runtime.backends.tensorrt import bindings, cuda
 from runtime.errors import MissingComponentError, ModelError
-from tests.support.cuda_fakes import CudaError, FakeGpu, install
+from tests.support.cuda_fakes import FakeGpu, PycudaError, Status, install
+
+PACKAGES = ("cuda-bindings", "pycuda")
 
 
-@pytest.fixture
-def gpu(monkeypatch: pytest.MonkeyPatch) -> FakeGpu:
+@pytest.fixture(params=PACKAGES)
+def gpu(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> FakeGpu:
+    """Reached through either package."""
     fake = FakeGpu()
-    install(monkeypatch, fake, None, "10.12.0", "8.6")
+    install(monkeypatch, fake, None, "10.12.0", "8.6", request.param)
     return fake
 
 
@@ -29,28 +32,35 @@ def no_driver(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(ctypes, "CDLL", missing)
 
 
-def no_pycuda(patch: pytest.MonkeyPatch) -> None:
-    patch.setitem(sys.modules, "pycuda.driver", None)
+def no_package(patch: pytest.MonkeyPatch) -> None:
+    for name in ("pycuda.driver", "cuda.bindings.driver"):
+        patch.setitem(sys.modules, name, None)
 
 
 def no_gpu(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(cuda, "find_gpu", lambda: None)
+    patch.setattr(cuda, "find_gpu", lambda index: None)
 
 
 def a_gpu_in_trouble(patch: pytest.MonkeyPatch) -> None:
     def fail() -> None:
-        raise CudaError("cuInit failed: system not yet initialized")
+        raise PycudaError("cuInit failed: system not yet initialized\nin a second line")
 
-    patch.setattr(sys.modules["pycuda.driver"], "init", fail)
+    if sys.modules["pycuda.driver"]:
+        patch.setattr(sys.modules["pycuda.driver"], "init", fail)
+    else:
+        patch.setattr(sys.modules["cuda.bindings.driver"], "cuInit", lambda flags: (Status.CUDA_ERROR_ILLEGAL_ADDRESS,))
 
 
 @pytest.mark.parametrize(
     ("lacking", "message"),
     [
         (no_driver, r"no NVIDIA driver here \(libcuda.so.1 cannot be loaded\); install it, and check with `nvidia-smi`"),
-        (no_pycuda, r"pycuda cannot be imported .*; run `CUDA_ENABLE_CURAND=False pip install pycuda`"),
+        (
+            no_package,
+            r"neither cuda-bindings \(.*\) nor pycuda \(.*\) can be imported; run `pip install cuda-bindings`, or `CUDA_E",
+        ),
         (no_gpu, r"the NVIDIA driver shows no GPU; check `nvidia-smi` and CUDA_VISIBLE_DEVICES"),
-        (a_gpu_in_trouble, r"the GPU does not answer \(cuInit failed: system not yet initialized\); `nvidia-smi`"),
+        (a_gpu_in_trouble, r"the GPU does not answer \(cuInit.*(initialized|ADDRESS \(700\))\); `nvidia-smi`"),
     ],
 )
 @pytest.mark.usefixtures("gpu")
@@ -66,7 +76,7 @@ def test_what_is_missing_is_named_with_its_remedy(
 
 def test_the_context_is_only_there_within(gpu: FakeGpu) -> None:
     device = cuda.open_device()
-    assert device.gpu == Gpu("Fake GPU", "8.6")
+    assert device.gpu == Gpu("Fake GPU", "8.6", 28)
     with device.active(), device.active():
         pass
     with pytest.raises(AssertionError, match="no context"):
@@ -99,7 +109,10 @@ def test_copies_wait_for_each_other_and_nobody_waits_for_them_but_at_the_end(gpu
 def test_without_memory_the_size_is_named_and_nothing_is_kept(call: str, gpu: FakeGpu) -> None:
     gpu.fail[call] = 1
     device = cuda.open_device()
-    with device.active(), pytest.raises(MissingComponentError, match=rf"Fake GPU has no 48 MB left \({call} failed.*--batch"):
+    with (
+        device.active(),
+        pytest.raises(MissingComponentError, match=r"Fake GPU has no 48 MB left \(.*(ADDRESS|failed).*--batch"),
+    ):
         device.allocate((4, 3_000_000), "float32")
     assert gpu.live == []
 
@@ -107,7 +120,12 @@ def test_without_memory_the_size_is_named_and_nothing_is_kept(call: str, gpu: Fa
 def test_no_stream_is_one_line(gpu: FakeGpu) -> None:
     gpu.fail["stream"] = 1
     device = cuda.open_device()
-    with device.active(), pytest.raises(MissingComponentError, match=r"no stream \(stream failed: made up\)"):
+    with (
+        device.active(),
+        pytest.raises(
+            MissingComponentError, match=r"no stream \((stream failed: made up|cuStreamCreate: CUDA_ERR.*)\); `nvidia-smi`"
+        ),
+    ):
         device.create_stream()
 
 
@@ -116,7 +134,10 @@ def test_an_error_of_the_gpu_shows_when_it_is_waited_for(gpu: FakeGpu) -> None:
     device = cuda.open_device()
     with device.active():
         stream = device.create_stream()
-        with pytest.raises(ModelError, match=r"failed on the GPU \(synchronize failed"), stream.running():
+        with (
+            pytest.raises(ModelError, match=r"failed on the GPU \(.*ynchronize.*\); `nvidia-smi` shows its state$"),
+            stream.running(),
+        ):
             pass
         stream.close()
     assert gpu.live == []
@@ -139,7 +160,7 @@ def test_a_graph_repeats_what_was_captured_and_did_not_run_then(gpu: FakeGpu) ->
             assert np.array_equal(gpu.memory[buffer.address].bytes.view(np.float32), [value, value])
         assert gpu.calls["upload"] == 1
         gpu.fail["launch"] = 3
-        with pytest.raises(ModelError, match=r"failed on the GPU \(cuGraphLaunch: CUDA error 700\)"):
+        with pytest.raises(ModelError, match=r"failed on the GPU \(cuGraphLaunch: .*700"), stream.running():
             stream.launch(graph)
         for item in (graph, buffer, stream):
             item.close()
@@ -170,13 +191,52 @@ def test_without_a_graph_the_stream_goes_on_as_before(failing: str, gpu: FakeGpu
 
 
 def test_a_driver_too_old_for_graphs_does_without(gpu: FakeGpu, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delattr(FakeGpu, "cuGraphInstantiateWithFlags")
+    if sys.modules["pycuda.driver"]:
+        monkeypatch.delattr(FakeGpu, "cuGraphInstantiateWithFlags")
+    else:
+
+        def missing(graph: int, flags: int) -> None:
+            raise RuntimeError('Function "cuGraphInstantiate" not found')
+
+        monkeypatch.setattr(sys.modules["cuda.bindings.driver"], "cuGraphInstantiate", missing)
     device = cuda.open_device()
     with device.active():
         stream = device.create_stream()
         assert stream.capture(lambda: None) is None
         stream.close()
     assert gpu.live == []
+
+
+def test_after_an_error_that_ends_the_context_one_is_told_to_restart(gpu: FakeGpu) -> None:
+    gpu.fail["synchronize"], gpu.fails_for_good = 1, True
+    device = cuda.open_device()
+    with device.active():
+        stream, buffer = device.create_stream(), device.allocate((2,), "float32")
+        lost = r"the GPU's context is lost, and with it every later call: restart the process$"
+        with pytest.raises(ModelError, match=rf"failed on the GPU \(.*ynchronize.*\); {lost}"), stream.running():
+            pass
+        with pytest.raises(ModelError, match=rf"^the library's own words; {lost}"), stream.running():
+            raise ModelError("the library's own words")
+        buffer.close()
+        stream.close()
+
+
+@pytest.mark.usefixtures("gpu")
+def test_a_gpu_has_its_number() -> None:
+    with pytest.raises(MissingComponentError, match="shows no GPU of number 1; check `nvidia-smi` and CUDA_VISIBLE_DEVICES"):
+        cuda.open_device(1)
+
+
+def test_a_package_that_is_newer_than_the_driver_is_named(gpu: FakeGpu, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(name: str) -> None:
+        raise ImportError(f"{name}: undefined symbol: cuCtxCreate_v4")
+
+    monkeypatch.setattr(bindings, "import_library", fail)
+    monkeypatch.setattr(bindings, "driver_version", lambda: "12.8")
+    with pytest.raises(
+        MissingComponentError, match=r"undefined symbol: .*: built for a newer CUDA than the driver's 12.8; update"
+    ):
+        cuda.open_device()
 
 
 def test_other_mistakes_are_not_taken_for_a_graph_that_cannot_be_had(gpu: FakeGpu) -> None:

@@ -108,7 +108,7 @@ def test_another_version_loads_it_only_if_built_for_that(
     if loads:
         with TrtBackend(here.path):
             return
-    monkeypatch.setattr(cuda, "find_gpu", lambda: None)  # the library is asked before the GPU
+    monkeypatch.setattr(cuda, "find_gpu", lambda index: None)  # the library is asked before the GPU
     flag = " --version-compatible" if compatible else ""
     with pytest.raises(ModelError) as caught:
         TrtBackend(here.path)
@@ -128,13 +128,21 @@ def test_an_engine_of_another_platform_is_refused(platform: str | None, loads: b
         TrtBackend(here.path)
 
 
-@pytest.mark.parametrize(("name", "warned"), [("Fake GPU", False), ("Other GPU", True)])
+@pytest.mark.parametrize(
+    ("name", "multiprocessors", "warning"),
+    [
+        ("Fake GPU", 28, ""),
+        ("Fake GPU", None, ""),  # an older manifest
+        ("Fake GPU", 56, "built for Fake GPU (56 multiprocessors); on Fake GPU (28 multiprocessors) it may be slower"),
+        ("Other GPU", None, "built for Other GPU; on Fake GPU (28 multiprocessors) it may be slower"),
+    ],
+)
 def test_another_gpu_of_the_same_kind_is_a_warning(
-    name: str, warned: bool, machine: MakeMachine, caplog: pytest.LogCaptureFixture
+    name: str, multiprocessors: int | None, warning: str, machine: MakeMachine, caplog: pytest.LogCaptureFixture
 ) -> None:
-    here = machine(gpu=name, compute_capability="8.6", hardware_compatible=False)
+    here = machine(gpu=name, multiprocessors=multiprocessors, compute_capability="8.6", hardware_compatible=False)
     with caplog.at_level(logging.WARNING), TrtBackend(here.path):
-        assert ("built for Other GPU; on Fake GPU" in caplog.text) == warned
+        assert warning in caplog.text and bool(warning) == bool(caplog.text)
 
 
 def test_the_command_that_is_advised_is_safe_to_copy(machine: MakeMachine) -> None:
