@@ -6,6 +6,8 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 RUN    := $(BIN)/python -m
+LOCKED  = $(BIN)/pip install --disable-pip-version-check --quiet --require-hashes
+UV      = uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate
 INSTALL = $(BIN)/pip install --disable-pip-version-check --quiet --constraint constraints.txt --editable
 
 # A machine with an NVIDIA driver gets the GPU packages too.
@@ -46,7 +48,7 @@ SHOW = @run() { printf '+'; printf ' %q' "$$@"; echo; "$$@"; }; \
 	recipe="$${RECIPE:-yolov3-asff}"; weights="$${WEIGHTS:-runs/$$recipe/best.pt}"; model="$${MODEL:-$${weights%.*}.onnx}"; \
 	words=$$(xargs -r printf '%q ' <<< "$$ARGS") && eval "extra=($$words)" && run
 
-.PHONY: help setup rtx demo data train onnx engine eval detect visualize visualise bench test test-runtime test-openvino check lint types clean
+.PHONY: help setup lock rtx demo data train onnx engine eval detect visualize visualise bench test test-runtime test-openvino check lint types clean
 
 help: ## show this list
 	@echo 'usage: make TARGET [VARIABLE=value ...]'
@@ -59,11 +61,17 @@ help: ## show this list
 
 setup: $(VENV)/.installed ## create .venv and install everything (every other target does this first)
 
-$(VENV)/.installed: pyproject.toml constraints.txt
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { echo 'error: Python 3.10 or newer is needed (set PYTHON=)'; exit 3; }
+$(VENV)/.installed: pyproject.toml constraints.txt requirements/common.lock requirements/cpu.lock
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo 'error: Python 3.11 or newer is needed (set PYTHON=)'; exit 3; }
 	$(PYTHON) -m venv $(VENV) || { echo 'error: python3 -m venv failed; on Debian: apt-get install python3-venv'; exit 3; }
+	$(LOCKED) --requirement requirements/common.lock
+	$(if $(filter cpu,$(ACCELERATOR)),$(LOCKED) --no-deps --requirement requirements/cpu.lock)
 	$(INSTALL) '.[$(ACCELERATOR),train,fonts,dev]' || { test $(ACCELERATOR) = gpu && echo 'the GPU packages do not install here; going on without' && $(INSTALL) '.[cpu,train,fonts,dev]'; }
 	@touch $@
+
+lock: ## renew requirements/*.lock from constraints.txt (needs uv)
+	{ grep -vE '^#|torch|tensorrt|openvino|onnxruntime' constraints.txt; cat requirements/indirect.in; } | $(UV) - --output-file requirements/common.lock
+	grep '^onnxruntime==' constraints.txt | $(UV) - --no-deps --output-file requirements/cpu.lock
 
 rtx: $(VENV)/.rtx ## install TensorRT-RTX, which builds engines without a GPU (proprietary: NVIDIA's license applies)
 

@@ -20,7 +20,8 @@ pytestmark = pytest.mark.skipif(not shutil.which("make"), reason="make is not in
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("make")
     shutil.copy(ROOT / "Makefile", folder)
-    for name in ("pyproject.toml", "constraints.txt"):
+    for name in ("pyproject.toml", "constraints.txt", "requirements/common.lock", "requirements/cpu.lock"):
+        (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).touch()
     python = folder / "venv" / "bin" / "python"
     python.parent.mkdir(parents=True)
