@@ -71,13 +71,16 @@ def main(arguments: Optional[list[str]] = None) -> int:
 
 
 def _open_detector(options: argparse.Namespace) -> Detector:
-    return Detector(
+    detector = Detector(
         options.engine,
         backend=options.backend,
         score_threshold=options.conf,
         iou_threshold=options.iou,
         max_detections=options.max_detections,
     )
+    if options.conf is None and detector.spec.operating_threshold is not None:
+        log.info("detections have a score of at least %.8g, the model's operating threshold", detector.score_threshold)
+    return detector
 
 
 def _read(source: Source) -> Optional[Image]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Generator, Iterable, Sequence
 from types import TracebackType
 from typing import Any, Optional, Union, overload
@@ -23,8 +22,6 @@ from runtime.ops.preprocess import Geometry, preprocess
 from runtime.spec import ModelSpec
 from runtime.streaming.detection_queue import DetectionQueue
 from runtime.streaming.prefetch import batches, flat, prefetch
-
-log = logging.getLogger(__name__)
 
 DEFAULT_SCORE = 0.25
 """Lowest score of detections where neither the caller nor the model's spec names one."""
@@ -70,7 +67,8 @@ class Detector:
         if max_detections < 1:
             raise InputError(f"max detections: expected at least 1, got {max_detections}")
         self._backend: Backend = model if hasattr(model, "infer") else open_backend(model, backend)  # type: ignore[assignment]
-        self._score_threshold = self._own_threshold() if score_threshold is None else score_threshold
+        own = DEFAULT_SCORE if self.spec.operating_threshold is None else self.spec.operating_threshold
+        self._score_threshold = own if score_threshold is None else score_threshold
         self._iou_threshold = self.spec.nms_threshold if iou_threshold is None else iou_threshold
         self._max_detections = max_detections
 
@@ -83,14 +81,6 @@ class Detector:
     def score_threshold(self) -> float:
         """Lowest score of a detection, in [0, 1]."""
         return self._score_threshold
-
-    def _own_threshold(self) -> float:
-        """Returns the model's operating threshold, and logs it; the default where there is none."""
-        chosen = self.spec.operating_threshold
-        if chosen is None:
-            return DEFAULT_SCORE
-        log.info("detections have a score of at least %.8g, the model's operating threshold", chosen)
-        return chosen
 
     @overload
     def __call__(self, images: Image) -> Detections: ...
