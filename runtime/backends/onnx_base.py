@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from runtime.backends.base import check_images, check_outputs
 from runtime.backends.inspection import Inspection, inspection_shapes
+from runtime.backends.onnx_metadata import has_external_data
 from runtime.backends.signature import Port, check_signature
 from runtime.errors import ModelError
 from runtime.files import PathLike
@@ -37,7 +38,8 @@ class OnnxBackend:
         title: as given.
 
     Raises:
-        ModelError: the file has no spec in its metadata, or does not have the inputs and outputs of its spec.
+        ModelError: the file keeps weights in other files, has no spec in its metadata, or does not have the inputs and outputs
+            of its spec.
     """
 
     def __init__(
@@ -50,6 +52,11 @@ class OnnxBackend:
         compute: Compute,
     ) -> None:
         self.title = title
+        if has_external_data(path):
+            raise ModelError(
+                f"{path}: keeps weights in other files, which no hash of it covers; put all into one file"
+                " (`onnx.save(onnx.load(path), path)`)"
+            )
         try:
             self._spec = ModelSpec.from_metadata(metadata)
         except ModelError as error:

@@ -1,21 +1,28 @@
-"""Replaces metadata of an ONNX file without the onnx package, which a machine that runs models need not have.
+"""Reads and changes ONNX files without the onnx package, which a machine that runs models need not have.
 
-Every other byte stays. Field numbers are those of onnx.proto (ONNX 1.x): a message is a sequence of fields, each with a key of
+Field numbers are those of onnx.proto (ONNX 1.x): a message is a sequence of fields, each with a key of
 8 * number + wire type.
 """
 
 from __future__ import annotations
 
+import mmap
 from collections.abc import Iterator, Mapping
+
+from runtime.files import PathLike, open_file
 
 _METADATA_PROPS = 14  # of ModelProto: StringStringEntryProto
 _KEY, _VALUE = 1, 2  # of StringStringEntryProto
+_GRAPH, _INITIALIZER, _DATA_LOCATION = 7, 5, 14  # of ModelProto, GraphProto, TensorProto
+_EXTERNAL = b"\1"  # TensorProto.DataLocation
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5  # wire types
 _WIDTHS = {_FIXED64: 8, _FIXED32: 4}
 
 
 def replace_metadata(model: bytes, changes: Mapping[str, str]) -> bytes:
     """Returns a serialized ModelProto with some entries of `metadata_props` replaced, or added behind everything else.
+
+    Every other byte stays.
 
     Raises:
         ValueError: not a sequence of fields, so no ONNX file.
@@ -29,6 +36,23 @@ def replace_metadata(model: bytes, changes: Mapping[str, str]) -> bytes:
         elif key in left:  # a second entry of this key goes
             parts.append(_entry(key, left.pop(key)))
     return b"".join([*parts, *(_entry(key, value) for key, value in left.items())])
+
+
+def has_external_data(path: PathLike) -> bool:
+    """Tells whether an ONNX file keeps weights in other files; False for what is no ONNX file."""
+    with open_file(path) as file:
+        try:
+            with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped, memoryview(mapped) as model:
+                return any(_is_external(graph) for number, graph, _ in _fields(model) if number == _GRAPH)
+        except ValueError:  # empty, or not a sequence of fields
+            return False
+
+
+def _is_external(graph: memoryview) -> bool:
+    tensors = (tensor for number, tensor, _ in _fields(graph) if number == _INITIALIZER)
+    return any(
+        number == _DATA_LOCATION and content == _EXTERNAL for tensor in tensors for number, content, _ in _fields(tensor)
+    )
 
 
 def _fields(message: memoryview) -> Iterator[tuple[int, memoryview, memoryview]]:

@@ -25,6 +25,15 @@ from tests.support.pairs import zip_equal
 from tests.support.small_models import noise
 
 
+def test_weights_in_another_file_are_refused(subject: Subject, tmp_path: Path) -> None:
+    path = tmp_path / "m.onnx"
+    onnx.save(onnx.load(subject.files["fp32"]), path, save_as_external_data=True, location="m.data", size_threshold=0)
+    with pytest.raises(ModelError, match=r"m\.onnx: keeps weights in other files, .*put all into one file"):
+        OrtBackend(path)
+    onnx.save(onnx.load(path), path)
+    OrtBackend(path).close()
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
