@@ -35,7 +35,7 @@ def run(main: Callable[[], int]) -> NoReturn:
     Args:
         main: the command; returns its exit code.
     """
-    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)  # a bad image or video is reported once, by us
+    _silence_opencv()  # a bad image or video is reported once, by us
     os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # FFmpeg's AV_LOG_QUIET
     with signals.raised() as received, terminal.guarded_streams():
         handler = logging.StreamHandler(sys.stderr)
@@ -46,6 +46,13 @@ def run(main: Callable[[], int]) -> NoReturn:
         except BaseException as error:
             code = _report(error, received)
     sys.exit(code)
+
+
+def _silence_opencv() -> None:
+    if hasattr(cv2, "setLogLevel"):  # until OpenCV 4.11
+        cv2.setLogLevel(0)
+    else:
+        cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
 
 
 def _run(main: Callable[[], int]) -> Any:
