@@ -17,7 +17,18 @@ FORBIDDEN = {
     "train": ("export", "calibration"),
     "export": (),
 }
-OPTIONAL = ("tensorrt", "tensorrt_rtx", "cuda", "pycuda", "onnxruntime", "openvino", "onnx", "pycocotools", "tensorboard")
+OPTIONAL = (
+    "tensorrt",
+    "tensorrt_rtx",
+    "tensorrt_lean",
+    "cuda",
+    "pycuda",
+    "onnxruntime",
+    "openvino",
+    "onnx",
+    "pycocotools",
+    "tensorboard",
+)
 
 
 def modules(package: str) -> list[str]:
