@@ -501,6 +501,6 @@ def install(
     monkeypatch.setitem(sys.modules, "pycuda.driver", gpu.pycuda() if package == "pycuda" else None)
     monkeypatch.setitem(sys.modules, "cuda.bindings.driver", gpu.cuda_bindings() if package == "cuda-bindings" else None)
     monkeypatch.setattr(ctypes, "CDLL", lambda name: gpu)
-    monkeypatch.setattr(cuda, "find_gpu", lambda index=0: None if index else Gpu("Fake GPU", capability, 28))
+    monkeypatch.setattr(cuda, "find_gpu", lambda: Gpu("Fake GPU", capability, 28))
     monkeypatch.setattr(cuda, "open_device", cuda.open_device.__wrapped__)
     monkeypatch.setattr("runtime.backends.tensorrt.backend.open_device", cuda.open_device)

@@ -108,7 +108,7 @@ def test_another_version_loads_it_only_if_built_for_that(
     if loads:
         with TrtBackend(here.path):
             return
-    monkeypatch.setattr(cuda, "find_gpu", lambda index: None)  # the library is asked before the GPU
+    monkeypatch.setattr(cuda, "find_gpu", lambda: None)  # the library is asked before the GPU
     flag = " --version-compatible" if compatible else ""
     with pytest.raises(ModelError) as caught:
         TrtBackend(here.path)
