@@ -48,7 +48,7 @@ SHOW = @run() { printf '+'; printf ' %q' "$$@"; echo; "$$@"; }; \
 	recipe="$${RECIPE:-yolov3-asff}"; weights="$${WEIGHTS:-runs/$$recipe/best.pt}"; model="$${MODEL:-$${weights%.*}.onnx}"; \
 	words=$$(xargs -r printf '%q ' <<< "$$ARGS") && eval "extra=($$words)" && run
 
-.PHONY: help setup lock rtx demo data train onnx engine eval detect visualize visualise bench test test-runtime test-openvino check lint types clean
+.PHONY: help setup lock rtx lean demo data train onnx engine eval detect visualize visualise bench test test-runtime test-openvino check lint types clean
 
 help: ## show this list
 	@echo 'usage: make TARGET [VARIABLE=value ...]'
@@ -78,6 +78,14 @@ rtx: $(VENV)/.rtx ## install TensorRT-RTX, which builds engines without a GPU (p
 $(VENV)/.rtx: $(VENV)/.installed
 	@echo 'installing TensorRT-RTX, proprietary software of NVIDIA; its license is in the package'
 	$(INSTALL) '.[rtx]' || echo 'TensorRT-RTX does not install here; going on without (engines cannot be built without a GPU)'
+	@touch $@
+
+lean: $(VENV)/.lean ## install TensorRT's lean runtime, whose names are checked in the tests (proprietary: NVIDIA's license applies)
+
+$(VENV)/.lean: $(VENV)/.installed
+	@echo 'installing the lean runtime of TensorRT, proprietary software of NVIDIA; its license is in the package'
+	$(BIN)/pip install --disable-pip-version-check --quiet --no-deps tensorrt-lean-cu13-bindings==11.4.0.106 tensorrt-lean-cu13-libs==11.4.0.106 || \
+		echo 'the lean runtime does not install here; going on without'
 	@touch $@
 
 demo: setup rtx ## train a small model on synthetic images, export it, verify the files (about 6 minutes on 2 CPU cores)

@@ -59,6 +59,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--version-compatible", action="store_true", help="loads in later versions of TensorRT too")
     parser.add_argument("--hardware-compatible", action="store_true", help="runs on every GPU from Ampere on")
     parser.add_argument("--tf32", action="store_true", help="float32 layers may compute in TF32: faster, with FP16's precision")
+    cli.add_device(parser)
     return parser.parse_args(arguments)
 
 

@@ -17,6 +17,7 @@ from typing import Any, NoReturn
 
 import cv2
 
+from runtime.backends.gpu import show_only
 from runtime.backends.open import BACKENDS
 from runtime.console import signals, terminal
 from runtime.console.startup import exit_code
@@ -35,7 +36,7 @@ def run(main: Callable[[], int]) -> NoReturn:
     Args:
         main: the command; returns its exit code.
     """
-    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)  # a bad image or video is reported once, by us
+    _silence_opencv()  # a bad image or video is reported once, by us
     with signals.raised() as received, terminal.guarded_streams():
         handler = logging.StreamHandler(sys.stderr)
         handler.setFormatter(terminal.LineFormatter("%(message)s"))
@@ -45,6 +46,13 @@ def run(main: Callable[[], int]) -> NoReturn:
         except BaseException as error:
             code = _report(error, received)
     sys.exit(code)
+
+
+def _silence_opencv() -> None:
+    if hasattr(cv2, "setLogLevel"):  # until OpenCV 4.11
+        cv2.setLogLevel(0)
+    else:
+        cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
 
 
 def _run(main: Callable[[], int]) -> Any:
@@ -95,6 +103,13 @@ class _Debug(argparse.Action):
         log.setLevel(logging.DEBUG)
 
 
+class _Device(argparse.Action):
+    """Option that shows this process one GPU alone, before anything uses it."""
+
+    def __call__(self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, number: Any, *_: object) -> None:
+        show_only(number)
+
+
 class _Parser(argparse.ArgumentParser):
     """Parser that reports wrong usage in one line."""
 
@@ -123,6 +138,13 @@ def add_model(parser: argparse.ArgumentParser, made_with: str = "python -m expor
         default="auto",
         help="library that runs it (default: ONNX Runtime if installed, on an NVIDIA GPU if it can; else OpenVINO)",
     )
+    add_device(parser)
+
+
+def add_device(parser: argparse.ArgumentParser) -> None:
+    """Adds `--device`, the GPU that a command uses."""
+    text = "number of the NVIDIA GPU, as nvidia-smi shows it (default: 0)"
+    parser.add_argument("--device", action=_Device, type=count, metavar="N", default=argparse.SUPPRESS, help=text)
 
 
 def add_conf(parser: argparse.ArgumentParser) -> None:

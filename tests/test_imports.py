@@ -18,7 +18,18 @@ FORBIDDEN = {
     "export": (),
 }
 OPTIONAL = (
-    *("tensorrt", "tensorrt_rtx", "cuda", "pycuda", "onnxruntime", "openvino", "onnx", "pycocotools", "tensorboard"),
+    *(
+        "tensorrt",
+        "tensorrt_rtx",
+        "tensorrt_lean",
+        "cuda",
+        "pycuda",
+        "onnxruntime",
+        "openvino",
+        "onnx",
+        "pycocotools",
+        "tensorboard",
+    ),
     *("yaml", "av", "simplejpeg", "anyascii", "PIL"),
 )
 

@@ -1,8 +1,9 @@
-"""Name, compute capability, size and memory use of an NVIDIA GPU, from the driver; needs no package."""
+"""Name, compute capability, size and memory use of the first NVIDIA GPU, from the driver; needs no package."""
 
 from __future__ import annotations
 
 import ctypes
+import os
 import platform
 from dataclasses import dataclass
 from typing import Any, Optional
@@ -32,18 +33,14 @@ class Gpu:
         return self.name if self.multiprocessors is None else f"{self.name} ({self.multiprocessors} multiprocessors)"
 
 
-def find_gpu(index: int = 0) -> Optional[Gpu]:
-    """Returns a GPU that the driver shows, or None without it or a driver; respects CUDA_VISIBLE_DEVICES.
-
-    Args:
-        index: of the GPU.
-    """
+def find_gpu() -> Optional[Gpu]:
+    """Returns the first GPU that the driver shows, or None without a GPU or a driver; respects CUDA_VISIBLE_DEVICES."""
     try:
         cuda = ctypes.CDLL(DRIVER_LIBRARY)
     except OSError:
         return None
     device, name = ctypes.c_int(), ctypes.create_string_buffer(256)
-    if cuda.cuInit(0) or cuda.cuDeviceGet(ctypes.byref(device), index) or cuda.cuDeviceGetName(name, len(name), device):
+    if cuda.cuInit(0) or cuda.cuDeviceGet(ctypes.byref(device), 0) or cuda.cuDeviceGetName(name, len(name), device):
         return None
     wanted = (_CAPABILITY_MAJOR, _CAPABILITY_MINOR, _MULTIPROCESSORS)
     major, minor, multiprocessors = (_attribute(cuda, device, number) for number in wanted)
@@ -54,6 +51,19 @@ def _attribute(cuda: Any, device: ctypes.c_int, number: int) -> int:
     value = ctypes.c_int()
     cuda.cuDeviceGetAttribute(ctypes.byref(value), number, device)
     return value.value
+
+
+def show_only(number: int) -> None:
+    """Makes a GPU the first and only one of this process and of those that it starts; call it before any other use of CUDA.
+
+    Args:
+        number: of the GPU as `nvidia-smi` shows it, or among those in CUDA_VISIBLE_DEVICES where that is set.
+    """
+    os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")  # as nvidia-smi counts
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    names = visible.split(",") if visible else []
+    # A number beyond them hides them all.
+    os.environ["CUDA_VISIBLE_DEVICES"] = str(number) if visible is None else "".join(names[number : number + 1])
 
 
 def driver_version() -> Optional[str]:

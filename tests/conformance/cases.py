@@ -9,12 +9,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from benchmarks.engine_files import write_precisions
 from export.onnx_export.tracer import write_onnx
 from runtime.backends.base import Backend
 from runtime.backends.openvino import OpenVinoBackend
 from runtime.backends.ort import OrtBackend
 from runtime.spec import ModelSpec
-from tests.support.engine_models import write_precisions
 from tests.support.small_models import CLASSES, settled, tiny
 from train.model import DetectorModel
 from train.spec import model_spec

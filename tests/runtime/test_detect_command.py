@@ -122,6 +122,8 @@ def test_a_glob_over_folders(command: Command, tiny_onnx: Path, tmp_path: Path) 
 @pytest.mark.parametrize("suffix", [".gif", ".pgm", ""])
 def test_kinds_that_cannot_be_written_become_png(suffix: str, command: Command, tiny_onnx: Path, tmp_path: Path) -> None:
     source = tmp_path / f"a{suffix}"
+    if suffix == ".gif" and not cv2.haveImageWriter("a.gif"):
+        pytest.skip("OpenCV reads and writes GIF from version 4.11 on")
     source.write_bytes(cv2.imencode(suffix or ".png", white()[..., 0] if suffix == ".pgm" else white())[1].tobytes())
     code, _, _ = command(main, "--engine", tiny_onnx, "--source", source, "--output", tmp_path / "out")
     assert code == 0

@@ -467,10 +467,11 @@ def install(
     version: str,
     capability: str,
     package: str = "cuda-bindings",
+    is_lean: bool = False,
 ) -> None:
     """Make this machine one with that GPU, on which a TensorRT of that version loads `engine` from any plan.
 
-    `package` is the one that reaches the GPU: cuda-bindings or pycuda.
+    `package` is the one that reaches the GPU: cuda-bindings or pycuda. `is_lean`: TensorRT's lean runtime alone is installed.
     """
     api = library(version)
     api.TensorIOMode = SimpleNamespace(INPUT="IN", OUTPUT="OUT")
@@ -488,15 +489,18 @@ def install(
         return SimpleNamespace(deserialize_cuda_engine=load)
 
     api.Runtime = runtime
-    flavor = "rtx" if version.startswith("1.") else "tensorrt"
-    monkeypatch.setitem(sys.modules, {"rtx": "tensorrt_rtx", "tensorrt": "tensorrt"}[flavor], api)
+    for name in ("tensorrt", "tensorrt_rtx", "tensorrt_lean"):
+        monkeypatch.setitem(sys.modules, name, None)
+    flavor = "tensorrt_rtx" if version.startswith("1.") else "tensorrt_lean" if is_lean else "tensorrt"
+    monkeypatch.setitem(sys.modules, flavor, api)
     monkeypatch.setattr(tensorrt_adapter, "load_tensorrt", tensorrt_adapter.load_tensorrt.__wrapped__)
-    monkeypatch.setattr("runtime.backends.tensorrt.backend.load_tensorrt", tensorrt_adapter.load_tensorrt)
+    monkeypatch.setattr(tensorrt_adapter, "is_installed", lambda name: bool(sys.modules.get(name)))
+    monkeypatch.setattr(tensorrt_adapter, "find_gpu", lambda: Gpu("Fake GPU", capability, 28))
     for name in ("pycuda", "cuda", "cuda.bindings"):
         monkeypatch.setitem(sys.modules, name, ModuleType(name))
     monkeypatch.setitem(sys.modules, "pycuda.driver", gpu.pycuda() if package == "pycuda" else None)
     monkeypatch.setitem(sys.modules, "cuda.bindings.driver", gpu.cuda_bindings() if package == "cuda-bindings" else None)
     monkeypatch.setattr(ctypes, "CDLL", lambda name: gpu)
-    monkeypatch.setattr(cuda, "find_gpu", lambda index=0: None if index else Gpu("Fake GPU", capability, 28))
+    monkeypatch.setattr(cuda, "find_gpu", lambda: Gpu("Fake GPU", capability, 28))
     monkeypatch.setattr(cuda, "open_device", cuda.open_device.__wrapped__)
     monkeypatch.setattr("runtime.backends.tensorrt.backend.open_device", cuda.open_device)

@@ -18,7 +18,7 @@ from runtime.backends.base import check_images
 from runtime.backends.signature import INPUT_NAME, Port, check_signature
 from runtime.backends.tensorrt.cuda import open_device
 from runtime.backends.tensorrt.engine_info import EngineInfo, check_gpu, check_library, read_engine_info
-from runtime.backends.tensorrt.library import TensorRT, dtype_name, load_tensorrt, tensor_shape
+from runtime.backends.tensorrt.library import TensorRT, dtype_name, load_runtime, tensor_shape
 from runtime.backends.tensorrt.worker import Worker, tensor_names
 from runtime.console.exits import run_first
 from runtime.errors import InputError, ModelError, OutputError
@@ -49,22 +49,21 @@ class TrtBackend:
 
     Args:
         path: of the engine, with its manifest beside it.
-        device: number of the GPU, among those that the driver shows.
 
     Raises:
         ModelError: no manifest, changed since it was built, built for another TensorRT or GPU, or not as its spec says.
         MissingComponentError: no TensorRT, CUDA package, driver, GPU or GPU memory; with the remedy.
     """
 
-    def __init__(self, path: PathLike, device: int = 0) -> None:
+    def __init__(self, path: PathLike) -> None:
         self._engine: Any = None
         self._lock = threading.Lock()
         self._idle: list[Worker] = []
         self._path = Path(path)
         self._info = read_engine_info(self._path)
-        self._trt = load_tensorrt(self._info.flavor)
+        self._trt = load_runtime(self._info.flavor, version_compatible=self._info.version_compatible)
         check_library(self._info, self._trt)
-        self._device = open_device(device)
+        self._device = open_device()
         check_gpu(self._info, self._device.gpu)
         self._turns = threading.BoundedSemaphore(_LARGEST_COUNT if self._trt.shares_profiles else 1)
         run_first(_close_all)

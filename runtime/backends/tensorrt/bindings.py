@@ -33,8 +33,8 @@ class Binding(Protocol):
     Each raises CudaError where the driver refuses.
     """
 
-    def open(self, device: int) -> None:
-        """Retains the primary context of a GPU, for the rest of the process."""
+    def open(self) -> None:
+        """Retains the primary context of the first GPU, for the rest of the process."""
 
     def push(self) -> None:
         """Makes the context current for the calling thread."""
@@ -111,9 +111,9 @@ class CudaBindings:
             raise CudaError(f"{name}: {status.name} ({int(status)})")
         return values[0] if values else None
 
-    def open(self, device: int) -> None:
+    def open(self) -> None:
         self._call("cuInit", 0)
-        self._context = self._call("cuDevicePrimaryCtxRetain", self._call("cuDeviceGet", device))
+        self._context = self._call("cuDevicePrimaryCtxRetain", self._call("cuDeviceGet", 0))
 
     def push(self) -> None:
         self._call("cuCtxPushCurrent", self._context)
@@ -204,10 +204,10 @@ class Pycuda:
         if status:
             raise CudaError(f"{name}: CUDA error {status}")
 
-    def open(self, device: int) -> None:
+    def open(self) -> None:
         with self._reporting():
             self._library.init()
-            self._context = self._library.Device(device).retain_primary_context()
+            self._context = self._library.Device(0).retain_primary_context()
         # Never let go of: at exit pycuda would detach from the context, which is not how a primary one is given back.
         ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._context))
 

@@ -22,7 +22,7 @@ _FAILED = "the engine failed on the GPU"
 
 
 class Device:
-    """A GPU with its primary context, which all CUDA code of a process shares. Open it with `open_device`.
+    """The first GPU with its primary context, which all CUDA code of a process shares. Open it with `open_device`.
 
     Attributes:
         gpu: its name and compute capability.
@@ -201,22 +201,18 @@ def _reporting(binding: Binding, what: str, kind: type[DetectorError]) -> Iterat
 
 
 @functools.cache
-def open_device(index: int = 0) -> Device:
-    """Opens a GPU of this machine.
-
-    Args:
-        index: of the GPU, among those that the driver shows.
+def open_device() -> Device:
+    """Opens the first GPU of this machine.
 
     Raises:
-        MissingComponentError: no driver, neither cuda-bindings nor pycuda, or no such GPU; with the remedy.
+        MissingComponentError: no driver, neither cuda-bindings nor pycuda, or no GPU; with the remedy.
     """
     binding = load_binding()
-    gpu = find_gpu(index)
+    gpu = find_gpu()
     if gpu is None:
-        missing = "no GPU" if not index else f"no GPU of number {index}"
-        raise MissingComponentError(f"the NVIDIA driver shows {missing}; check `nvidia-smi` and CUDA_VISIBLE_DEVICES")
+        raise MissingComponentError("the NVIDIA driver shows no GPU; check `nvidia-smi`, CUDA_VISIBLE_DEVICES and --device")
     try:
-        binding.open(index)
+        binding.open()
     except CudaError as error:
         raise MissingComponentError(f"the GPU does not answer ({error}); `nvidia-smi` shows its state") from error
     return Device(binding, gpu)

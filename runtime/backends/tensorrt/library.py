@@ -1,4 +1,4 @@
-"""TensorRT 8.6, 10, 11 and TensorRT-RTX behind one class.
+"""TensorRT 8.6, 10, 11, its lean runtime and TensorRT-RTX behind one class.
 
 The libraries differ in their names. A feature is detected by its name in the module, never by the version number.
 """
@@ -13,17 +13,23 @@ from collections.abc import Callable
 from typing import Any, Optional, Protocol, TypeVar
 
 from runtime.backends.gpu import find_gpu
-from runtime.components import import_library, reason
+from runtime.components import import_library, is_installed, reason
 from runtime.errors import MissingComponentError, ModelError
 from runtime.files import PathLike
 
 log = logging.getLogger(__name__)
 
 FLAVORS = ("tensorrt", "rtx")
-_MODULES = {"tensorrt": "tensorrt", "rtx": "tensorrt_rtx"}
-_TITLES = {"tensorrt": "TensorRT", "rtx": "TensorRT-RTX"}
+_LEAN = "lean"  # no flavor to build with: it runs version-compatible engines of the flavor tensorrt
+_MODULES = {
+    "tensorrt": ("tensorrt",),
+    "rtx": ("tensorrt_rtx",),
+    _LEAN: ("tensorrt_lean", "tensorrt_lean_bindings"),  # the package, or the part of it that is no more than a wheel
+}
+_TITLES = {"tensorrt": "TensorRT", "rtx": "TensorRT-RTX", _LEAN: "TensorRT lean runtime"}
 _REMEDIES = {
     "tensorrt": "run `pip install tensorrt` on a machine with an NVIDIA GPU and driver",
+    _LEAN: "`pip install tensorrt-lean`, which is smaller and enough for this engine",
     "rtx": "run `pip install tensorrt-rtx`, which builds engines without a GPU too",
 }
 _DTYPES = {"FLOAT": "float32", "HALF": "float16", "UINT8": "uint8", "INT8": "int8", "INT32": "int32", "INT64": "int64"}
@@ -52,7 +58,7 @@ class TensorRT:
     Open it with `open_tensorrt`: a process has one logger per library.
 
     Attributes:
-        flavor: `tensorrt` or `rtx`.
+        flavor: `tensorrt`, `rtx` or `lean`.
         version: of the library.
         title: name and version, for messages.
         api: the library's module, for names that all versions have.
@@ -167,7 +173,10 @@ class TensorRT:
 
         Raises:
             ModelError: damaged, or of another version or GPU; with the reason from the library's log.
+            MissingComponentError: no GPU.
         """
+        if not find_gpu():  # without a driver the lean runtime ends the process here
+            raise MissingComponentError(f"{self.title} loads no engine without an NVIDIA GPU and driver; check `nvidia-smi`")
         runtime = self.checked("runtime", lambda: self.api.Runtime(self._logger))
         if version_compatible:
             runtime.engine_host_code_allowed = True
@@ -253,9 +262,45 @@ def load_tensorrt(flavor: str) -> TensorRT:
         MissingComponentError: not installed, with the remedy.
     """
     try:
-        return TensorRT(flavor, import_library(_MODULES[flavor]))
+        return TensorRT(flavor, _import_first(_MODULES[flavor]))
     except Exception as error:  # the packages fail in several ways
         raise MissingComponentError(f"{_TITLES[flavor]} cannot be imported ({reason(error)}); {_REMEDIES[flavor]}") from error
+
+
+def load_runtime(flavor: str, *, version_compatible: bool) -> TensorRT:
+    """Imports a library that runs an engine: the one that built it or, where that is absent, the lean runtime.
+
+    Args:
+        flavor: of the engine.
+        version_compatible: whether it was built so, which the lean runtime needs.
+
+    Raises:
+        MissingComponentError: not installed, with the remedies.
+    """
+    try:
+        return load_tensorrt(flavor)
+    except MissingComponentError as error:
+        if flavor != "tensorrt":
+            raise
+        full = error
+    if not version_compatible:
+        hint = ", or build the engine with --version-compatible for the lean runtime" if _is_lean_installed() else ""
+        raise MissingComponentError(f"{full}{hint}") from full
+    try:
+        return load_tensorrt(_LEAN)
+    except MissingComponentError as error:
+        log.debug("%s", error)
+        raise MissingComponentError(f"{full}, or {_REMEDIES[_LEAN]}") from full
+
+
+def _is_lean_installed() -> bool:
+    return any(is_installed(name) for name in _MODULES[_LEAN])
+
+
+def _import_first(names: tuple[str, ...]) -> Any:
+    """Imports the first of several modules that is installed."""
+    *others, last = names
+    return import_library(next((name for name in others if is_installed(name)), last))
 
 
 def dtype_name(dtype: Any) -> str:

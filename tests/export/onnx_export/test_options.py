@@ -12,6 +12,7 @@ import onnx
 import pytest
 import torch
 
+from benchmarks.engine_files import write_int8
 from calibration.graph import Graph
 from calibration.pipeline import calibrate
 from calibration.placement import place
@@ -33,7 +34,6 @@ from runtime.ops.decode import decode
 from runtime.ops.preprocess import preprocess
 from runtime.spec import CANDIDATES_NAME, ModelSpec
 from runtime.viz.fusion_view import look
-from tests.support.engine_models import write_int8
 from tests.support.small_models import CLASSES, settled, tiny
 from tests.support.small_sets import Exported
 from train.spec import model_spec

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from onnx import TensorProto, helper
 
+from benchmarks.engine_files import write_precisions
 from export import engine
 from export.onnx_export.tracer import write_onnx
 from export.trt.engine import engine_name, read_spec
@@ -21,7 +22,7 @@ from runtime.backends.tensorrt import library as tensorrt_adapter
 from runtime.errors import CheckFailed, InputError, MissingComponentError, ModelError, OutputError
 from runtime.files import sha256
 from runtime.manifest import find_changes, manifest_path, read_manifest, write_manifest
-from tests.support.engine_models import MINI_SPEC, mini, write_precisions
+from tests.support.engine_models import MINI_SPEC, mini
 from tests.support.small_models import CLASSES, settled, tiny
 from train.recipes import recipe
 from train.spec import model_spec

@@ -13,11 +13,12 @@ import onnxruntime
 import pytest
 from onnx import TensorProto
 
+from benchmarks.engine_files import write_precisions
 from export.trt import float_weights as module
 from export.trt.float_weights import float_weights, parse_network
 from runtime.backends.tensorrt.library import TensorRT
 from runtime.errors import MissingComponentError, ModelError
-from tests.support.engine_models import mini, write_precisions
+from tests.support.engine_models import mini
 from tests.support.small_models import CLASSES, noise, settled, tiny
 from tests.support.tensorrt_fakes import library
 from train.spec import model_spec

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import ctypes
+import os
 from typing import Any
 
 import pytest
 
+from runtime import cli
 from runtime.backends.gpu import Gpu, driver_version, find_gpu, memory_used
 
 
@@ -78,3 +80,29 @@ def test_memory_that_cannot_be_asked_for_is_not_known(failing: str, monkeypatch:
     monkeypatch.setattr(ctypes, "CDLL", lambda name: driver)
     assert memory_used() is None
     assert (driver.contexts, driver.current) == (0, 0)
+
+
+@pytest.mark.parametrize(
+    ("visible", "number", "shown"),
+    [
+        (None, 0, "0"),
+        (None, 3, "3"),
+        ("2,5", 0, "2"),
+        ("2,5", 1, "5"),
+        ("2,5", 2, ""),
+        ("", 0, ""),
+        ("GPU-8932f937", 0, "GPU-8932f937"),
+    ],
+)
+def test_one_gpu_is_shown(visible: str | None, number: int, shown: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in (("CUDA_VISIBLE_DEVICES", visible), ("CUDA_DEVICE_ORDER", None)):
+        monkeypatch.setenv(name, "")  # so that it is as before afterwards
+        if value is None:
+            monkeypatch.delenv(name)
+        else:
+            monkeypatch.setenv(name, value)
+    parser = cli.parser("runtime.detect", "", "")
+    cli.add_model(parser)
+    given = parser.parse_args(["--engine", "m.engine", "--device", str(number)])
+    assert sorted(vars(given)) == ["backend", "engine"]
+    assert (os.environ["CUDA_VISIBLE_DEVICES"], os.environ["CUDA_DEVICE_ORDER"]) == (shown, "PCI_BUS_ID")

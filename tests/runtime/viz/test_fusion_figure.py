@@ -31,10 +31,12 @@ def view(width: int = 300, height: int = 240, boxes: int = 0, shares: tuple[floa
 
 def place(drawn: np.ndarray, part: np.ndarray) -> tuple[int, int]:
     """(row, column) of the only place where `part`, told by its corner's green, stands in an image."""
-    distance = cv2.matchTemplate(drawn[..., 1], part[:120, :120, 1], cv2.TM_SQDIFF)
-    rows, columns = np.nonzero(distance < 1)
-    assert len(rows) == 1, len(rows)
-    return int(rows[0]), int(columns[0])
+    corner = part[:120, :120, 1]
+    distance = cv2.matchTemplate(drawn[..., 1], corner, cv2.TM_SQDIFF)  # in float32, so 0 only roughly
+    near = zip(*(found.tolist() for found in np.nonzero(distance < corner.size)))
+    places = [(row, column) for row, column in near if (drawn[row : row + 120, column : column + 120, 1] == corner).all()]
+    assert len(places) == 1, places
+    return places[0]
 
 
 def lower_edge(drawn: np.ndarray, index: int) -> np.ndarray:

@@ -15,7 +15,7 @@ from tests.support.trt_machine import FACTS, SPEC, Machine, MakeMachine
 
 @pytest.fixture
 def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> MakeMachine:
-    """Makes machines; keywords change what the manifest says, `installed`, `capability` and `package` are of the machine."""
+    """Makes machines; keywords change what the manifest says, but those that `make` names are of the machine."""
 
     def make(
         installed: str = "",
@@ -23,6 +23,7 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> MakeMachine:
         spec: ModelSpec = SPEC,
         further: dict[str, tuple[int, int, int]] | None = None,
         package: str = "cuda-bindings",
+        is_lean: bool = False,
         **changes: Any,
     ) -> Machine:
         info: dict[str, Any] = {**FACTS, **changes}
@@ -31,7 +32,7 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> MakeMachine:
         write_manifest(path, spec, [Origin("onnx", "tiny.onnx", "0")], {"engine": info})
         gpu = FakeGpu()
         engine = FakeEngine(gpu, spec, (info["batch"]["min"], info["batch"]["max"]), further or {})
-        install(monkeypatch, gpu, engine, installed or info["version"], capability, package)
+        install(monkeypatch, gpu, engine, installed or info["version"], capability, package, is_lean)
         return Machine(path, gpu, engine)
 
     return make

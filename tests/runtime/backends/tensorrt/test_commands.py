@@ -49,7 +49,7 @@ def test_commands_say_in_one_line_what_is_missing(
     elif lacking == "package":
         monkeypatch.setitem(sys.modules, "cuda.bindings.driver", None)
     else:
-        monkeypatch.setattr(cuda, "find_gpu", lambda index: None)
+        monkeypatch.setattr(cuda, "find_gpu", lambda: None)
     cv2.imwrite(str(tmp_path / "black.png"), np.zeros((20, 30, 3), np.uint8))
     for main, arguments in [
         (detect.main, ("--source", tmp_path / "black.png", "--json")),

@@ -38,7 +38,7 @@ def no_package(patch: pytest.MonkeyPatch) -> None:
 
 
 def no_gpu(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(cuda, "find_gpu", lambda index: None)
+    patch.setattr(cuda, "find_gpu", lambda: None)
 
 
 def a_gpu_in_trouble(patch: pytest.MonkeyPatch) -> None:
@@ -59,7 +59,7 @@ def a_gpu_in_trouble(patch: pytest.MonkeyPatch) -> None:
             no_package,
             r"neither cuda-bindings \(.*\) nor pycuda \(.*\) can be imported; run `pip install cuda-bindings`, or `CUDA_E",
         ),
-        (no_gpu, r"the NVIDIA driver shows no GPU; check `nvidia-smi` and CUDA_VISIBLE_DEVICES"),
+        (no_gpu, r"the NVIDIA driver shows no GPU; check `nvidia-smi`, CUDA_VISIBLE_DEVICES and --device"),
         (a_gpu_in_trouble, r"the GPU does not answer \(cuInit.*(initialized|ADDRESS \(700\))\); `nvidia-smi`"),
     ],
 )
@@ -219,12 +219,6 @@ def test_after_an_error_that_ends_the_context_one_is_told_to_restart(gpu: FakeGp
             raise ModelError("the library's own words")
         buffer.close()
         stream.close()
-
-
-@pytest.mark.usefixtures("gpu")
-def test_a_gpu_has_its_number() -> None:
-    with pytest.raises(MissingComponentError, match="shows no GPU of number 1; check `nvidia-smi` and CUDA_VISIBLE_DEVICES"):
-        cuda.open_device(1)
 
 
 def test_a_package_that_is_newer_than_the_driver_is_named(gpu: FakeGpu, monkeypatch: pytest.MonkeyPatch) -> None:

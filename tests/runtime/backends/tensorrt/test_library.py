@@ -106,7 +106,8 @@ def test_progress_is_passed_on_where_there_is_any() -> None:
 
 
 @pytest.mark.parametrize("compatible", [False, True])
-def test_a_plan_runs_its_own_code_only_if_it_was_built_for_that(compatible: bool) -> None:
+def test_a_plan_runs_its_own_code_only_if_it_was_built_for_that(compatible: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tensorrt_adapter, "find_gpu", lambda: Gpu("G", "8.6"))
     api = library("10.12.0")
     runtime = SimpleNamespace(engine_host_code_allowed=False, deserialize_cuda_engine=lambda plan: plan or None)
     api.Runtime = lambda logger: runtime
@@ -115,6 +116,10 @@ def test_a_plan_runs_its_own_code_only_if_it_was_built_for_that(compatible: bool
     assert runtime.engine_host_code_allowed == compatible
     with pytest.raises(ModelError, match="not an engine for TensorRT"):
         trt.deserialize(b"")
+    monkeypatch.setattr(tensorrt_adapter, "find_gpu", lambda: None)
+    del api.Runtime  # without a driver the lean runtime ends the process
+    with pytest.raises(MissingComponentError, match="loads no engine without an NVIDIA GPU and driver"):
+        trt.deserialize(b"plan")
 
 
 def test_the_inspector_is_asked_for_json() -> None:

@@ -17,7 +17,7 @@ from runtime.backends.tensorrt import cuda
 from runtime.backends.tensorrt.backend import TrtBackend
 from runtime.errors import MissingComponentError, ModelError
 from runtime.manifest import Origin, manifest_path, write_manifest
-from tests.support.trt_machine import FACTS, RTX, SPEC, MakeMachine, edit, swap
+from tests.support.trt_machine import FACTS, RTX, SPEC, MakeMachine, check, edit, numbered, swap
 
 
 def remove(path: Path) -> None:
@@ -108,7 +108,7 @@ def test_another_version_loads_it_only_if_built_for_that(
     if loads:
         with TrtBackend(here.path):
             return
-    monkeypatch.setattr(cuda, "find_gpu", lambda index: None)  # the library is asked before the GPU
+    monkeypatch.setattr(cuda, "find_gpu", lambda: None)  # the library is asked before the GPU
     flag = " --version-compatible" if compatible else ""
     with pytest.raises(ModelError) as caught:
         TrtBackend(here.path)
@@ -161,6 +161,46 @@ def test_without_the_library_its_package_is_named(
     with pytest.raises(MissingComponentError, match=f"run `pip install {package}") as caught:
         open_backend(here.path)
     assert caught.value.exit_code == 3
+
+
+@pytest.mark.parametrize(
+    ("built", "installed", "compatible", "message"),
+    [
+        ("10.12.0", "10.12.0", True, None),
+        ("8.6.1", "10.12.0", True, None),
+        ("10.12.0", "11.4.0", True, None),
+        ("11.4.0", "10.12.0", True, "built by version 11.4.0, installed is TensorRT lean runtime 10.12.0"),
+        (
+            "10.12.0",
+            "10.12.0",
+            False,
+            "run `pip install tensorrt` .*, or build the engine with --version-compatible for the lean",
+        ),
+    ],
+)
+def test_the_lean_runtime_runs_version_compatible_engines_where_the_library_is_absent(
+    built: str, installed: str, compatible: bool, message: str | None, machine: MakeMachine
+) -> None:
+    here = machine(installed, version=built, version_compatible=compatible, is_lean=True)
+    if message:
+        with pytest.raises((ModelError, MissingComponentError), match=message):
+            TrtBackend(here.path)
+        return
+    with TrtBackend(here.path) as backend:
+        assert backend.title == f"TensorRT lean runtime {installed}, Fake GPU"
+        check(backend.infer(numbered(2)), 2)
+    assert here.gpu.live == []
+
+
+@pytest.mark.parametrize("compatible", [True, False])
+def test_the_remedy_names_the_lean_runtime_where_it_is_enough(
+    compatible: bool, machine: MakeMachine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = machine(version_compatible=compatible)
+    monkeypatch.setitem(sys.modules, "tensorrt", None)
+    with pytest.raises(MissingComponentError, match="run `pip install tensorrt`") as caught:
+        TrtBackend(here.path)
+    assert ("`pip install tensorrt-lean`" in str(caught.value)) == compatible
 
 
 @pytest.mark.parametrize(
