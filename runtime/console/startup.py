@@ -20,6 +20,9 @@ ENDING = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP")
 """Signals that ask a command to end: Ctrl-C, `kill` and a closed terminal."""
 
 
+_AGAIN = 0.02  # seconds, by which the callback has returned
+
+
 def exit_code(number: int) -> int:
     """Returns the exit code by which shells report that a signal ended a program."""
     return 128 + number
@@ -51,11 +54,19 @@ def _leave(number: int, frame: Optional[FrameType]) -> None:
 
 
 def _reporter() -> _ExceptHook:
+    import threading
+
     # Imported now: once the import of the package has failed, none of its modules can be imported any more.
     from runtime.console.terminal import unexpected
     from runtime.errors import UNEXPECTED, MissingComponentError
 
     def report(kind: type[BaseException], error: BaseException, trace: Optional[TracebackType]) -> None:
+        if isinstance(error, KeyboardInterrupt):  # C code printed what a signal raised in a callback: send it again
+            number = signal.SIGINT if kind is KeyboardInterrupt else signal.SIGTERM
+            again = threading.Timer(_AGAIN, os.kill, (os.getpid(), number))
+            again.daemon = True
+            again.start()
+            return
         if "--debug" in sys.argv:
             sys.__excepthook__(kind, error, trace)
         if isinstance(error, ModuleNotFoundError) and error.name:

@@ -6,9 +6,12 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
+
+from runtime.console import signals, startup
 
 ROOT = Path(__file__).parents[3]
 COMMANDS = ("runtime.detect", "train", "calibration", "export.onnx")
@@ -60,3 +63,13 @@ def test_a_library_leaves_the_signals_alone() -> None:
     code += "assert signal.getsignal(signal.SIGINT) is old and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL\n"
     code += "assert sys.excepthook is hook"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, timeout=60).returncode == 0
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), signals.Terminated()])
+def test_a_signal_that_c_code_swallowed_comes_again(error: KeyboardInterrupt) -> None:
+    """C code that cannot pass on what a callback raised prints it, by the hook, and goes on."""
+    with signals.raised() as received:
+        startup._reporter()(type(error), error, None)
+        with pytest.raises(type(error)):
+            time.sleep(10)
+    assert received == [signal.SIGINT if type(error) is KeyboardInterrupt else signal.SIGTERM]
