@@ -88,7 +88,7 @@ $(VENV)/.lean: $(VENV)/.installed
 		echo 'the lean runtime does not install here; going on without'
 	@touch $@
 
-demo: setup rtx ## train a small model on synthetic images, export it, verify the files (about 6 minutes on 2 CPU cores)
+demo: setup rtx ## train a small model on synthetic images, export it, verify the files (about 10 minutes on 2 CPU cores)
 	$(SHOW) $(RUN) export.demo $${EPOCHS:+--epochs "$$EPOCHS"} "$${extra[@]}"
 
 data: setup ## examine DATA: layout, splits, classes, what is left out and why (ARGS='--strict --show 9')

@@ -129,7 +129,7 @@ def _counts(view: View, spec: ModelSpec) -> Image:
 def _mean_shares(view: View) -> Image:
     """Draws for each fused level a bar of the image's mean shares, in the colors of the levels they come from."""
     canvas = paper(_LEGEND_WIDTH, 32 + _LINE * len(FUSED_STRIDES))
-    write(canvas, "Mean share of each level in the fused levels", (0, 16), 0.55, INK)
+    write(canvas, "Mean share of each level, fused", (0, 16), 0.55, INK)
     for row, (stride, shares) in enumerate(zip(FUSED_STRIDES, view.weights)):
         y = 44 + _LINE * row
         write(canvas, _level(stride), (0, y), 0.5, INK)
