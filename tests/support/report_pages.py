@@ -1,4 +1,4 @@
-"""What the tests of the report make up, and how they read the page."""
+"""Made-up verifications for the tests of the report, and readers of the page."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What one thread runs an engine with: a stream, buffers, and execution contexts with their CUDA graphs."""
+"""Holds what one thread runs an engine with: a stream, buffers, and execution contexts with their CUDA graphs."""
 
 from __future__ import annotations
 

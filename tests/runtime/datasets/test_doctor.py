@@ -1,4 +1,4 @@
-"""What is wrong with a split is found, counted and named; a good one is left alone."""
+"""Faults of a split are found, counted and named; a good one is left alone."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a file holds besides its image, or instead of it: orientation, further frames, previews, damage, appended data."""
+"""Content of a file besides its image, or instead of it: orientation, further frames, previews, damage, appended data."""
 
 from __future__ import annotations
 

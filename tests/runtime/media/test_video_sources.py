@@ -1,4 +1,4 @@
-"""What a video file may not do, whatever its name and content, and the times and turns of its frames."""
+"""Things that a video file may not do, whatever its name and content, and the times and turns of its frames."""
 
 from __future__ import annotations
 

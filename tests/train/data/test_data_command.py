@@ -1,4 +1,4 @@
-"""`python -m train.data`: the report, its exit codes and the picture."""
+"""`python -m train.data`: the report, its exit codes and the image."""
 
 from __future__ import annotations
 
