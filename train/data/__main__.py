@@ -44,9 +44,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--size", type=cli.image_side, default=TrainConfig.size, help="input side (default: %(default)s)")
     parser.add_argument("--strict", action="store_true", help="fail if anything is to be corrected, for CI")
     parser.add_argument("--show", type=cli.positive, metavar="N", help="draw N labeled images, each beside an augmented sample")
-    parser.add_argument(
-        "--output", type=Path, default=Path("runs/samples.jpg"), help="image of --show (default: %(default)s)"
-    )
+    parser.add_argument("--output", type=Path, default=Path("runs/samples.jpg"), help="image of --show (default: %(default)s)")
     return parser.parse_args(arguments)
 
 
