@@ -18,6 +18,7 @@ from runtime.errors import InputError
 from runtime.media.image import read_image, write_image
 from runtime.spec import FORMAT_VERSION, ModelSpec
 from tests.support.detect_command import Command, lines, one_error, white
+from tests.support.image_files import needs_gif
 from tests.support.onnx_writer import FLOAT16
 
 
@@ -112,6 +113,7 @@ def test_a_full_disk(
     assert list((tmp_path / "out").iterdir()) == []
 
 
+@needs_gif
 @pytest.mark.parametrize("output", ["in", "in/.", "other/../in", "link"])
 def test_sources_are_never_overwritten(
     output: str, command: Command, tiny_onnx: Path, good: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -133,6 +135,7 @@ def encoded(suffix: str) -> bytes:
     return cv2.imencode(suffix, white())[1].tobytes()
 
 
+@needs_gif
 def test_a_result_that_cannot_be_written_for_its_own_reasons_is_skipped_and_counted(
     command: Command, tiny_onnx: Path, good: Path, tmp_path: Path
 ) -> None:

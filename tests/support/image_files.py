@@ -6,6 +6,9 @@ from collections.abc import Callable
 
 import cv2
 import numpy as np
+import pytest
+
+needs_gif = pytest.mark.skipif(not cv2.haveImageWriter("a.gif"), reason="this OpenCV knows no GIF; 4.11 does")
 
 # What each EXIF orientation asks for, as a transformation of the stored pixels.
 ORIENTATIONS: dict[int, Callable[[np.ndarray], np.ndarray]] = {
