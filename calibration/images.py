@@ -6,7 +6,6 @@ import hashlib
 import itertools
 import json
 import logging
-from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from runtime.datasets.copies import content_keys
 from runtime.datasets.dataset import Dataset, LabeledImage
 from runtime.errors import InputError
 from runtime.files import sha256
@@ -157,15 +157,10 @@ def group_copies(dataset: Dataset, image_ids: Sequence[int]) -> NDArray[np.intp]
     Returns:
         `[I]`, equal numbers for files of equal bytes, from 0 on without a gap.
     """
-    paths = {entry.image_id: entry.path for entry in dataset.images}
-    sizes = Counter(paths[image_id].stat().st_size for image_id in image_ids)
-    numbers: dict[object, int] = {}
-    found = []
-    for image_id in image_ids:
-        path = paths[image_id]
-        content: object = sha256(path) if sizes[path.stat().st_size] > 1 else image_id  # of its own size: no copy
-        found.append(numbers.setdefault(content, len(numbers)))
-    return np.array(found, np.intp)
+    entries = {entry.image_id: entry for entry in dataset.images}
+    numbers: dict[str, int] = {}
+    keys = content_keys([entries[image_id] for image_id in image_ids])
+    return np.array([numbers.setdefault(key, len(numbers)) for key in keys], np.intp)
 
 
 def digest(images: Sequence[CalibrationImage]) -> str:

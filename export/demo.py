@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import csv
 import logging
 import sys
 import time
@@ -29,7 +28,7 @@ from runtime.viz.annotate import draw
 from train.data.synthetic import make_synthetic
 from train.loop import RunOptions, train
 from train.recipes import recipe
-from train.run_log import tile
+from train.run_log import read_metrics, tile
 
 log = logging.getLogger("demo")
 
@@ -56,7 +55,7 @@ def run(folder: Path, *, train_images: int, val_images: int, epochs: int | None,
     config = config.replace(evaluate_every=config.epochs)
     log.info("2/5 training %s, %d epochs at %d px", config.recipe, config.epochs, config.size)
     train(config, RunOptions(data=data, output=output_folder(folder / "run")))
-    reached = _trained_ap50(folder / "run")
+    reached = float(read_metrics(folder / "run" / "metrics.csv")[-1]["AP50"])
     if reached < min_ap50:
         raise CheckFailed(f"the trained model reached AP50 {reached:.3f}, expected at least {min_ap50}; raise --epochs")
     log.info("3/5 exporting FP32, FP16, INT8 and a TensorRT engine")
@@ -69,12 +68,6 @@ def run(folder: Path, *, train_images: int, val_images: int, epochs: int | None,
     with OrtBackend(files[0]) as exported:
         _draw(Detector(exported), held_out, folder / "pictures")
     return found
-
-
-def _trained_ap50(run: Path) -> float:
-    """Reads the AP50 of the last epoch of a training."""
-    with open(run / "metrics.csv", encoding="utf-8", newline="") as file:
-        return float(list(csv.DictReader(file))[-1]["AP50"])
 
 
 def export(weights: Path, data: Path, folder: Path, calibrated: int) -> list[Path]:

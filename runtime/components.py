@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import importlib.util
 import os
 import sys
-from typing import Any
+from typing import Any, Optional
 
 from runtime.console import signals
 from runtime.console.terminal import printable
@@ -36,6 +37,12 @@ def load(name: str) -> Any:
         problem = "is not installed" if missing else f"is installed but does not load ({reason(error)})"
         remedy = "" if missing else "--force-reinstall "
         raise MissingComponentError(f"{package} {problem}; run `pip install {remedy}{package}`") from error
+
+
+@functools.cache
+def load_if_installed(name: str) -> Optional[Any]:
+    """Imports an optional library once; None where it is not installed. Raises MissingComponentError where it does not load."""
+    return load(name) if is_installed(name) else None
 
 
 def import_library(name: str) -> Any:

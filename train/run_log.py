@@ -38,7 +38,7 @@ class RunLogger:
         self._folder, self._file = folder, folder / "metrics.csv"
         self._losses = (*components, "total")
         self._columns = ("epoch", "learning_rate", *self._losses, "AP", "AP50", "images_per_second")
-        self._rows = [row for row in _read(self._file) if int(row["epoch"]) <= epoch and set(row) <= set(self._columns)]
+        self._rows = [row for row in read_metrics(self._file) if int(row["epoch"]) <= epoch and set(row) <= set(self._columns)]
         self._board: Any = SummaryWriter(str(folder / "tensorboard"), purge_step=epoch + 1)
 
     def record(self, epoch: int, values: dict[str, float]) -> None:
@@ -65,7 +65,8 @@ class RunLogger:
             self._board.close()
 
 
-def _read(file: Path) -> list[dict[str, str]]:
+def read_metrics(file: Path) -> list[dict[str, str]]:
+    """Reads the rows of a run's `metrics.csv`, an epoch each; none where there is no such file."""
     if not file.exists():
         return []
     return [row for row in csv.DictReader(io.StringIO(read_text(file))) if (row.get("epoch") or "").isdigit()]

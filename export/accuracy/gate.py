@@ -8,6 +8,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+
 from calibration.budget import FAILED, PASSED, UNDECIDED
 from calibration.images import find_shared, group_copies
 from export.accuracy.limits import Limits, check_classes
@@ -136,7 +139,8 @@ def verify(weights: Path, files: Sequence[Path], dataset: Dataset, limits: Limit
                 f"{weights} reaches an AP of 0 on {dataset.split} of {dataset.root}, so a loss could not be seen;"
                 " use trained weights, and a split with the objects they were trained on"
             )
-        outcomes = [_examine(exported, pytorch, reference, dataset, limits) for exported in opened]
+        groups = group_copies(dataset, reference.evaluation.matches.image_ids)
+        outcomes = [_examine(exported, pytorch, reference, dataset, groups, limits) for exported in opened]
         outcomes = _judge_speed(opened, outcomes, first_images(dataset, 1)[0], limits.require_speedup)
     return Verification(weights, spec, dataset, limits, reference, tuple(outcomes))
 
@@ -191,7 +195,14 @@ def _short(values: Sequence[object]) -> str:
     return f"{shown}, ... ({len(values)})" if len(values) > 3 else shown
 
 
-def _examine(exported: ExportedFile, pytorch: Backend, reference: Measurement, dataset: Dataset, limits: Limits) -> Outcome:
+def _examine(
+    exported: ExportedFile,
+    pytorch: Backend,
+    reference: Measurement,
+    dataset: Dataset,
+    groups: NDArray[np.intp],
+    limits: Limits,
+) -> Outcome:
     name, file, backend = exported.name, exported.file, exported.backend
     faults, notes = _manifest_faults(file)
     faults = (*faults, *_leaks(file, dataset))
@@ -210,7 +221,6 @@ def _examine(exported: ExportedFile, pytorch: Backend, reference: Measurement, d
     except ModelError as error:  # it opened but does not run, or computes NaN: damaged
         return Outcome(name, file, spec, None, FAILED, (str(error), *faults), notes)
     before, after = reference.evaluation, measurement.evaluation
-    groups = group_copies(dataset, before.matches.image_ids)
     different = int(groups.max()) + 1
     if different < len(groups):
         notes = (

@@ -6,6 +6,8 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any, Optional
 
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
 _MINUS = re.compile(r"(?<![\w.)\]-])-(?=\.?\d)")
 
 
@@ -76,3 +78,22 @@ FORMATS: dict[str, Callable[..., Any]] = {
     "ratio": ratio,
     "decimal": decimal,
 }
+
+
+def make_environment(*, autoescape: bool, finalize: Callable[[Any], Any]) -> Environment:
+    """Creates the environment of the templates, in which a value that is missing is an error, with `FORMATS` as filters.
+
+    Args:
+        autoescape: whether values are escaped as HTML.
+        finalize: is applied to each value that a template writes.
+    """
+    found = Environment(
+        loader=PackageLoader("export.report"),
+        autoescape=autoescape,
+        undefined=StrictUndefined,
+        finalize=finalize,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    found.filters.update(FORMATS)
+    return found

@@ -6,11 +6,9 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-
 from export.report import summary
 from export.report.derived import calibrations, class_deltas, most_changed
-from export.report.formats import FORMATS
+from export.report.formats import make_environment
 
 Data = Mapping[str, Any]
 
@@ -35,15 +33,7 @@ def escape(value: Any) -> str:
 
 
 def _render(template: str, data: Data) -> str:
-    found = Environment(
-        loader=PackageLoader("export.report"),
-        autoescape=False,
-        undefined=StrictUndefined,
-        finalize=escape,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    found.filters.update(FORMATS)
+    found = make_environment(autoescape=False, finalize=escape)
     deltas = class_deltas(data)
     text = found.get_template(template).render(
         data=data,

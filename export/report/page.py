@@ -6,12 +6,12 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import Environment
 
 from export.accuracy import box_changes
 from export.report import curves, scatter, summary
 from export.report.derived import calibrations, class_deltas, most_changed
-from export.report.formats import FORMATS
+from export.report.formats import make_environment
 from export.report.images import ShownImage
 from export.report.intervals import place_bounds
 from export.report.labels import place_labels
@@ -54,15 +54,8 @@ def render_page(data: Data, images: Sequence[ShownImage]) -> str:
 
 def environment() -> Environment:
     """Returns the templates' environment, which escapes every value."""
-    found = Environment(
-        loader=PackageLoader("export.report"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        finalize=_finalize,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    found.filters.update(FORMATS, outline=_outline, place_labels=place_labels, place_bounds=place_bounds)
+    found = make_environment(autoescape=True, finalize=_finalize)
+    found.filters.update(outline=_outline, place_labels=place_labels, place_bounds=place_bounds)
     return found
 
 

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 import numpy as np
 from tqdm import tqdm
 
+from runtime.datasets.copies import content_keys, find_common
 from runtime.datasets.dataset import Dataset, LabeledImage
 from runtime.datasets.folder import shorten
 from runtime.datasets.summary import class_counts
 from runtime.errors import InputError
-from runtime.files import sha256
 from runtime.media.kinds import IMAGE_SUFFIXES
 from runtime.ops import boxes as box_ops
 
@@ -56,11 +56,7 @@ def examine(dataset: Dataset, input_side: int, least_side: float) -> list[Findin
 
 def examine_leakage(train: Dataset, val: Dataset) -> list[Finding]:
     """Finds images of one split in the other, by the content of their files."""
-    sizes = {_bytes(image) for image in train.images}
-    alike = [image for image in val.images if _bytes(image) in sizes]
-    wanted = {_bytes(image) for image in alike}
-    known = {sha256(image.path) for image in train.images if _bytes(image) in wanted}
-    shared = [image for image in alike if sha256(image.path) in known]
+    shared = find_common(train.images, val.images)
     if not shared:
         return []
     text = f"{_count(shared, 'image')} of {val.split} in {train.split} too, by content ({_names(shared)}): AP will be too high"
@@ -121,14 +117,10 @@ def _unreadable(dataset: Dataset) -> Iterator[str]:
 
 
 def _copies(dataset: Dataset) -> Iterator[str]:
-    by_size: dict[int, list[LabeledImage]] = defaultdict(list)
-    for image in dataset.images:
-        by_size[_bytes(image)].append(image)
-    by_hash: dict[str, list[LabeledImage]] = defaultdict(list)
-    for images in by_size.values():
-        for image in images if len(images) > 1 else ():
-            by_hash[sha256(image.path)].append(image)
-    copies = [image for images in by_hash.values() for image in images[1:]]
+    by_content: dict[str, list[LabeledImage]] = defaultdict(list)
+    for image, content in zip(dataset.images, content_keys(dataset.images)):
+        by_content[content].append(image)
+    copies = [image for images in by_content.values() for image in images[1:]]
     if copies:
         yield f"{_count(copies, 'image')} copies of others of the split, by content ({_names(copies)})"
 
@@ -145,10 +137,6 @@ def _lost_in_training(dataset: Dataset, input_side: int, least_side: float) -> I
 
 def _sides(image: LabeledImage) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
     return image.boxes[:, 2:] - image.boxes[:, :2]
-
-
-def _bytes(image: LabeledImage) -> int:
-    return image.path.stat().st_size if image.path.is_file() else -1
 
 
 def _count(images: Sequence[LabeledImage], noun: str) -> str:

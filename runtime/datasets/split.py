@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from runtime.datasets.copies import content_keys
 from runtime.datasets.dataset import Dataset, LabeledImage, MadeSplit
 from runtime.errors import InputError
-from runtime.files import sha256
 
 _AUGMENTED = re.compile(r"(.+)\.rf\.[0-9A-Za-z]{16,}\.[^.]+")  # Roboflow's name for one of several copies of an image
 
@@ -65,16 +65,13 @@ def _digest(root: Path, parts: dict[str, list[LabeledImage]]) -> str:
 
 def _groups(dataset: Dataset, seed: int) -> list[list[LabeledImage]]:
     """Groups images that must stay together, in a random order that follows from names and seed."""
-    sizes = Counter(image.path.stat().st_size for image in dataset.images)
     first_of: dict[str, str] = {}
     groups: dict[str, list[LabeledImage]] = defaultdict(list)
-    for image in sorted(dataset.images, key=lambda image: _name(dataset.root, image)):
+    images = sorted(dataset.images, key=lambda image: _name(dataset.root, image))
+    for image, content in zip(images, content_keys(images)):
         name = _name(dataset.root, image)
         augmented = _AUGMENTED.fullmatch(name)
-        key = augmented[1] if augmented else name
-        if sizes[image.path.stat().st_size] > 1:  # only files of one size can be equal
-            key = first_of.setdefault(sha256(image.path), key)
-        groups[key].append(image)
+        groups[first_of.setdefault(content, augmented[1] if augmented else name)].append(image)
     order = sorted(groups, key=lambda key: hashlib.sha256(f"{seed} {key}".encode("utf-8", "surrogateescape")).digest())
     return [groups[key] for key in order]
 

@@ -9,7 +9,7 @@ from typing import NamedTuple, Optional
 
 import numpy as np
 
-from runtime.components import is_installed, load
+from runtime.components import load_if_installed
 from runtime.ops.image import Image
 
 START = b"\xff\xd8"
@@ -101,9 +101,9 @@ def decode(data: bytes) -> Optional[Image]:
     Raises:
         ValueError: the data of a scan are damaged.
     """
-    if not is_installed("simplejpeg"):
+    simplejpeg = load_if_installed("simplejpeg")
+    if simplejpeg is None:
         return None
-    simplejpeg = load("simplejpeg")
     try:
         return np.asarray(simplejpeg.decode_jpeg(data, "BGR", strict=True), np.uint8)
     except (ValueError, MemoryError) as error:

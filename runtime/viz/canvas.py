@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import cv2
 import numpy as np
 
-from runtime.components import is_installed, load
+from runtime.components import load_if_installed
 from runtime.ops.image import Image
 from runtime.viz import glyphs
 
@@ -65,7 +65,8 @@ def _legible(text: str) -> str:
     """The text itself where it can be drawn, else its transliteration into ASCII."""
     if text.isascii() or glyphs.can_write(text):
         return text
-    return str(load("anyascii").anyascii(text)) if is_installed("anyascii") else text.encode("ascii", "replace").decode()
+    library = load_if_installed("anyascii")
+    return str(library.anyascii(text)) if library else text.encode("ascii", "replace").decode()
 
 
 def shorten(text: str, size: float, width: int) -> str:
