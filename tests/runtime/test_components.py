@@ -63,7 +63,7 @@ def test_onnx_runtime_is_imported_with_its_telemetry_off(tmp_path: Path) -> None
     done = subprocess.run(
         [sys.executable, "-c", code],
         cwd=tmp_path,
-        env={**clean, "PYTHONPATH": f"{tmp_path}:{ROOT}"},
+        env={**clean, "PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT), *sys.path])},
         capture_output=True,
         text=True,
         timeout=60,
