@@ -11,6 +11,7 @@ from __future__ import annotations
 import random
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -82,7 +83,7 @@ def read(data: bytes) -> None:
     except UnicodeDecodeError:  # of the lines above; readers never raise it
         assert not data.startswith(b"{")
     except InputError as error:
-        _check_line(str(error))
+        check_line(str(error))
 
 
 def _read_caches(data: bytes) -> None:
@@ -94,10 +95,10 @@ def _read_caches(data: bytes) -> None:
         try:
             reader(_CACHE, 1 << 20)
         except InputError as error:
-            _check_line(str(error))
+            check_line(str(error))
 
 
-def _check_line(line: str) -> None:
+def check_line(line: str) -> None:
     assert "\n" not in line and len(line) < _LONGEST_LINE, line
 
 
@@ -108,16 +109,16 @@ def mutate(data: bytes, limit: int, seed: int) -> bytes:
         return atheris.Mutate(data, limit)
     try:
         if data.startswith(b"{"):
-            return json.dumps(_altered(json.loads(data), rng)).encode("utf-8", "surrogatepass")[:limit]
+            return json.dumps(alter(json.loads(data), rng)).encode("utf-8", "surrogatepass")[:limit]
         lines = [line.partition(b"=")[::2] for line in data.split(b"\n")]
         place = rng.randrange(len(lines))
-        lines[place] = lines[place][0], json.dumps(_altered(json.loads(lines[place][1]), rng)).encode()
+        lines[place] = lines[place][0], json.dumps(alter(json.loads(lines[place][1]), rng)).encode()
         return b"\n".join(b"=".join(line) for line in lines)[:limit]
     except (ValueError, RecursionError):
         return atheris.Mutate(data, limit)
 
 
-def _altered(value: Any, rng: random.Random) -> Any:
+def alter(value: Any, rng: random.Random) -> Any:
     places = list(value) if isinstance(value, dict) else range(len(value)) if isinstance(value, list) else []
     if not places or rng.random() < 0.2:
         return rng.choice(VALUES)
@@ -125,18 +126,18 @@ def _altered(value: Any, rng: random.Random) -> Any:
     if rng.random() < 0.1:
         del value[place]
     else:
-        value[place] = _altered(value[place], rng)
+        value[place] = alter(value[place], rng)
     return value
 
 
-def main(arguments: list[str]) -> None:
-    """Write the seeds and search; never returns."""
+def search(seeds: list[bytes], read: Callable[[bytes], None], mutate: Callable[..., bytes], arguments: list[str]) -> None:
+    """Writes the seeds into the folder and searches; never returns."""
     folders = [Path(item) for item in arguments[1:] if not item.startswith("-")]
     if len(folders) != 1:
         print("error: expected one FOLDER for the inputs; see the head of this file", file=sys.stderr)
         sys.exit(2)
     folders[0].mkdir(parents=True, exist_ok=True)
-    for number, seed in enumerate(seeds()):
+    for number, seed in enumerate(seeds):
         (folders[0] / f"seed-{number}").write_bytes(seed)
         read(seed)
     atheris.Setup([*arguments, "-timeout=5", "-max_len=65536"], read, custom_mutator=mutate)
@@ -144,4 +145,4 @@ def main(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv)
+    search(seeds(), read, mutate, sys.argv)

@@ -214,9 +214,9 @@ def _is_inside(path: str, folder: str) -> bool:
 
 
 def shorten(text: str) -> str:
-    """Cuts a text that a message quotes, and escapes what would break the line."""
-    text = text if len(text) <= 120 else f"{text[:117]}..."
-    return _BREAKS.sub(lambda found: repr(found.group())[1:-1], text)
+    """Escapes what would break the line in a text that a message quotes, and cuts the text."""
+    text = _BREAKS.sub(lambda found: repr(found.group())[1:-1], text[:120])
+    return text if len(text) < 120 else f"{text[:117]}..."
 
 
 def describe(root: Path) -> str:

@@ -13,7 +13,7 @@ import numpy as np
 
 from runtime.datasets.build import ImageRecord, RawObjects, build_dataset, check_boxes
 from runtime.datasets.dataset import Dataset
-from runtime.datasets.folder import DatasetFolder
+from runtime.datasets.folder import DatasetFolder, shorten
 from runtime.errors import InputError
 
 LAYOUT = "VOC (Annotations/, ImageSets/Main/<split>.txt, JPEGImages/)"
@@ -56,7 +56,7 @@ def read(folder: DatasetFolder, split: str) -> Dataset:
     sources = {name: _source(folder, name) for name in listed}
     missing = [name for name, source in sources.items() if source is None]
     if missing:
-        path = root / "Annotations" / f"{missing[0]}.xml"
+        path = root / "Annotations" / f"{shorten(missing[0])}.xml"
         more = f", nor for {len(missing) - 1} more names of {split}.txt" if len(missing) > 1 else ""
         raise InputError(f"{path}: not a VOC annotation (No such file{more})")
     others = {_source(folder, name) for other in splits(folder) if other != split for name in _listed(folder, other)}
@@ -104,7 +104,7 @@ def _parse(folder: DatasetFolder, source: Path) -> _Annotation:
         names = tuple(_text(node, "name") for node in nodes)
         corners = [tuple(float(_text(node, f"bndbox/{corner}")) for corner in _CORNERS) for node in nodes]
     except (ElementTree.ParseError, ValueError, LookupError, OverflowError) as error:
-        raise InputError(f"{source}: not a VOC annotation ({error})") from error
+        raise InputError(f"{source}: not a VOC annotation ({shorten(str(error))})") from error
     boxes = np.array(corners, np.float64).reshape(-1, 4)
     sides = np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1)
     check_boxes(sides, lambda index: f"{source}: not a VOC annotation: object {index + 1} {corners[index]}")
