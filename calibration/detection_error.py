@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,22 +19,29 @@ class DetectionError:
     """Compares raw maps with those of a reference model, candidate by candidate.
 
     The error of a candidate is the change of its score, plus the larger score times 1 - IoU of the two boxes (1 if the class
-    changed). It is bounded, so a few activations that are far out of range count no more than the candidates they spoil. The
-    sum over all candidates is divided by the sum of the reference's scores. Candidates below the spec's score threshold in
-    both models do not count.
+    changed). It is bounded, so a few activations that are far out of range count no more than the candidates they spoil.
+    Candidates below the spec's score threshold in both models do not count. The sum over all candidates is divided by the
+    sum of the reference's scores from that threshold on, the same for every model that is compared.
 
     Args:
         spec: of both models; with raw maps.
         reference: the reference's outputs of each image.
     """
 
-    def __init__(self, spec: ModelSpec, reference: Sequence[Outputs]) -> None:
+    def __init__(self, spec: ModelSpec, reference: Iterable[Outputs]) -> None:
         self._spec = spec
         self._reference = [_all_candidates(outputs, spec) for outputs in reference]
+        scores = (item.scores[item.scores >= spec.score_threshold] for item in self._reference)
+        self._total = max(sum(float(each.sum(dtype=np.float64)) for each in scores), 1e-12)
 
-    def __call__(self, other: Sequence[Outputs]) -> float:
-        """Returns the error of the outputs of the same images; infinite if an output is not finite."""
-        changed = total = 0.0
+    def __call__(self, other: Iterable[Outputs], limit: float = float("inf")) -> float:
+        """Returns the error of the outputs of the same images; infinite if an output is not finite.
+
+        Args:
+            other: the outputs of each image in turn; no more are taken once the error reaches the limit.
+            limit: an error from which on its value does not matter; what is returned then is at least this.
+        """
+        changed = 0.0
         for first, outputs in zip(self._reference, other):
             if not all(np.isfinite(output).all() for output in outputs):
                 return float("inf")
@@ -43,9 +50,10 @@ class DetectionError:
             counted = larger >= self._spec.score_threshold
             overlap = np.where(first.class_ids == second.class_ids, _iou(first.boxes, second.boxes), 0.0)
             error = np.abs(first.scores - second.scores) + larger * (1 - overlap)
-            changed += float(error[counted].sum(dtype=np.float64))
-            total += float(first.scores[counted].sum(dtype=np.float64))
-        return changed / max(total, 1e-12)
+            changed += float(error[counted].sum(dtype=np.float64)) / self._total
+            if changed >= limit:
+                break
+        return changed
 
 
 def _all_candidates(outputs: Outputs, spec: ModelSpec) -> Candidates:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -70,7 +70,7 @@ def _best_share(
     best, least = SHARES[0], float("inf")
     for share in SHARES:
         scale, zero = activation_scale(_cut(span, share), signed)
-        changed = error(trial.run(images, scale, zero))
+        changed = error(trial.run(images, scale, zero), least)
         if changed >= least:
             break
         best, least = share, changed
@@ -95,7 +95,8 @@ class _Trial:
         self._session = open_session("the quantized model", settable.SerializeToString())
         self._outputs = [item.name for item in model.graph.output]
 
-    def run(self, images: Arrays, scale: Any = None, zero: Any = None) -> list[list[NDArray[np.float32]]]:
-        """Returns the outputs of each image, with all scales and zero points set to these."""
+    def run(self, images: Arrays, scale: Any = None, zero: Any = None) -> Iterator[list[NDArray[np.float32]]]:
+        """Yields the outputs of each image, with all scales and zero points set to these."""
         fixed = {**dict.fromkeys(self._scales, scale), **dict.fromkeys(self._zeros, zero)}
-        return [run_session(self._session, self._outputs, {INPUT_NAME: image, **fixed}) for image in images]
+        for image in images:
+            yield run_session(self._session, self._outputs, {INPUT_NAME: image, **fixed})

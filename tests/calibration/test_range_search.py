@@ -38,7 +38,7 @@ def plain_error(spec: ModelSpec, first: list[Any], second: list[Any]) -> float:
             union = (x2 - x1) * (y2 - y1) + (u2 - u1) * (v2 - v1) - shared
             iou = shared / union if union > 0 and a.class_ids[i] == b.class_ids[i] else 0.0
             changed += abs(a.scores[i] - b.scores[i]) + larger * (1 - iou)
-            total += a.scores[i]
+            total += a.scores[i] if a.scores[i] >= spec.score_threshold else 0
     return changed / total
 
 
@@ -56,6 +56,9 @@ def test_the_error_by_its_definition(maps: tuple[ModelSpec, list[Any]]) -> None:
     for scale in (0.01, 1.0):
         other = [[level + rng.normal(0, scale, level.shape).astype(np.float32) for level in image] for image in reference]
         assert error(other) == pytest.approx(plain_error(spec, reference, other), rel=1e-4)
+        part = DetectionError(spec, reference)(other[:1])
+        more = iter(other)
+        assert part <= error(more, limit=part / 2) < error(other) and next(more) is other[1]  # the rest was not asked for
     other[0][1][0, 0, 0, 0] = np.nan
     assert error(other) == float("inf")
 
