@@ -6,12 +6,9 @@ context on its thread, freed memory cannot be used, and everything that was take
 
 from __future__ import annotations
 
-import ctypes
-import enum
 import threading
 from collections import Counter
 from collections.abc import Callable, Sequence
-from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -63,39 +60,6 @@ class DeviceMemory:
     def free(self) -> None:
         self.gpu.give_back(self)
         del self.gpu.memory[self.address]
-
-
-class Stream:
-    """pycuda's stream, which is destroyed with the last reference to it, on whichever thread that is."""
-
-    handle = 0
-
-    def __init__(self, gpu: FakeGpu, flags: int) -> None:
-        self.gpu = gpu
-        self.handle = gpu.create_stream(flags)
-
-    def synchronize(self) -> None:
-        self.gpu.synchronize(self.handle)
-
-    def __del__(self) -> None:
-        if self.handle in self.gpu.live:
-            self.gpu.destroy_stream(self.handle)
-
-
-class Status(enum.IntEnum):
-    """CUresult."""
-
-    CUDA_SUCCESS = 0
-    CUDA_ERROR_OUT_OF_MEMORY = 2
-    CUDA_ERROR_ILLEGAL_ADDRESS = 700
-    CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED = 900
-
-
-def _with_result(call: Callable[..., int], *arguments: Any, is_first: bool) -> tuple[Status, int]:
-    """A call of the driver that writes its result to an argument, as cuda-bindings returns it."""
-    result = ctypes.c_void_p()
-    given = (ctypes.byref(result), *arguments) if is_first else (*arguments, ctypes.byref(result))
-    return Status(call(*given)), result.value or 0
 
 
 class FakeGpu:
@@ -166,84 +130,26 @@ class FakeGpu:
         self.give_back(stream)
         del self.streams[stream]
 
-    # pycuda.driver
+    # pycuda.driver and cuda.bindings.driver, see `cuda_packages`
 
-    def pycuda(self) -> Any:
-        module: Any = ModuleType("pycuda.driver")
-        module.Error, module.init = PycudaError, lambda: None
-        module.Device = lambda index: SimpleNamespace(retain_primary_context=lambda: SimpleNamespace(push=self._push))
-        module.Context = SimpleNamespace(pop=self._pop)
-        module.Stream = lambda flags=0: Stream(self, flags)
-        module.pagelocked_empty = self._pagelocked_empty
-        module.mem_alloc = self._mem_alloc
-        module.memcpy_htod_async = lambda address, host, stream: self.upload(address, host, stream.handle)
-        module.memcpy_dtoh_async = lambda host, address, stream: self.download(host, address, stream.handle)
-        return module
-
-    # cuda.bindings.driver
-
-    def cuda_bindings(self) -> Any:
-        module: Any = ModuleType("cuda.bindings.driver")
-        module.CUstreamCaptureMode = ctypes.c_int
-        module.cuInit = lambda flags: (Status.CUDA_SUCCESS,)
-        module.cuDeviceGet = lambda index: (Status.CUDA_SUCCESS, index)
-        module.cuDevicePrimaryCtxRetain = lambda device: (Status.CUDA_SUCCESS, "context")
-        module.cuCtxPushCurrent = lambda context: self._status(self._push)
-        module.cuCtxPopCurrent = lambda: self._status(self._pop)
-        module.cuCtxSynchronize = lambda: (Status(self.cuCtxSynchronize()),)
-        module.cuMemAlloc = lambda size: self._status(lambda: self._mem_alloc(size).address)
-        module.cuMemFree = lambda address: self._status(self.memory[address].free)
-        module.cuMemHostAlloc = lambda size, flags: self._status(lambda: self._pagelocked_empty(size, np.uint8).base.address)
-        module.cuMemFreeHost = lambda address: self._status(self.pinned[address].free)
-        module.cuStreamCreate = lambda flags: self._status(lambda: self.create_stream(flags))
-        module.cuStreamDestroy = lambda stream: self._status(lambda: self.destroy_stream(stream))
-        module.cuStreamSynchronize = lambda stream: self._status(lambda: self.synchronize(stream))
-        module.cuMemcpyHtoDAsync = lambda address, host, size, stream: self._status(
-            lambda: self.upload(address, self._pinned_bytes(host, size), stream)
-        )
-        module.cuMemcpyDtoHAsync = lambda host, address, size, stream: self._status(
-            lambda: self.download(self._pinned_bytes(host, size), address, stream)
-        )
-        module.cuStreamBeginCapture = lambda stream, mode: (
-            Status(self.cuStreamBeginCapture_v2(ctypes.c_void_p(stream), mode)),
-        )
-        module.cuStreamEndCapture = lambda stream: _with_result(
-            self.cuStreamEndCapture, ctypes.c_void_p(stream), is_first=False
-        )
-        module.cuGraphInstantiate = lambda graph, flags: _with_result(
-            self.cuGraphInstantiateWithFlags, ctypes.c_void_p(graph), flags, is_first=True
-        )
-        module.cuGraphLaunch = lambda executable, stream: (
-            Status(self.cuGraphLaunch(ctypes.c_void_p(executable), ctypes.c_void_p(stream))),
-        )
-        module.cuGraphDestroy = lambda graph: (Status(self.cuGraphDestroy(ctypes.c_void_p(graph))),)
-        module.cuGraphExecDestroy = module.cuGraphDestroy
-        return module
-
-    def _status(self, call: Callable[[], Any]) -> tuple[Any, ...]:
-        try:
-            return Status.CUDA_SUCCESS, call()
-        except PycudaError:
-            return Status.CUDA_ERROR_ILLEGAL_ADDRESS, None
-
-    def _pinned_bytes(self, address: int, size: int) -> Any:
+    def pinned_bytes(self, address: int, size: int) -> Any:
         for start, pinned in self.pinned.items():
             if start <= address and address + size <= start + pinned.memory.nbytes:
                 return np.asarray(pinned).reshape(-1).view(np.uint8)[address - start :][:size]
         raise AssertionError("not pinned memory, or freed")
 
-    def _push(self) -> None:
+    def push(self) -> None:
         self._threads.depth = getattr(self._threads, "depth", 0) + 1
 
-    def _pop(self) -> None:
+    def pop(self) -> None:
         self.check_context()
         self._threads.depth -= 1
 
-    def _pagelocked_empty(self, shape: Sequence[int], dtype: Any) -> Any:
+    def pagelocked_empty(self, shape: Sequence[int], dtype: Any) -> Any:
         self.call("pinned")
         return np.asarray(Pinned(self, shape, dtype))
 
-    def _mem_alloc(self, size: int) -> DeviceMemory:
+    def mem_alloc(self, size: int) -> DeviceMemory:
         self.call("memory")
         return DeviceMemory(self, size)
 

@@ -24,6 +24,7 @@ from runtime.manifest import manifest_path
 from runtime.spec import ModelSpec
 from tests.support import engine_manifests
 from tests.support.cuda_fakes import FakeGpu
+from tests.support.cuda_packages import as_cuda_bindings, as_pycuda
 from tests.support.engine_fakes import FakeEngine
 from tests.support.tensorrt_fakes import library
 
@@ -114,8 +115,8 @@ def install(
     monkeypatch.setattr(tensorrt_adapter, "find_gpu", lambda: Gpu("Fake GPU", capability, 28))
     for name in ("pycuda", "cuda", "cuda.bindings"):
         monkeypatch.setitem(sys.modules, name, ModuleType(name))
-    monkeypatch.setitem(sys.modules, "pycuda.driver", gpu.pycuda() if package == "pycuda" else None)
-    monkeypatch.setitem(sys.modules, "cuda.bindings.driver", gpu.cuda_bindings() if package == "cuda-bindings" else None)
+    monkeypatch.setitem(sys.modules, "pycuda.driver", as_pycuda(gpu) if package == "pycuda" else None)
+    monkeypatch.setitem(sys.modules, "cuda.bindings.driver", as_cuda_bindings(gpu) if package == "cuda-bindings" else None)
     monkeypatch.setattr(ctypes, "CDLL", lambda name: gpu)
     monkeypatch.setattr(cuda, "find_gpu", lambda: Gpu("Fake GPU", capability, 28))
     monkeypatch.setattr(cuda, "open_device", cuda.open_device.__wrapped__)
