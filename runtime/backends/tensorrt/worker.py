@@ -89,8 +89,9 @@ class Worker:
         return [buffer.host[: len(images)] for buffer in self._outputs]
 
     def close(self) -> None:
-        """Frees graphs and contexts, then stream and buffers."""
+        """Frees graphs and contexts, then stream and buffers, and lets go of the engine; the worker cannot be used again."""
         self._resources.close()
+        del self._create  # which holds the engine: whoever still names the worker would free it when no context is current
 
     def _fill(self, images: NDArray[Any], rows: int) -> None:
         self._input.host[: len(images)] = images
