@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 import threading
 import weakref
 from collections.abc import Iterator
@@ -19,13 +18,12 @@ from runtime.backends.signature import INPUT_NAME, Port, check_signature
 from runtime.backends.tensorrt.cuda import open_device
 from runtime.backends.tensorrt.engine_info import EngineInfo, check_gpu, check_library, read_engine_info
 from runtime.backends.tensorrt.library import TensorRT, dtype_name, load_runtime, tensor_shape
+from runtime.backends.tensorrt.runtime_config import create_runtime_config
 from runtime.backends.tensorrt.worker import Worker, tensor_names
 from runtime.console.exits import run_first
-from runtime.errors import InputError, ModelError, OutputError
-from runtime.files import LARGEST_MODEL, PathLike, atomic_write, read_bytes
+from runtime.errors import ModelError
+from runtime.files import LARGEST_MODEL, PathLike, read_bytes
 from runtime.spec import ModelSpec
-
-log = logging.getLogger(__name__)
 
 _Work = Callable[[Worker, NDArray[Any], int], list[NDArray[np.float32]]]
 """`Worker.run` or `Worker.copy`."""
@@ -68,10 +66,9 @@ class TrtBackend:
         self._turns = threading.BoundedSemaphore(_LARGEST_COUNT if self._trt.shares_profiles else 1)
         run_first(_close_all)
         _open.add(self)
-        self._compiled = self._cached_kernels()
         with self._device.active():
             engine = self._load()
-            self._config = self._trt.create_runtime_config(engine, self._compiled)
+            self._config = create_runtime_config(self._trt, engine, self._path)
             self._idle.append(self._create_worker(engine))  # now, so that the first image is as fast as the next
             self._engine = engine
 
@@ -125,7 +122,7 @@ class TrtBackend:
             for worker in idle:
                 worker.close()
             if self._config is not None:
-                self._keep_kernels()
+                self._config.save()
             self._config = None
             del engine  # while the device is active
 
@@ -174,27 +171,7 @@ class TrtBackend:
                 worker.close()
 
     def _create_worker(self, engine: Any) -> Worker:
-        return Worker(self._trt, self._device, engine, self._config, self._info)
-
-    @property
-    def _cache(self) -> Path:
-        return Path(f"{self._path}.cache")
-
-    def _cached_kernels(self) -> Optional[bytes]:
-        try:
-            return read_bytes(self._cache, LARGEST_MODEL)
-        except InputError:
-            return None
-
-    def _keep_kernels(self) -> None:
-        """Saves the kernels that TensorRT-RTX compiled for this GPU; where it cannot, they are compiled again next time."""
-        try:
-            compiled = self._trt.compiled_kernels(self._config)
-            if compiled != self._compiled:
-                with atomic_write(self._cache) as temporary:
-                    temporary.write_bytes(compiled)
-        except (ModelError, OutputError) as error:
-            log.debug("compiled kernels are not kept: %s", error)
+        return Worker(self._trt, self._device, engine, self._config and self._config.handle, self._info)
 
 
 def _check_signature(info: EngineInfo, trt: TensorRT, engine: Any) -> None:

@@ -1,4 +1,4 @@
-"""CUDA device, streams, buffers and graphs for TensorRT; `bindings` makes the calls."""
+"""CUDA device, streams, buffers and graphs for TensorRT; a `Binding` makes the calls."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runtime.backends.gpu import Gpu, find_gpu
-from runtime.backends.tensorrt.bindings import Binding, CudaError, load_binding
+from runtime.backends.tensorrt.binding import Binding, CudaError
+from runtime.backends.tensorrt.bindings import load_binding
 from runtime.errors import DetectorError, MissingComponentError, ModelError
 
 log = logging.getLogger(__name__)

@@ -33,7 +33,7 @@ class Worker:
         trt: the library.
         device: the GPU.
         engine: an `ICudaEngine`.
-        config: from `TensorRT.create_runtime_config`.
+        config: TensorRT-RTX's `IRuntimeConfig`, None for other libraries.
         info: the engine's manifest.
 
     Raises:

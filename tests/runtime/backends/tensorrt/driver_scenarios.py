@@ -20,7 +20,7 @@ import numpy as np
 
 from runtime.backends.gpu import find_gpu, memory_used
 from runtime.backends.tensorrt.backend import TrtBackend
-from runtime.backends.tensorrt.bindings import CudaError
+from runtime.backends.tensorrt.binding import CudaError
 from runtime.backends.tensorrt.cuda import Device, open_device
 from runtime.errors import MissingComponentError, ModelError
 from tests.support.host_cuda import NOTHING_LEFT
