@@ -77,6 +77,8 @@ class FakeGpu:
         self.fail: dict[str, int] = {}
         self.calls: Counter[str] = Counter()
         self.addresses = 0
+        self.done = 0  # pieces of work
+        self.times: dict[int, int] = {}  # event -> pieces of work done before
         self.memory: dict[int, DeviceMemory] = {}
         self.pinned: dict[int, Pinned] = {}
         self.streams: dict[int, list[Work]] = {}
@@ -125,6 +127,7 @@ class FakeGpu:
         self.call("synchronize")
         while self.streams[stream]:
             self.streams[stream].pop(0)()
+            self.done += 1
 
     def destroy_stream(self, stream: int) -> None:
         self.give_back(stream)
@@ -145,9 +148,14 @@ class FakeGpu:
         self.check_context()
         self._threads.depth -= 1
 
-    def pagelocked_empty(self, shape: Sequence[int], dtype: Any) -> Any:
+    def pagelocked_empty(self, shape: Sequence[int], dtype: Any, mem_flags: int = 0) -> Any:
+        assert mem_flags == 2, "memory that the GPU may not reach"
         self.call("pinned")
         return np.asarray(Pinned(self, shape, dtype))
+
+    def elapsed(self, start: int, end: int) -> float:
+        """Three milliseconds for each piece of work; none but those that were waited for count."""
+        return 3.0 * (self.times[end] - self.times[start])
 
     def mem_alloc(self, size: int) -> DeviceMemory:
         self.call("memory")
@@ -224,6 +232,23 @@ class FakeGpu:
         return 0
 
     cuGraphExecDestroy = cuGraphDestroy  # noqa: N815
+
+    def cuEventCreate(self, event: Any, flags: Any) -> int:  # noqa: N802
+        event._obj.value = self._keep([])
+        return self._answer("event")
+
+    def cuEventRecord(self, event: Any, stream: Any) -> int:  # noqa: N802
+        def work() -> None:
+            self.times[event.value] = self.done
+
+        self.put(stream.value, work)
+        return 0
+
+    def cuEventElapsedTime(self, milliseconds: Any, start: Any, end: Any) -> int:  # noqa: N802
+        milliseconds._obj.value = self.elapsed(start.value, end.value)
+        return 0
+
+    cuEventDestroy_v2 = cuGraphDestroy  # noqa: N815
 
     def _keep(self, work: list[Work]) -> int:
         self.addresses += 1

@@ -79,7 +79,7 @@ def as_cuda_bindings(gpu: FakeGpu) -> Any:
     module.cuCtxSynchronize = lambda: (Status(gpu.cuCtxSynchronize()),)
     module.cuMemAlloc = lambda size: status(lambda: gpu.mem_alloc(size).address)
     module.cuMemFree = lambda address: status(gpu.memory[address].free)
-    module.cuMemHostAlloc = lambda size, flags: status(lambda: gpu.pagelocked_empty(size, np.uint8).base.address)
+    module.cuMemHostAlloc = lambda size, flags: status(lambda: gpu.pagelocked_empty(size, np.uint8, flags).base.address)
     module.cuMemFreeHost = lambda address: status(gpu.pinned[address].free)
     module.cuStreamCreate = lambda flags: status(lambda: gpu.create_stream(flags))
     module.cuStreamDestroy = lambda stream: status(lambda: gpu.destroy_stream(stream))
@@ -100,4 +100,8 @@ def as_cuda_bindings(gpu: FakeGpu) -> Any:
     )
     module.cuGraphDestroy = lambda graph: (Status(gpu.cuGraphDestroy(ctypes.c_void_p(graph))),)
     module.cuGraphExecDestroy = module.cuGraphDestroy
+    module.cuEventCreate = lambda flags: _with_result(gpu.cuEventCreate, flags, is_first=True)
+    module.cuEventRecord = lambda event, stream: (Status(gpu.cuEventRecord(ctypes.c_void_p(event), ctypes.c_void_p(stream))),)
+    module.cuEventElapsedTime = lambda start, end: (Status.CUDA_SUCCESS, gpu.elapsed(start, end))
+    module.cuEventDestroy = lambda event: (Status(gpu.cuEventDestroy_v2(ctypes.c_void_p(event))),)
     return module

@@ -94,6 +94,7 @@ def install(
     api.TensorIOMode = SimpleNamespace(INPUT="IN", OUTPUT="OUT")
     if version.startswith("1."):
         api.CudaGraphStrategy = SimpleNamespace(WHOLE_GRAPH_CAPTURE="WHOLE")
+        api.DynamicShapesKernelSpecializationStrategy = SimpleNamespace(EAGER="EAGER")
 
     def runtime(logger: Any) -> Any:
         def load(plan: bytes) -> FakeEngine | None:

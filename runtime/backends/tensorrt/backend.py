@@ -26,7 +26,7 @@ from runtime.files import LARGEST_MODEL, PathLike, read_bytes
 from runtime.spec import ModelSpec
 
 _Work = Callable[[Worker, NDArray[Any], int], list[NDArray[np.float32]]]
-"""`Worker.run` or `Worker.copy`."""
+"""Such as `Worker.run`."""
 _LARGEST_COUNT = 4
 """Threads that run an engine at once; further ones wait, since each takes memory for the largest batch."""
 _open: weakref.WeakSet[TrtBackend] = weakref.WeakSet()
@@ -91,6 +91,28 @@ class TrtBackend:
     def infer(self, images: NDArray[Any]) -> list[NDArray[np.float32]]:
         """Runs the model; see `Backend.infer`."""
         return self._in_parts(images, Worker.run)
+
+    def infer_timed(self, images: NDArray[Any]) -> tuple[list[NDArray[np.float32]], float]:
+        """Runs the model; see `runtime.benchmark.stages.TimedBackend.infer_timed`."""
+        spent: list[float] = []
+
+        def run(worker: Worker, part: NDArray[Any], rows: int) -> list[NDArray[np.float32]]:
+            outputs, milliseconds = worker.run_timed(part, rows)
+            spent.append(milliseconds)
+            return outputs
+
+        return self._in_parts(images, run), sum(spent)
+
+    def compile_at_once(self) -> None:
+        """Makes runs from now on as fast as they get, see `RuntimeConfig.compile_at_once`; only TensorRT-RTX needs it."""
+        if self._config is None:
+            return
+        with self._lock:
+            idle, self._idle = self._idle, []
+        with self._device.active():
+            self._config.compile_at_once()
+            for worker in idle:  # whose contexts compile as before
+                worker.close()
 
     def copy(self, images: NDArray[Any]) -> None:
         """Copies as `infer` does, without inference; see `runtime.benchmark.stages.CopyingBackend.copy`."""

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 NON_BLOCKING = 1  # CUstream_flags: a capture on it leaves the legacy stream, which other libraries use, alone
+MAPPED = 2  # CU_MEMHOSTALLOC_DEVICEMAP
 CAPTURE_THREAD_LOCAL = 1  # CUstreamCaptureMode: calls of other threads do not disturb it
 CAPTURE_ERRORS = range(900, 911)  # of CUresult: they say that some stream captures, not that the context is lost
 
@@ -41,10 +42,13 @@ class Binding(Protocol):
         """Frees what `allocate` returned."""
 
     def pin(self, size: int) -> NDArray[np.uint8]:
-        """Allocates bytes of pinned host memory."""
+        """Allocates bytes of pinned host memory, which the GPU may reach too."""
 
     def unpin(self, memory: NDArray[np.uint8]) -> None:
         """Frees what `pin` returned; nobody may use it, or a view of it, any more."""
+
+    def device_address(self, memory: NDArray[np.uint8]) -> int:
+        """Returns the address at which the GPU sees what `pin` returned."""
 
     def create_stream(self) -> int:
         """Creates a non-blocking stream."""
@@ -78,3 +82,15 @@ class Binding(Protocol):
 
     def destroy_executable(self, executable: int) -> None:
         """Destroys what `instantiate` returned."""
+
+    def create_event(self) -> int:
+        """Creates an event that notes the time."""
+
+    def record(self, event: int, stream: int) -> None:
+        """Enqueues that the event notes the time."""
+
+    def elapsed(self, start: int, end: int) -> float:
+        """Returns the milliseconds between two events, once what was enqueued before them is done."""
+
+    def destroy_event(self, event: int) -> None:
+        """Destroys what `create_event` returned."""

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runtime.backends.gpu import DRIVER_LIBRARY, driver_version
-from runtime.backends.tensorrt.binding import CAPTURE_ERRORS, CAPTURE_THREAD_LOCAL, NON_BLOCKING, Binding, CudaError
+from runtime.backends.tensorrt.binding import CAPTURE_ERRORS, CAPTURE_THREAD_LOCAL, MAPPED, NON_BLOCKING, Binding, CudaError
 from runtime.backends.tensorrt.pycuda_binding import Pycuda
 from runtime.components import import_library, reason
 from runtime.errors import MissingComponentError
@@ -60,11 +60,14 @@ class CudaBindings:
         self._call("cuMemFree", address)
 
     def pin(self, size: int) -> NDArray[np.uint8]:
-        address = int(self._call("cuMemHostAlloc", size, 0))
+        address = int(self._call("cuMemHostAlloc", size, MAPPED))
         return np.ctypeslib.as_array((ctypes.c_uint8 * size).from_address(address))
 
     def unpin(self, memory: NDArray[np.uint8]) -> None:
         self._call("cuMemFreeHost", memory.ctypes.data)
+
+    def device_address(self, memory: NDArray[np.uint8]) -> int:
+        return int(self._call("cuMemHostGetDevicePointer", memory.ctypes.data, 0))
 
     def create_stream(self) -> int:
         return int(self._call("cuStreamCreate", NON_BLOCKING))
@@ -98,6 +101,18 @@ class CudaBindings:
 
     def destroy_executable(self, executable: int) -> None:
         self._call("cuGraphExecDestroy", executable)
+
+    def create_event(self) -> int:
+        return int(self._call("cuEventCreate", 0))
+
+    def record(self, event: int, stream: int) -> None:
+        self._call("cuEventRecord", event, stream)
+
+    def elapsed(self, start: int, end: int) -> float:
+        return float(self._call("cuEventElapsedTime", start, end))
+
+    def destroy_event(self, event: int) -> None:
+        self._call("cuEventDestroy", event)
 
 
 def load_binding() -> Binding:

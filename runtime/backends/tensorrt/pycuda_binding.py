@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime.backends.tensorrt.binding import CAPTURE_ERRORS, CAPTURE_THREAD_LOCAL, NON_BLOCKING, CudaError
+from runtime.backends.tensorrt.binding import CAPTURE_ERRORS, CAPTURE_THREAD_LOCAL, MAPPED, NON_BLOCKING, CudaError
 from runtime.components import reason
 
 
 class Pycuda:
-    """`Binding` through pycuda, which has no CUDA graphs: those calls go to the driver itself.
+    """`Binding` through pycuda, which has no CUDA graphs: those calls, and those on events, go to the driver itself.
 
     Args:
         library: the module `pycuda.driver`.
@@ -75,13 +75,19 @@ class Pycuda:
 
     def pin(self, size: int) -> NDArray[np.uint8]:
         with self._reporting():
-            memory: NDArray[np.uint8] = self._library.pagelocked_empty(size, np.uint8)
+            memory: NDArray[np.uint8] = self._library.pagelocked_empty(size, np.uint8, mem_flags=MAPPED)
         self._own(memory.ctypes.data, memory)
         return memory
 
     def unpin(self, memory: NDArray[np.uint8]) -> None:
         with self._reporting():
             self._owned.pop(memory.ctypes.data).base.free()
+
+    def device_address(self, memory: NDArray[np.uint8]) -> int:
+        address = ctypes.c_ulonglong()
+        pointer = ctypes.c_void_p(memory.ctypes.data)
+        self._call("cuMemHostGetDevicePointer_v2", ctypes.byref(address), pointer, ctypes.c_uint(0))
+        return address.value
 
     def create_stream(self) -> int:
         with self._reporting():
@@ -124,3 +130,19 @@ class Pycuda:
 
     def destroy_executable(self, executable: int) -> None:
         self._call("cuGraphExecDestroy", ctypes.c_void_p(executable))
+
+    def create_event(self) -> int:
+        event = ctypes.c_void_p()
+        self._call("cuEventCreate", ctypes.byref(event), ctypes.c_uint(0))
+        return event.value or 0
+
+    def record(self, event: int, stream: int) -> None:
+        self._call("cuEventRecord", ctypes.c_void_p(event), ctypes.c_void_p(stream))
+
+    def elapsed(self, start: int, end: int) -> float:
+        milliseconds = ctypes.c_float()
+        self._call("cuEventElapsedTime", ctypes.byref(milliseconds), ctypes.c_void_p(start), ctypes.c_void_p(end))
+        return milliseconds.value
+
+    def destroy_event(self, event: int) -> None:
+        self._call("cuEventDestroy_v2", ctypes.c_void_p(event))

@@ -28,11 +28,17 @@ from tests.support.trt_machine import SPEC, check, numbered
 
 Scenario = Callable[[Device, Path], None]
 SCENARIOS: dict[str, Scenario] = {}
+ON_AN_INTEGRATED_GPU: dict[str, Scenario] = {}
 BLOCKING, GLOBAL = 0, 0
 
 
 def scenario(work: Scenario) -> Scenario:
     SCENARIOS[work.__name__] = work
+    return work
+
+
+def on_an_integrated_gpu(work: Scenario) -> Scenario:
+    ON_AN_INTEGRATED_GPU[work.__name__] = work
     return work
 
 
@@ -194,6 +200,28 @@ def an_engine_runs_batches_of_all_sizes(device: Device, engine: Path) -> None:
 
 
 @scenario
+def the_time_on_the_gpu_is_measured(device: Device, engine: Path) -> None:
+    with TrtBackend(engine) as backend:
+        for count in (1, 11):
+            outputs, milliseconds = backend.infer_timed(numbered(count))
+            check(outputs, count)
+            assert 0 < milliseconds < 10_000
+
+
+@on_an_integrated_gpu
+def nothing_is_copied(device: Device, engine: Path) -> None:
+    with TrtBackend(engine) as backend:
+        assert device.gpu.is_integrated
+        taken = host_engine.account()
+        assert (taken["device"], taken["pinned"]) == (2, 3)  # of engine and context; input and outputs
+        host_engine.fail("cuMemcpyHtoDAsync_v2", 1, 700)
+        for count in (1, 1, 1, 8, 3, 11):
+            check(backend.infer(numbered(count, first=count)), count, first=count)
+        backend.copy(numbered(8))
+        host_engine.fail("", 0, 0)
+
+
+@scenario
 def opening_and_closing_takes_no_memory(device: Device, engine: Path) -> None:
     def once() -> None:
         with TrtBackend(engine) as backend:
@@ -246,7 +274,7 @@ def main(folder: Path) -> int:
     device = open_device()
     engine = host_engine.write_engine(folder / "tiny.engine", SPEC, (1, 2, 8))
     found = {}
-    for name, work in SCENARIOS.items():
+    for name, work in (ON_AN_INTEGRATED_GPU if device.gpu.is_integrated else SCENARIOS).items():
         try:
             work(device, engine)
             left = host_engine.account()
