@@ -10,7 +10,7 @@ from typing import Any, Optional
 
 DRIVER_LIBRARY = "libcuda.so.1"
 # Values of CUdevice_attribute in cuda.h.
-_MULTIPROCESSORS, _CAPABILITY_MAJOR, _CAPABILITY_MINOR = 16, 75, 76
+_MULTIPROCESSORS, _INTEGRATED, _CAPABILITY_MAJOR, _CAPABILITY_MINOR = 16, 18, 75, 76
 
 
 @dataclass(frozen=True)
@@ -21,11 +21,15 @@ class Gpu:
         name: as the driver calls it.
         compute_capability: `major.minor`, such as `8.6`.
         multiprocessors: how many it has; None if unknown.
+        is_integrated: whether it has no memory of its own and uses the host's, as on a Jetson.
+        memory: bytes; None if unknown.
     """
 
     name: str
     compute_capability: str
     multiprocessors: Optional[int] = None
+    is_integrated: bool = False
+    memory: Optional[int] = None
 
     @property
     def title(self) -> str:
@@ -42,9 +46,11 @@ def find_gpu() -> Optional[Gpu]:
     device, name = ctypes.c_int(), ctypes.create_string_buffer(256)
     if cuda.cuInit(0) or cuda.cuDeviceGet(ctypes.byref(device), 0) or cuda.cuDeviceGetName(name, len(name), device):
         return None
-    wanted = (_CAPABILITY_MAJOR, _CAPABILITY_MINOR, _MULTIPROCESSORS)
-    major, minor, multiprocessors = (_attribute(cuda, device, number) for number in wanted)
-    return Gpu(name.value.decode(errors="replace"), f"{major}.{minor}", multiprocessors)
+    wanted = (_CAPABILITY_MAJOR, _CAPABILITY_MINOR, _MULTIPROCESSORS, _INTEGRATED)
+    major, minor, multiprocessors, integrated = (_attribute(cuda, device, number) for number in wanted)
+    size = ctypes.c_size_t()
+    memory = None if cuda.cuDeviceTotalMem_v2(ctypes.byref(size), device) else size.value
+    return Gpu(name.value.decode(errors="replace"), f"{major}.{minor}", multiprocessors, bool(integrated), memory)
 
 
 def _attribute(cuda: Any, device: ctypes.c_int, number: int) -> int:

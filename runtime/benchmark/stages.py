@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
+import numpy as np
 from numpy.typing import NDArray
 
 from runtime.backends.base import Backend
@@ -26,6 +27,17 @@ class CopyingBackend(Backend, Protocol):
 
     def copy(self, images: NDArray[Any]) -> None:
         """Does all that `infer` does but compute: copies the input to the device and the outputs back."""
+
+
+@runtime_checkable
+class TimedBackend(Backend, Protocol):
+    """A backend that computes on a GPU, whose own clock it can read."""
+
+    def infer_timed(self, images: NDArray[Any]) -> tuple[list[NDArray[np.float32]], float]:
+        """Does what `infer` does; returns the milliseconds on the GPU too, copies included, by CUDA events."""
+
+    def compile_at_once(self) -> None:
+        """Makes runs from now on as fast as they get after the first of a batch size."""
 
 
 @dataclass(frozen=True)

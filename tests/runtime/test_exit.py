@@ -10,7 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.support import host_cuda, host_engine
 from tests.support.packages import need
+from tests.support.trt_machine import SPEC
 
 ROOT = Path(__file__).parents[2]
 
@@ -55,6 +57,22 @@ def test_onnxruntime(what: str, tiny_onnx: Path) -> None:
     interrupt = "Ctrl-C" in what
     code, _, err = run(BEGIN + LEFT_OPEN[what], tiny_onnx, interrupt=interrupt)
     assert (code, err.splitlines()[-1:]) == ((-signal.SIGINT, ["KeyboardInterrupt"]) if interrupt else (0, [])), err
+
+
+@pytest.mark.parametrize("package", host_cuda.PACKAGES)
+def test_gpu(package: str, tmp_path: Path) -> None:
+    """Engines of a made-up TensorRT on a driver that computes in host memory; all that is left open in one process."""
+    host_cuda.need_package(package)
+    engine = host_engine.write_engine(tmp_path / "tiny.engine", SPEC)
+    begin = "from tests.support import host_engine\nhost_engine.install()\n" + BEGIN
+    interrupted = LEFT_OPEN["a stream at Ctrl-C"]
+    others = "\n".join(program for program in LEFT_OPEN.values() if program is not interrupted)
+    programs = [host_cuda.start(tmp_path, "-c", begin + text, engine, package=package) for text in (others, interrupted)]
+    programs[1].interrupt()
+    for program, expected in zip(programs, ((0, []), (-signal.SIGINT, ["KeyboardInterrupt"]))):
+        code, _, err = program.finish()
+        assert (code, err.splitlines()[-1:]) == expected, err
+        assert program.account() == host_cuda.NOTHING_LEFT
 
 
 def test_a_stream_ends_with_the_last_thread_that_uses_it_and_does_not_wait_for_ever() -> None:

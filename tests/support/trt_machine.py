@@ -5,18 +5,28 @@ Every map that the fake computes is the mean of its image plus the number of the
 
 from __future__ import annotations
 
+import ctypes
 import dataclasses
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
+import pytest
 
+from runtime.backends.gpu import Gpu
+from runtime.backends.tensorrt import cuda
+from runtime.backends.tensorrt import library as tensorrt_adapter
 from runtime.manifest import manifest_path
 from runtime.spec import ModelSpec
 from tests.support import engine_manifests
-from tests.support.cuda_fakes import FakeEngine, FakeGpu
+from tests.support.cuda_fakes import FakeGpu
+from tests.support.cuda_packages import as_cuda_bindings, as_pycuda
+from tests.support.engine_fakes import FakeEngine
+from tests.support.tensorrt_fakes import library
 
 Command = Callable[..., tuple[int, str, str]]
 SPEC = ModelSpec("tiny", ("dot",), (32, 32), (((8.0, 8.0),), ((4.0, 4.0),)), strides=(32, 16))
@@ -65,3 +75,50 @@ def edit(**changes: Any) -> Callable[[Path], None]:
         manifest_path(path).write_text(json.dumps(content))
 
     return work
+
+
+def install(
+    monkeypatch: pytest.MonkeyPatch,
+    gpu: FakeGpu,
+    engine: FakeEngine | None,
+    version: str,
+    capability: str,
+    package: str = "cuda-bindings",
+    is_lean: bool = False,
+) -> None:
+    """Make this machine one with that GPU, on which a TensorRT of that version loads `engine` from any plan.
+
+    `package` is the one that reaches the GPU: cuda-bindings or pycuda. `is_lean`: TensorRT's lean runtime alone is installed.
+    """
+    api = library(version)
+    api.TensorIOMode = SimpleNamespace(INPUT="IN", OUTPUT="OUT")
+    if version.startswith("1."):
+        api.CudaGraphStrategy = SimpleNamespace(WHOLE_GRAPH_CAPTURE="WHOLE")
+        api.DynamicShapesKernelSpecializationStrategy = SimpleNamespace(EAGER="EAGER")
+
+    def runtime(logger: Any) -> Any:
+        def load(plan: bytes) -> FakeEngine | None:
+            gpu.check_context()
+            logger.log(api.ILogger.Severity.ERROR, "made-up reason")
+            return engine if engine and engine.is_loadable else None
+
+        if engine:
+            engine.complain = lambda line: logger.log(api.ILogger.Severity.ERROR, line)
+        return SimpleNamespace(deserialize_cuda_engine=load)
+
+    api.Runtime = runtime
+    for name in ("tensorrt", "tensorrt_rtx", "tensorrt_lean"):
+        monkeypatch.setitem(sys.modules, name, None)
+    flavor = "tensorrt_rtx" if version.startswith("1.") else "tensorrt_lean" if is_lean else "tensorrt"
+    monkeypatch.setitem(sys.modules, flavor, api)
+    monkeypatch.setattr(tensorrt_adapter, "load_tensorrt", tensorrt_adapter.load_tensorrt.__wrapped__)
+    monkeypatch.setattr(tensorrt_adapter, "is_installed", lambda name: bool(sys.modules.get(name)))
+    monkeypatch.setattr(tensorrt_adapter, "find_gpu", lambda: Gpu("Fake GPU", capability, 28))
+    for name in ("pycuda", "cuda", "cuda.bindings"):
+        monkeypatch.setitem(sys.modules, name, ModuleType(name))
+    monkeypatch.setitem(sys.modules, "pycuda.driver", as_pycuda(gpu) if package == "pycuda" else None)
+    monkeypatch.setitem(sys.modules, "cuda.bindings.driver", as_cuda_bindings(gpu) if package == "cuda-bindings" else None)
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: gpu)
+    monkeypatch.setattr(cuda, "find_gpu", lambda: Gpu("Fake GPU", capability, 28))
+    monkeypatch.setattr(cuda, "open_device", cuda.open_device.__wrapped__)
+    monkeypatch.setattr("runtime.backends.tensorrt.backend.open_device", cuda.open_device)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 import threading
 import weakref
 from collections.abc import Iterator
@@ -19,16 +18,15 @@ from runtime.backends.signature import INPUT_NAME, Port, check_signature
 from runtime.backends.tensorrt.cuda import open_device
 from runtime.backends.tensorrt.engine_info import EngineInfo, check_gpu, check_library, read_engine_info
 from runtime.backends.tensorrt.library import TensorRT, dtype_name, load_runtime, tensor_shape
+from runtime.backends.tensorrt.runtime_config import create_runtime_config
 from runtime.backends.tensorrt.worker import Worker, tensor_names
 from runtime.console.exits import run_first
-from runtime.errors import InputError, ModelError, OutputError
-from runtime.files import LARGEST_MODEL, PathLike, atomic_write, read_bytes
+from runtime.errors import ModelError
+from runtime.files import LARGEST_MODEL, PathLike, read_bytes
 from runtime.spec import ModelSpec
 
-log = logging.getLogger(__name__)
-
 _Work = Callable[[Worker, NDArray[Any], int], list[NDArray[np.float32]]]
-"""`Worker.run` or `Worker.copy`."""
+"""Such as `Worker.run`."""
 _LARGEST_COUNT = 4
 """Threads that run an engine at once; further ones wait, since each takes memory for the largest batch."""
 _open: weakref.WeakSet[TrtBackend] = weakref.WeakSet()
@@ -68,10 +66,9 @@ class TrtBackend:
         self._turns = threading.BoundedSemaphore(_LARGEST_COUNT if self._trt.shares_profiles else 1)
         run_first(_close_all)
         _open.add(self)
-        self._compiled = self._cached_kernels()
         with self._device.active():
             engine = self._load()
-            self._config = self._trt.create_runtime_config(engine, self._compiled)
+            self._config = create_runtime_config(self._trt, engine, self._path)
             self._idle.append(self._create_worker(engine))  # now, so that the first image is as fast as the next
             self._engine = engine
 
@@ -94,6 +91,28 @@ class TrtBackend:
     def infer(self, images: NDArray[Any]) -> list[NDArray[np.float32]]:
         """Runs the model; see `Backend.infer`."""
         return self._in_parts(images, Worker.run)
+
+    def infer_timed(self, images: NDArray[Any]) -> tuple[list[NDArray[np.float32]], float]:
+        """Runs the model; see `runtime.benchmark.stages.TimedBackend.infer_timed`."""
+        spent: list[float] = []
+
+        def run(worker: Worker, part: NDArray[Any], rows: int) -> list[NDArray[np.float32]]:
+            outputs, milliseconds = worker.run_timed(part, rows)
+            spent.append(milliseconds)
+            return outputs
+
+        return self._in_parts(images, run), sum(spent)
+
+    def compile_at_once(self) -> None:
+        """Makes runs from now on as fast as they get, see `RuntimeConfig.compile_at_once`; only TensorRT-RTX needs it."""
+        if self._config is None:
+            return
+        with self._lock:
+            idle, self._idle = self._idle, []
+        with self._device.active():
+            self._config.compile_at_once()
+            for worker in idle:  # whose contexts compile as before
+                worker.close()
 
     def copy(self, images: NDArray[Any]) -> None:
         """Copies as `infer` does, without inference; see `runtime.benchmark.stages.CopyingBackend.copy`."""
@@ -125,7 +144,7 @@ class TrtBackend:
             for worker in idle:
                 worker.close()
             if self._config is not None:
-                self._keep_kernels()
+                self._config.save()
             self._config = None
             del engine  # while the device is active
 
@@ -174,27 +193,7 @@ class TrtBackend:
                 worker.close()
 
     def _create_worker(self, engine: Any) -> Worker:
-        return Worker(self._trt, self._device, engine, self._config, self._info)
-
-    @property
-    def _cache(self) -> Path:
-        return Path(f"{self._path}.cache")
-
-    def _cached_kernels(self) -> Optional[bytes]:
-        try:
-            return read_bytes(self._cache, LARGEST_MODEL)
-        except InputError:
-            return None
-
-    def _keep_kernels(self) -> None:
-        """Saves the kernels that TensorRT-RTX compiled for this GPU; where it cannot, they are compiled again next time."""
-        try:
-            compiled = self._trt.compiled_kernels(self._config)
-            if compiled != self._compiled:
-                with atomic_write(self._cache) as temporary:
-                    temporary.write_bytes(compiled)
-        except (ModelError, OutputError) as error:
-            log.debug("compiled kernels are not kept: %s", error)
+        return Worker(self._trt, self._device, engine, self._config and self._config.handle, self._info)
 
 
 def _check_signature(info: EngineInfo, trt: TensorRT, engine: Any) -> None:

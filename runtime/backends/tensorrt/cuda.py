@@ -1,4 +1,4 @@
-"""CUDA device, streams, buffers and graphs for TensorRT; `bindings` makes the calls."""
+"""CUDA device, streams, buffers and graphs for TensorRT; a `Binding` makes the calls."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runtime.backends.gpu import Gpu, find_gpu
-from runtime.backends.tensorrt.bindings import Binding, CudaError, load_binding
+from runtime.backends.tensorrt.binding import Binding, CudaError
+from runtime.backends.tensorrt.bindings import load_binding
 from runtime.errors import DetectorError, MissingComponentError, ModelError
 
 log = logging.getLogger(__name__)
@@ -63,7 +64,7 @@ class Device:
             MissingComponentError: there is no memory for it.
         """
         try:
-            return Buffer(self._binding, shape, dtype, on_host)
+            return Buffer(self._binding, shape, dtype, on_host, is_shared=self.gpu.is_integrated and on_host)
         except CudaError as error:
             megabytes = math.prod(shape) * np.dtype(dtype).itemsize / 1e6
             raise MissingComponentError(
@@ -77,17 +78,21 @@ class Buffer:
 
     Attributes:
         shape: of the content.
+        is_shared: whether both are the same memory, so that there is nothing to copy.
         host: array of that shape; empty without a counterpart on the host, and after `close`.
         address: of the memory on the GPU, 256-byte aligned.
     """
 
-    def __init__(self, binding: Binding, shape: Sequence[int], dtype: str, on_host: bool) -> None:
-        self._binding, self.shape = binding, tuple(shape)
+    def __init__(self, binding: Binding, shape: Sequence[int], dtype: str, on_host: bool, is_shared: bool) -> None:
+        self._binding, self.shape, self.is_shared = binding, tuple(shape), is_shared
         size = math.prod(shape) * np.dtype(dtype).itemsize
         self.host: NDArray[Any] = np.empty(0, dtype)
         self._pinned = binding.pin(size) if on_host else None
         try:
-            self.address = binding.allocate(size)
+            if self._pinned is not None and is_shared:
+                self.address = binding.device_address(self._pinned)
+            else:
+                self.address = binding.allocate(size)
         except BaseException:
             self._unpin()
             raise
@@ -96,8 +101,9 @@ class Buffer:
 
     def close(self) -> None:
         """Frees both."""
-        with contextlib.suppress(CudaError):  # of a context that is lost: its memory is too
-            self._binding.free(self.address)
+        if not self.is_shared:
+            with contextlib.suppress(CudaError):  # of a context that is lost: its memory is too
+                self._binding.free(self.address)
         self._unpin()
 
     def _unpin(self) -> None:
@@ -121,11 +127,13 @@ class Stream:
 
     def upload(self, buffer: Buffer, rows: int) -> None:
         """Enqueues a copy of the first `rows` of a buffer to the GPU."""
-        self._binding.upload(buffer.address, buffer.host[:rows], self.handle)
+        if not buffer.is_shared:
+            self._binding.upload(buffer.address, buffer.host[:rows], self.handle)
 
     def download(self, buffer: Buffer, rows: int) -> None:
         """Enqueues a copy of the first `rows` of a buffer from the GPU."""
-        self._binding.download(buffer.host[:rows], buffer.address, self.handle)
+        if not buffer.is_shared:
+            self._binding.download(buffer.host[:rows], buffer.address, self.handle)
 
     @contextlib.contextmanager
     def running(self) -> Iterator[None]:
@@ -137,6 +145,29 @@ class Stream:
         with _reporting(self._binding, _FAILED, ModelError):
             yield
             self._binding.synchronize(self.handle)
+
+    @contextlib.contextmanager
+    def timed(self) -> Iterator[list[float]]:
+        """Does what `running` does, and measures the work on the GPU; yields a list that holds its milliseconds afterwards."""
+        found: list[float] = []
+        with contextlib.ExitStack() as events:
+
+            def create() -> int:
+                event = self._binding.create_event()
+                events.callback(self._destroy, event)
+                return event
+
+            with self.running():
+                start, end = create(), create()
+                self._binding.record(start, self.handle)
+                yield found
+                self._binding.record(end, self.handle)
+            with _reporting(self._binding, _FAILED, ModelError):
+                found.append(self._binding.elapsed(start, end))
+
+    def _destroy(self, event: int) -> None:
+        with contextlib.suppress(CudaError):
+            self._binding.destroy_event(event)
 
     def capture(self, enqueue: Callable[[], None]) -> Optional[Graph]:
         """Captures what `enqueue` enqueues to this stream as a graph, without running it; None if that fails."""

@@ -12,6 +12,7 @@ from typing import Any, Optional
 
 from runtime.backends.gpu import Gpu, platform_name
 from runtime.backends.tensorrt.library import FLAVORS, TensorRT
+from runtime.console.terminal import printable
 from runtime.errors import InputError, ModelError
 from runtime.files import sha256
 from runtime.manifest import Manifest, manifest_path, read_manifest
@@ -20,6 +21,7 @@ from runtime.spec import ModelSpec
 log = logging.getLogger(__name__)
 
 _LARGEST_BATCH = 1 << 16  # beyond what any GPU has memory for
+_LONGEST = 200  # characters of a message that quotes the manifest
 _AMPERE = (8, 0)
 _RTX_GPUS, _RTX_FROM = ((8, 6), (8, 9)), (12, 0)  # compute capabilities, from NVIDIA's support matrix
 RTX_GPUS = "x86-64 with GPUs of compute capability 8.6, 8.9, 12.0 and later, not on a Jetson"
@@ -94,9 +96,9 @@ def read_engine_info(path: Path) -> EngineInfo:
     try:
         return _parse(path, manifest)
     except (KeyError, TypeError, ValueError) as error:
+        problem = printable(f"{type(error).__name__}: {error}", _LONGEST)
         raise ModelError(
-            f"{beside}: does not describe an engine ({type(error).__name__}: {error}); build it again with"
-            " `python -m export.engine`"
+            f"{beside}: does not describe an engine ({problem}); build it again with `python -m export.engine`"
         ) from error
 
 

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import Any, Optional, Protocol, TypeVar
 
 from runtime.backends.gpu import find_gpu
+from runtime.backends.tensorrt.messages import describe, make_logger
 from runtime.components import import_library, is_installed, reason
 from runtime.errors import MissingComponentError, ModelError
 from runtime.files import PathLike
@@ -33,8 +34,7 @@ _REMEDIES = {
     "rtx": "run `pip install tensorrt-rtx`, which builds engines without a GPU too",
 }
 _DTYPES = {"FLOAT": "float32", "HALF": "float16", "UINT8": "uint8", "INT8": "int8", "INT32": "int32", "INT64": "int64"}
-_KEPT_LINES = 3
-_KEPT_CHARACTERS = 400
+_KEPT_LINES, _KEPT_CHARACTERS = 3, 400
 
 T = TypeVar("T")
 
@@ -69,7 +69,7 @@ class TensorRT:
         self.version = str(api.__version__)
         self.title = f"{_TITLES[flavor]} {self.version}"
         self._errors: deque[str] = deque(maxlen=_KEPT_LINES)
-        self._logger = _make_logger(api, self._errors)
+        self._logger = make_logger(api, self._errors)
 
     @property
     def is_typed(self) -> bool:
@@ -136,7 +136,7 @@ class TensorRT:
         parser = self.api.OnnxParser(network, self._logger)
         if not parser.parse_from_file(str(path)):
             errors = [parser.get_error(index) for index in range(parser.num_errors)]
-            reason = _describe(errors[0]) if errors else self.complaint()
+            reason = describe(errors[0]) if errors else self.complaint()
             raise ModelError(
                 f"{path}: {self.title} cannot read {reason}; export it again with `python -m export.onnx`,"
                 " which writes only operators that TensorRT has"
@@ -182,37 +182,12 @@ class TensorRT:
             runtime.engine_host_code_allowed = True
         return self.checked(f"not an engine for {self.title} here", lambda: runtime.deserialize_cuda_engine(plan))
 
-    def create_runtime_config(self, engine: Any, compiled: Optional[bytes]) -> Any:
-        """Creates TensorRT-RTX's `IRuntimeConfig`, which captures CUDA graphs by itself; None in other libraries.
-
-        Args:
-            engine: from `deserialize`.
-            compiled: from an earlier `compiled_kernels`; ignored if it does not fit this GPU and library.
-        """
-        if not hasattr(self.api, "CudaGraphStrategy"):
-            return None
-        config = engine.create_runtime_config()
-        config.cuda_graph_strategy = self.api.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
-        cache = config.create_runtime_cache()
-        if compiled is not None and not cache.deserialize(compiled):
-            log.debug("the cached kernels are of another GPU or library; they are compiled again")
-        config.set_runtime_cache(cache)
-        return config
-
-    def compiled_kernels(self, config: Any) -> bytes:
-        """Returns the kernels that TensorRT-RTX compiled for this GPU, for the next `create_runtime_config`.
-
-        Raises:
-            ModelError: the library does not return them.
-        """
-        return bytes(self.checked("compiled kernels", config.get_runtime_cache().serialize))
-
     def create_context(self, engine: Any, config: Any) -> Any:
         """Creates an `IExecutionContext`, which one thread at a time may use.
 
         Args:
             engine: from `deserialize`.
-            config: from `create_runtime_config`.
+            config: TensorRT-RTX's `IRuntimeConfig`, see `runtime_config`; None in other libraries.
 
         Raises:
             ModelError: with the library's reason, most often too little memory.
@@ -312,29 +287,3 @@ def dtype_name(dtype: Any) -> str:
 def tensor_shape(dims: Any) -> tuple[Optional[int], ...]:
     """Returns a `Dims` with None for each side that is free, which TensorRT writes as -1."""
     return tuple(None if side == -1 else int(side) for side in dims)
-
-
-def _make_logger(api: Any, errors: deque[str]) -> Any:
-    """Creates an `ILogger` that keeps errors for exceptions and passes every line on to `logging` as debug."""
-    base: Any = api.ILogger
-    levels = base.Severity
-
-    class Logger(base):  # type: ignore[misc]
-        def __init__(self) -> None:
-            base.__init__(self)
-
-        def log(self, severity: Any, msg: str) -> None:
-            if severity in (levels.ERROR, levels.INTERNAL_ERROR):
-                errors.append(msg)
-            log.debug("%s", msg)
-
-    return Logger()
-
-
-def _describe(error: Any) -> str:
-    """Formats a parser error with its node, which TensorRT 8.6 knows by number alone."""
-    name, operator = (getattr(error, key)() if hasattr(error, key) else "" for key in ("node_name", "node_operator"))
-    reason = " ".join(error.desc().split())
-    if error.node() < 0:
-        return f"it ({reason})"
-    return f"node {repr(name) if name else error.node()} ({operator or 'operator unknown'}): {reason}"

@@ -33,7 +33,7 @@ class Worker:
         trt: the library.
         device: the GPU.
         engine: an `ICudaEngine`.
-        config: from `TensorRT.create_runtime_config`.
+        config: TensorRT-RTX's `IRuntimeConfig`, None for other libraries.
         info: the engine's manifest.
 
     Raises:
@@ -75,6 +75,18 @@ class Worker:
             execution.enqueue()
         return [buffer.host[: len(images)] for buffer in self._outputs]
 
+    def run_timed(self, images: NDArray[Any], rows: int) -> tuple[list[NDArray[np.float32]], float]:
+        """Runs as `run` does; returns the milliseconds that the GPU took too, copies included.
+
+        Raises:
+            ModelError: the run failed; close the worker.
+        """
+        self._fill(images, rows)
+        execution = self._prepared(rows)
+        with self._stream.timed() as milliseconds:
+            execution.enqueue()
+        return [buffer.host[: len(images)] for buffer in self._outputs], milliseconds[0]
+
     def copy(self, images: NDArray[Any], rows: int) -> list[NDArray[np.float32]]:
         """Copies as `run` does, without inference: the outputs hold old values.
 
@@ -89,8 +101,9 @@ class Worker:
         return [buffer.host[: len(images)] for buffer in self._outputs]
 
     def close(self) -> None:
-        """Frees graphs and contexts, then stream and buffers."""
+        """Frees graphs and contexts, then stream and buffers, and lets go of the engine; the worker cannot be used again."""
         self._resources.close()
+        del self._create  # which holds the engine: whoever still names the worker would free it when no context is current
 
     def _fill(self, images: NDArray[Any], rows: int) -> None:
         self._input.host[: len(images)] = images

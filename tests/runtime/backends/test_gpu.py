@@ -27,7 +27,9 @@ class Driver:
         if name == "cuDeviceGetName":
             arguments[0].value = b"Some GPU"
         elif name == "cuDeviceGetAttribute":
-            arguments[0]._obj.value = {16: 28, 75: 8, 76: 6}[arguments[1]]
+            arguments[0]._obj.value = {16: 28, 18: 1, 75: 8, 76: 6}[arguments[1]]
+        elif name == "cuDeviceTotalMem_v2":
+            arguments[0]._obj.value = 40 << 30  # more than 32 bits
         elif name == "cuDriverGetVersion":
             arguments[0]._obj.value = 12080
         elif name == "cuDevicePrimaryCtxRetain":
@@ -48,7 +50,7 @@ class Driver:
 
 def test_name_and_compute_capability_come_from_the_driver(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ctypes, "CDLL", lambda name: Driver())
-    assert find_gpu() == Gpu("Some GPU", "8.6", 28)
+    assert find_gpu() == Gpu("Some GPU", "8.6", 28, is_integrated=True, memory=40 << 30)
     assert driver_version() == "12.8"
 
 

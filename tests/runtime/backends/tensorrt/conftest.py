@@ -9,8 +9,9 @@ import pytest
 
 from runtime.manifest import Origin, write_manifest
 from runtime.spec import ModelSpec
-from tests.support.cuda_fakes import FakeEngine, FakeGpu, install
-from tests.support.trt_machine import FACTS, SPEC, Machine, MakeMachine
+from tests.support.cuda_fakes import FakeGpu
+from tests.support.engine_fakes import FakeEngine
+from tests.support.trt_machine import FACTS, SPEC, Machine, MakeMachine, install
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from runtime.backends.inspection import inspection_shapes
 from runtime.backends.open import open_backend
 from runtime.backends.tensorrt import backend as module
 from runtime.backends.tensorrt.backend import TrtBackend
-from runtime.benchmark.stages import CopyingBackend
+from runtime.benchmark.stages import CopyingBackend, TimedBackend
 from runtime.errors import InputError, MissingComponentError, ModelError
 from tests.support.cuda_fakes import FakeGpu
 from tests.support.trt_machine import CAPTURE, REPLAY, RTX, RUN, SPEC, MakeMachine, check, numbered
@@ -139,6 +139,38 @@ def test_copying_alone_is_every_copy_of_an_inference_and_no_execution(count: int
         with pytest.raises(InputError, match=r"images: expected float32"):
             backend.copy(numbered(0))
     assert here.gpu.live == []
+
+
+@pytest.mark.parametrize("package", ["cuda-bindings", "pycuda"])
+def test_the_time_on_the_gpu_is_of_all_parts_of_a_batch(package: str, machine: MakeMachine) -> None:
+    here = machine(package=package)
+    with TrtBackend(here.path) as backend:
+        assert isinstance(backend, TimedBackend)
+        for count, expected in ((2, 5), (8, 5), (11, 10)):  # two copies back, one there, a run, and the first event
+            outputs, milliseconds = backend.infer_timed(numbered(count))
+            check(outputs, count)
+            assert milliseconds == 3.0 * expected
+        assert here.gpu.log[-1] == "synchronize"
+    assert here.gpu.live == []
+
+
+def test_kernels_can_be_compiled_at_the_first_run_of_a_size(machine: MakeMachine) -> None:
+    here = machine(**RTX)
+    with TrtBackend(here.path) as backend:
+        backend.compile_at_once()
+        assert here.engine.config.dynamic_shapes_kernel_specialization_strategy == "EAGER"
+        start = len(here.gpu.log)
+        check(backend.infer(numbered(2)), 2)
+        assert "context" in here.since(start)  # the one before compiles as before
+    assert here.gpu.live == []
+
+
+def test_other_libraries_compile_all_kernels_beforehand(machine: MakeMachine) -> None:
+    here = machine()
+    with TrtBackend(here.path) as backend:
+        start = len(here.gpu.log)
+        backend.compile_at_once()
+        assert here.since(start) == []
 
 
 def test_a_fixed_batch_is_the_only_one(machine: MakeMachine) -> None:

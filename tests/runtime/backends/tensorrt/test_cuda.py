@@ -12,7 +12,9 @@ import pytest
 from runtime.backends.gpu import Gpu
 from runtime.backends.tensorrt import bindings, cuda
 from runtime.errors import MissingComponentError, ModelError
-from tests.support.cuda_fakes import FakeGpu, PycudaError, Status, install
+from tests.support.cuda_fakes import FakeGpu, PycudaError
+from tests.support.cuda_packages import Status
+from tests.support.trt_machine import install
 
 PACKAGES = ("cuda-bindings", "pycuda")
 

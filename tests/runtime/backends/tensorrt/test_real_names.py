@@ -17,7 +17,7 @@ from runtime import detect
 from runtime.backends.gpu import find_gpu
 from runtime.backends.tensorrt.library import load_tensorrt
 from runtime.manifest import Origin, write_manifest
-from tests.support.cuda_fakes import FakeContext, FakeEngine
+from tests.support.engine_fakes import FakeContext, FakeEngine
 from tests.support.tensorrt_fakes import VERSIONS, library
 from tests.support.trt_machine import FACTS, SPEC, Command
 
