@@ -160,7 +160,8 @@ class _LevelLoss:
         weight.index_fill_(0, torch.where(overlapping, keys, last), 0)
         height, width = self.output.raw.shape[2:]
         image, row, column = self.targets.ignored.unbind(dim=1)
-        weight[:last].view(-1, len(self.anchors), height, width)[image, :, row, column] = 0
+        planes = image[:, None] * len(self.anchors) + torch.arange(len(self.anchors), device=image.device)
+        weight.index_fill_(0, ((planes * height + row[:, None]) * width + column[:, None]).flatten(), 0)
         chosen = torch.where(self.assignment.wins, self.assignment.keys, last)
         target.index_fill_(0, chosen, 1)
         weight.index_copy_(0, chosen, self.labels.weights[self.targets.own].to(weight.dtype))

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from typing import ClassVar, Optional
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar, Optional
 
 from torch import Tensor, nn
 
@@ -24,8 +24,10 @@ class DetectorModel(nn.Module, ABC):
         level_anchors: (width, height) in pixels of the anchors of each of them.
         fusion: fusion module of each fused level, coarsest first (strides 32, 16, 8).
         num_classes: C.
+        compiled: a compiled form of `outputs` that `loss` uses, or None.
     """
 
+    compiled: Optional[Callable[[Tensor], Any]] = None
     components: ClassVar[tuple[str, ...]]
     strides: tuple[int, ...]
     level_anchors: Anchors
@@ -46,6 +48,10 @@ class DetectorModel(nn.Module, ABC):
 
         Levels in order; within a level anchor-major, then row, then column.
         """
+
+    def outputs(self, images: Tensor) -> Any:
+        """Computes what the loss compares with its targets; by itself, so that it can be compiled."""
+        return self.maps(images)
 
     @property
     @abstractmethod

@@ -121,4 +121,4 @@ class RetinaNet(DetectorModel):
 
     def loss(self, images: Tensor, targets: Tensor | PackedTargets) -> dict[str, Tensor]:
         """Scalars `classes, boxes, total`; see `retina_loss`."""
-        return retina_loss(self.maps(images), targets, self.level_anchors, self.strides)
+        return retina_loss((self.compiled or self.outputs)(images), targets, self.level_anchors, self.strides)

@@ -61,6 +61,10 @@ class YOLOv3(DetectorModel):
         features = self.pyramid(images)
         return [head(fuse(features)) for fuse, head in zip(self.fusion, self.heads)]
 
+    def outputs(self, images: Tensor) -> list[HeadOutput]:
+        """See `DetectorModel.outputs`."""
+        return self.head_outputs(images)
+
     def maps(self, images: Tensor) -> list[Tensor]:
         """Per level float32 `[N, A * (5 + C), H/s, W/s]` with the guiding folded in."""
         return [upcast(output.fold(self.num_classes)) for output in self.head_outputs(images)]
@@ -76,7 +80,7 @@ class YOLOv3(DetectorModel):
 
     def loss(self, images: Tensor, targets: Tensor | PackedTargets) -> dict[str, Tensor]:
         """Scalars `anchor, iou, offset, objectness, classes, total` (paper section 2 and 3; see `detection_loss`)."""
-        outputs = self.head_outputs(images)
+        outputs = (self.compiled or self.outputs)(images)
         return detection_loss(outputs, targets, self.anchors, self.num_classes, self.loss_config)
 
 
