@@ -13,7 +13,7 @@ from runtime.datasets.options import add_data_options, made_split
 from runtime.errors import InputError
 from runtime.spec import RESIZE_MODES
 from train import checkpoint
-from train.config import TrainConfig
+from train.config import PRECISIONS, TrainConfig
 from train.loop import RunOptions, train
 from train.model.complexity import complexity
 from train.recipes import PAPER_AP, RECIPES, recipe
@@ -24,7 +24,7 @@ _DEFAULT_RECIPE = "yolov3-asff"
 
 _OVERRIDES = (
     *("size", "epochs", "batch", "learning_rate", "resize", "evaluate_every", "seed"),
-    *("train_split", "val_split", "bfloat16"),
+    *("train_split", "val_split", "precision", "ema", "decay_all"),
 )
 _SPANS = ("warmup_epochs", "tail_epochs", "plain_epochs", "fixed_epochs")
 
@@ -57,10 +57,18 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--evaluate-every", type=cli.positive, metavar="EPOCHS", help="default: the recipe's")
     parser.add_argument("--seed", type=cli.count, help="default: the recipe's")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ... (default: auto)")
-    parser.add_argument("--workers", type=cli.count, default=1, help="processes that prepare batches (default: 1)")
+    parser.add_argument("--workers", type=cli.count, help="processes that prepare batches (default: by the cores)")
+    parser.add_argument("--precision", choices=PRECISIONS, help="auto: bf16 where the device has it, else fp32")
+    parser.add_argument("--compile", action="store_true", help="compile the network: a slow start, then faster steps")
     parser.add_argument(
-        "--full-precision", dest="bfloat16", action="store_false", default=None, help="compute in float32 instead of bfloat16"
+        "--ema",
+        type=cli.share,
+        nargs="?",
+        const=0.9998,
+        metavar="DECAY",
+        help="evaluate and keep averaged weights",
     )
+    parser.add_argument("--decay-all", action="store_true", default=None, help="weight decay on norms and biases too")
     parser.add_argument("--strict", action="store_true", help="fail on the first image that cannot be read")
     return parser.parse_args(arguments)
 
@@ -101,7 +109,7 @@ def main(arguments: list[str] | None = None) -> int:
     if options.resume:
         given = [name for name in (*_OVERRIDES, "recipe", "output", "init") if getattr(options, name) is not None]
         if given or options.overwrite:
-            name = (*given, "overwrite")[0].replace("bfloat16", "full-precision").replace("_", "-")
+            name = (*given, "overwrite")[0].replace("_", "-")
             raise InputError(f"--resume continues a run as it was begun; leave out --{name}")
         folder = options.resume.parent if options.resume.is_file() else options.resume
         resume = checkpoint.load(folder / "last.pt")
@@ -119,6 +127,7 @@ def main(arguments: list[str] | None = None) -> int:
         init=options.init,
         device=options.device,
         workers=options.workers,
+        compile_with="inductor" if options.compile else None,
         strict=options.strict,
         made_split=made_split(options, resume.spec if resume else None),
         follow_links=options.follow_links,

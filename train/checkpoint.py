@@ -8,7 +8,7 @@ import os
 import pickle
 import warnings
 import zipfile
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -51,6 +51,8 @@ class Checkpoint:
         optimizer: state dict, or None in a file that is made for use alone.
         epoch: epochs completed.
         best_ap: the best AP so far, -1 before the first evaluation.
+        average: state of the moving average of the weights; empty where there is none.
+        scaler: state of the loss scaling; empty where there is none.
     """
 
     config: TrainConfig
@@ -59,6 +61,8 @@ class Checkpoint:
     optimizer: dict[str, Any] | None
     epoch: int
     best_ap: float
+    average: dict[str, torch.Tensor] = field(default_factory=dict)
+    scaler: dict[str, Any] = field(default_factory=dict)
 
 
 def save(path: PathLike, checkpoint: Checkpoint) -> None:
@@ -72,6 +76,8 @@ def save(path: PathLike, checkpoint: Checkpoint) -> None:
         "optimizer": checkpoint.optimizer,
         "epoch": checkpoint.epoch,
         "best_ap": checkpoint.best_ap,
+        "average": checkpoint.average,
+        "scaler": checkpoint.scaler,
     }
     write(path, content)
 
@@ -155,6 +161,8 @@ def parse(path: PathLike, content: dict[str, Any]) -> Checkpoint:
             content["optimizer"],
             int(content["epoch"]),
             float(content["best_ap"]),
+            dict(content.get("average", {})),
+            dict(content.get("scaler", {})),
         )
     except InputError as error:
         raise ModelError(f"{path}: {error}") from error

@@ -17,6 +17,7 @@ BACKBONES = {"yolov3": ("darknet53", "mobilenetv2"), "retinanet": ("resnet50", "
 """Backbones each detector can stand on."""
 FUSIONS = ("none", "sum", "concat", "asff")
 OPTIMIZERS = ("sgd", "adamw")
+PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 
 DARKNET_ANCHORS = ((10, 13), (16, 30), (33, 23), (30, 61), (62, 45), (42, 119), (116, 90), (156, 198), (121, 240))
 """Of the published DarkNet checkpoints, (width, height) in pixels, small to large."""
@@ -143,8 +144,10 @@ class TrainConfig:
     """DropBlock's schedule: (first epoch, block sizes at P5, P4, P3), in order of time; nothing is dropped before the first."""
     batch: int = 64
     """Images a step."""
-    bfloat16: bool = True
-    """Compute in bfloat16 on devices that are made for it."""
+    precision: str = "auto"
+    """`auto` (bf16 on devices that compute in it, else fp32), `fp32`, `bf16`, or `fp16` with loss scaling."""
+    ema: float = 0.0
+    """Decay of the moving average of the weights that is evaluated and kept in `best.pt`; 0 for none."""
     train_split: str = "train"
     """Split to train on: a name, or the role `train`."""
     val_split: str = "val"
@@ -158,7 +161,9 @@ class TrainConfig:
     momentum: float = 0.9
     """Of SGD."""
     weight_decay: float = 5e-4
-    """On convolution weights; not on biases and batch norm."""
+    """On convolution weights; on biases and batch norm only with `decay_all`."""
+    decay_all: bool = False
+    """Weight decay on biases and batch norm too."""
     norm_momentum: float = 0.1
     """Share of each batch in batch norm's running statistics, which evaluation uses. Small batches need less: the statistics of
     the last few images are too noisy to evaluate with."""
@@ -183,6 +188,8 @@ class TrainConfig:
             "epochs, batch and evaluate_every must be at least 1",
         )
         _require(self.optimizer in OPTIMIZERS, f"optimizer {self.optimizer!r}, expected one of {', '.join(OPTIMIZERS)}")
+        _require(self.precision in PRECISIONS, f"precision {self.precision!r}, expected one of {', '.join(PRECISIONS)}")
+        _require(0 <= self.ema < 1, "ema must be at least 0 and below 1")
         _require(0 <= self.seed < 2**63, "seed must be at least 0 and below 2^63")
         _require(self.batch > 1 or min(self.sizes) > 32, "a batch of 1 at 32 pixels leaves batch norm a single value")
         _require(
@@ -218,6 +225,8 @@ class TrainConfig:
         """
         try:
             values = json.loads(text)
+            if not values.pop("bfloat16", True):  # of earlier versions
+                values["precision"] = "fp32"
             parts: dict[str, Callable[..., Any]] = {"model": ModelConfig, "loss": LossConfig, "augment": AugmentConfig}
             fields: dict[str, Any] = {k: _build(parts[k], v) if k in parts else freeze(v) for k, v in values.items()}
             return cls(**fields)

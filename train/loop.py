@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import logging
-import math
 import shutil
 import time
 from collections.abc import Iterator
@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from runtime.datasets.dataset import Dataset, MadeSplit
 from runtime.detector import Detector
-from runtime.errors import CheckFailed, InputError, MissingComponentError, ModelError
+from runtime.errors import InputError, MissingComponentError, ModelError
 from runtime.evaluation.coco import Evaluation, evaluate
 from runtime.evaluation.operating_point import measure_curve
 from runtime.files import locked_folder
@@ -27,14 +27,21 @@ from runtime.viz.annotate import draw
 from train import checkpoint
 from train.checkpoint import Checkpoint
 from train.config import TrainConfig
-from train.data.loader import training_batches
+from train.data.device_feed import DeviceBatch, to_device
+from train.data.epoch import epoch_batches
+from train.data.loader import Feed, default_workers
+from train.data.normalizer import Normalizer
 from train.data.splits import check_splits, open_splits, save_made_split
-from train.data.training_set import Batch, TrainingSet
+from train.data.training_set import TrainingSet
+from train.ema import WeightAverage
+from train.finite import StepMonitor
 from train.model import DetectorModel, build_model
 from train.model.blocks import DropBlock
 from train.optim import build_optimizer, learning_rate
+from train.precision import Precision, set_up
 from train.run_log import RunLogger, show_batch, tile
 from train.spec import model_spec
+from train.step import take_step
 from train.torch_backend import TorchBackend
 from train.weights.initial import start_from
 
@@ -53,8 +60,10 @@ class RunOptions:
     """`auto`, `cpu`, `cuda`, `cuda:1`, ..."""
     init: Path | None = None
     """Weights to start from: anything `train.weights.read_weights` takes; a resumed run has its own."""
-    workers: int = 1
-    """Processes that prepare batches; 0 prepares them in this one."""
+    workers: int | None = None
+    """Processes that prepare batches; 0 prepares them in this one, None chooses by the cores."""
+    compile_with: str | None = None
+    """Backend of `torch.compile`; None to not compile."""
     strict: bool = False
     """Fail on the first unreadable image."""
     progress: bool = True
@@ -89,10 +98,16 @@ def train(config: TrainConfig, options: RunOptions, resume: Checkpoint | None = 
     for module in model.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
             module.momentum = config.norm_momentum
-    model.to(device)
-    with locked_folder(options.output) as folder:
+    precision = set_up(config, model, device, options.compile_with)
+    training_set.matcher = model.matcher
+    workers = default_workers(device) if options.workers is None else options.workers
+    most_pixels = config.batch * max(config.size, *config.sizes) ** 2
+    with (
+        locked_folder(options.output) as folder,
+        Feed(training_set, workers, most_pixels, pinned=device.type == "cuda") as feed,
+    ):
         optimizer = build_optimizer(model, config)
-        state = _State(config, spec, model, optimizer)
+        state = _State(config, spec, model, optimizer, precision)
         if resume:
             state.restore(resume)
         else:
@@ -101,9 +116,10 @@ def train(config: TrainConfig, options: RunOptions, resume: Checkpoint | None = 
             state.save(folder / "last.pt")  # so that there is something to resume from at any moment
         run_logger = RunLogger(folder, state.epoch, model.components)
         log.info("training %s on %d images of %s (%s), %s", spec.name, len(train_data), options.data, train_data.split, device)
+        log.info("computing in %s, %d workers", precision.describe(optimizer), workers)
         try:
             while state.epoch < config.epochs:
-                _run_epoch(state, training_set, val_data, run_logger, folder, options)
+                _run_epoch(state, feed, val_data, run_logger, folder, options)
         finally:
             run_logger.close()
         if training_set.unreadable:
@@ -138,9 +154,21 @@ def _without_pointless_smoothing(config: TrainConfig, num_classes: int) -> Train
 class _State:
     """State of a run that a checkpoint keeps."""
 
-    def __init__(self, config: TrainConfig, spec: ModelSpec, model: DetectorModel, optimizer: torch.optim.Optimizer) -> None:
-        self.config, self.spec, self.model, self.optimizer = config, spec, model, optimizer
+    def __init__(
+        self,
+        config: TrainConfig,
+        spec: ModelSpec,
+        model: DetectorModel,
+        optimizer: torch.optim.Optimizer,
+        precision: Precision,
+    ) -> None:
+        self.config, self.spec, self.model, self.optimizer, self.precision = config, spec, model, optimizer, precision
+        self.average = WeightAverage(model, config.ema) if config.ema else None
         self.epoch, self.best_ap = 0, -1.0
+
+    def averaged(self) -> contextlib.AbstractContextManager[None]:
+        """Puts the moving average, if there is one, into the model until the end of the block."""
+        return self.average.applied() if self.average else contextlib.nullcontext()
 
     def restore(self, saved: Checkpoint) -> None:
         checkpoint.load_weights("the checkpoint", self.model, saved.weights)
@@ -151,76 +179,81 @@ class _State:
         except (ValueError, LookupError, TypeError, AttributeError, RuntimeError) as error:
             raise ModelError(f"the checkpoint's optimizer state does not fit its model ({error})") from error
         self.epoch, self.best_ap = saved.epoch, saved.best_ap
+        self.precision.load_state_dict(saved.scaler)
+        if self.average:
+            self.average.load_state_dict(saved.average)
 
     def save(self, path: Path) -> None:
         """Writes everything that resuming needs."""
-        self._save(path, self.spec, self.optimizer.state_dict())
+        average = self.average.state_dict() if self.average else {}
+        self._save(path, self.spec, self.optimizer.state_dict(), average=average, scaler=self.precision.state_dict())
 
     def save_for_use(self, path: Path, threshold: float | None) -> None:
         """Writes the model alone, with the operating threshold that these weights were measured to have."""
         self._save(path, self.spec.replace(operating_threshold=threshold), None)
 
-    def _save(self, path: Path, spec: ModelSpec, optimizer: dict[str, Any] | None) -> None:
-        checkpoint.save(path, Checkpoint(self.config, spec, self.model.state_dict(), optimizer, self.epoch, self.best_ap))
+    def _save(self, path: Path, spec: ModelSpec, optimizer: dict[str, Any] | None, **state: Any) -> None:
+        weights = self.model.state_dict()
+        checkpoint.save(path, Checkpoint(self.config, spec, weights, optimizer, self.epoch, self.best_ap, **state))
 
 
-def _run_epoch(
-    state: _State, training_set: TrainingSet, val_data: Dataset, run_logger: RunLogger, folder: Path, options: RunOptions
-) -> None:
+def _run_epoch(state: _State, feed: Feed, val_data: Dataset, run_logger: RunLogger, folder: Path, options: RunOptions) -> None:
     """Trains one epoch, evaluates if it is due, and writes metrics and checkpoints."""
     config, number = state.config, state.epoch + 1
-    values = _train_epoch(state, training_set, run_logger, options)
+    values = _train_epoch(state, feed, run_logger, options)
     state.epoch = number
     message = f"epoch {number}/{config.epochs}  loss {values['total']:.2f}  {values['images_per_second']:.1f} images/s"
     if number % config.evaluate_every == 0 or number == config.epochs:
-        result = _evaluate(state, val_data, options)
-        figures = {"AP": result.ap, "AP50": result.ap50}  # -1: no readable image has an object
-        values.update((name, value) for name, value in figures.items() if value >= 0)
-        message += "".join(f"  {name} {value * 100:.1f}" if value >= 0 else f"  {name} –" for name, value in figures.items())
-        run_logger.add_image("validation", _show_detections(state, val_data), number)
-        if result.ap >= max(state.best_ap, 0):
-            state.best_ap = result.ap
-            best = measure_curve(result.matches.by_area["all"]).best_f1()
-            message += f"  F1 {best.f1 * 100:.1f} from a score of {best.threshold:.2f}" if best else ""
-            state.save_for_use(folder / "best.pt", best.threshold if best else None)
+        with state.averaged():
+            message += _evaluate_epoch(state, val_data, run_logger, folder, options, values)
     state.save(folder / "last.pt")
     run_logger.record(number, values)
     log.info(message)
 
 
-def _train_epoch(state: _State, training_set: TrainingSet, run_logger: RunLogger, options: RunOptions) -> dict[str, float]:
+def _evaluate_epoch(
+    state: _State, val_data: Dataset, run_logger: RunLogger, folder: Path, options: RunOptions, values: dict[str, float]
+) -> str:
+    """Evaluates the model as it is, adds its metrics to `values`, keeps it if it is the best, and says so."""
+    result = _evaluate(state, val_data, options)
+    figures = {"AP": result.ap, "AP50": result.ap50}  # -1: no readable image has an object
+    values.update((name, value) for name, value in figures.items() if value >= 0)
+    message = "".join(f"  {name} {value * 100:.1f}" if value >= 0 else f"  {name} –" for name, value in figures.items())
+    run_logger.add_image("validation", _show_detections(state, val_data), state.epoch)
+    if result.ap >= max(state.best_ap, 0):
+        state.best_ap = result.ap
+        best = measure_curve(result.matches.by_area["all"]).best_f1()
+        message += f"  F1 {best.f1 * 100:.1f} from a score of {best.threshold:.2f}" if best else ""
+        state.save_for_use(folder / "best.pt", best.threshold if best else None)
+    return message
+
+
+def _train_epoch(state: _State, feed: Feed, run_logger: RunLogger, options: RunOptions) -> dict[str, float]:
     """Makes one pass over the training set; returns mean losses a step, the last learning rate, and images a second."""
     config, model, optimizer, epoch = state.config, state.model, state.optimizer, state.epoch
-    device = next(model.parameters()).device
+    device, precision = next(model.parameters()).device, state.precision
     left = config.epochs - epoch
     sizes = (config.size,) if left <= config.fixed_epochs else config.sizes
     mixup = config.mixup and left > config.plain_epochs
-    batches = training_batches(training_set, epoch, config.batch, sizes, mixup, options.workers)
-    steps = max(len(training_set) // config.batch, 1)
-    sums = dict.fromkeys((*model.components, "total"), 0.0)
+    plan = epoch_batches(len(feed), epoch, config.seed, config.batch, sizes, mixup)
+    monitor = StepMonitor((*model.components, "total", "gradient"), precision.scales)
+    normalizer = Normalizer(state.spec, device, precision.channels_last)
     _set_dropblock(model, config, epoch)
     model.train()
-    use_bfloat16 = config.bfloat16 and prefers_bfloat16(device)
     start, images, rate = time.perf_counter(), 0, 0.0
-    for step, batch in enumerate(_progress(batches, steps, f"epoch {epoch + 1}/{config.epochs}", options)):
+    batches = to_device(feed.batches(plan), normalizer, device)
+    for step, found in enumerate(_progress(batches, len(plan), f"epoch {epoch + 1}/{config.epochs}", options)):
         if step == 0 and epoch % 10 == 0:
-            run_logger.add_image("training", show_batch(batch, state.spec), epoch + 1)
-        rate = learning_rate(epoch + (step + 1) / steps, config)
+            run_logger.add_image("training", show_batch(found.batch, state.spec), epoch + 1)
+        rate = learning_rate(epoch + (step + 1) / len(plan), config)
         for group in optimizer.param_groups:
             group["lr"] = rate
-        with torch.autocast(device.type, torch.bfloat16, enabled=use_bfloat16):
-            losses = model.loss(batch.images.to(device), batch.labels.to(device))
-        values = dict(zip(losses, torch.stack(list(losses.values())).tolist()))
-        optimizer.zero_grad()
-        losses["total"].backward()  # type: ignore[no-untyped-call]
-        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.clip_gradient or math.inf)
-        _check_finite({**values, "gradient": float(norm)}, epoch, step, batch)
-        optimizer.step()
-        images += len(batch.images)
-        for name in sums:
-            sums[name] += values[name]
-    speed = images / (time.perf_counter() - start)
-    return {"learning_rate": rate, **{name: total / steps for name, total in sums.items()}, "images_per_second": speed}
+        values = take_step(model, optimizer, precision, state.average, found, config)
+        monitor.add(values, f"epoch {epoch + 1}, batch {step + 1}", found.batch.sources)
+        images += len(found.images)
+    means = monitor.means()
+    means.pop("gradient")
+    return {"learning_rate": rate, **means, "images_per_second": images / (time.perf_counter() - start)}
 
 
 def _set_dropblock(model: DetectorModel, config: TrainConfig, epoch: int) -> None:
@@ -230,19 +263,9 @@ def _set_dropblock(model: DetectorModel, config: TrainConfig, epoch: int) -> Non
         block.size = size
 
 
-def _progress(batches: Iterator[Batch], steps: int, title: str, options: RunOptions) -> Iterator[Batch]:
+def _progress(batches: Iterator[DeviceBatch], steps: int, title: str, options: RunOptions) -> Iterator[DeviceBatch]:
     bar: Any = tqdm(batches, total=steps, desc=title, unit="batch", leave=False, disable=None if options.progress else True)
     yield from bar
-
-
-def _check_finite(values: dict[str, float], epoch: int, step: int, batch: Batch) -> None:
-    broken = [name for name, value in values.items() if not math.isfinite(value)]
-    if broken:
-        names = ", ".join(batch.sources[:8]) + (" ..." if len(batch.sources) > 8 else "")
-        raise CheckFailed(
-            f"the loss ({', '.join(broken)}) is not finite in epoch {epoch + 1}, batch {step + 1}: {names};"
-            " the last checkpoint is intact; check these labels or lower --learning-rate"
-        )
 
 
 def _evaluate(state: _State, val_data: Dataset, options: RunOptions) -> Evaluation:
@@ -265,13 +288,6 @@ def _show_detections(state: _State, val_data: Dataset, most: int = 8) -> Image:
             continue  # the evaluation has named it
         images.append(draw(image, detector(image), state.spec.class_names))
     return tile(images)
-
-
-def prefers_bfloat16(device: torch.device) -> bool:
-    """True if the device computes in bfloat16; one that only emulates it is several times slower than in float32."""
-    if device.type == "cuda":
-        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    return device.type == "cpu" and bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
 
 
 def choose_device(name: str) -> torch.device:

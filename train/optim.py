@@ -11,13 +11,15 @@ from train.config import TrainConfig
 
 
 def build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
-    """Builds SGD with momentum, or AdamW; weight decay on convolution weights alone."""
-    decayed = [p for p in model.parameters() if p.requires_grad and p.ndim > 1]
-    plain = [p for p in model.parameters() if p.requires_grad and p.ndim <= 1]
+    """Builds SGD with momentum, or AdamW, fused where the device has it; weight decay as `config.decay_all` says."""
+    decayed = [p for p in model.parameters() if p.requires_grad and (p.ndim > 1 or config.decay_all)]
+    plain = [p for p in model.parameters() if p.requires_grad and not (p.ndim > 1 or config.decay_all)]
     groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": plain, "weight_decay": 0.0}]
+    # The fused form is one kernel, and skips a step whose scaled gradients overflowed without asking the device.
+    fused = all(p.device.type in ("cpu", "cuda") and p.is_floating_point() for p in model.parameters())
     if config.optimizer == "adamw":
-        return torch.optim.AdamW(groups, lr=config.learning_rate)
-    return torch.optim.SGD(groups, lr=config.learning_rate, momentum=config.momentum)
+        return torch.optim.AdamW(groups, lr=config.learning_rate, fused=fused)
+    return torch.optim.SGD(groups, lr=config.learning_rate, momentum=config.momentum, fused=fused)
 
 
 def learning_rate(epoch: float, config: TrainConfig) -> float:

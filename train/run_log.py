@@ -74,11 +74,8 @@ def read_metrics(file: Path) -> list[dict[str, str]]:
 
 def show_batch(batch: Batch, spec: ModelSpec, most: int = 8) -> Image:
     """Draws a training batch as the network sees it, with its labels, as one uint8 BGR image."""
-    mean, std = (np.asarray(values, np.float32).reshape(3, 1, 1) for values in (spec.mean, spec.std))
     images = []
-    for planes, labels in zip(batch.images.numpy()[:most], batch.labels.numpy()[:most]):
-        pixels = np.clip((planes * std + mean) * 255, 0, 255).round().astype(np.uint8).transpose(1, 2, 0)
-        image = np.ascontiguousarray(pixels[..., ::-1] if spec.color == "rgb" else pixels)
+    for image, labels in zip(batch.images.numpy()[:most], batch.labels.numpy()[:most]):
         real = labels[np.abs(labels).sum(axis=1) > 0]
         boxes = box_ops.cxcywh_to_xyxy(real[:, 1:5])
         images.append(draw(image, Detections.from_arrays(boxes, real[:, 5], real[:, 0]), spec.class_names))

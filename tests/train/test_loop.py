@@ -29,9 +29,10 @@ from train import loop as training
 from train.__main__ import configure, parse
 from train.config import LossConfig, TrainConfig
 from train.data import AugmentConfig
-from train.loop import RunOptions, choose_device, prefers_bfloat16, train
+from train.loop import RunOptions, choose_device, train
 from train.model import build_model
 from train.model.blocks import DropBlock
+from train.precision import prefers_bfloat16
 from train.recipes import recipe
 from train.validate import main as validate
 
@@ -323,7 +324,7 @@ def test_ctrl_c_leaves_a_checkpoint_to_resume_from(coco_set: Path, tmp_path: Pat
     assert saved.epoch >= 1
     assert not [item for item in folder.iterdir() if item.name.startswith(".")]
     expect_failure(2, "already holds a run", *arguments)
-    for refused in (("--epochs", 3), ("--recipe", "demo"), ("--overwrite",), ("--train-split", "val"), ("--full-precision",)):
+    for refused in (("--epochs", 3), ("--recipe", "demo"), ("--overwrite",), ("--train-split", "val"), ("--precision", "fp32")):
         expect_failure(2, f"leave out {refused[0]}", "--data", coco_set, "--resume", folder, *refused)
 
 

@@ -1,23 +1,42 @@
-"""Loads the batches of an epoch in worker processes, in order."""
+"""Prepares the batches of a run in worker processes, which stay from epoch to epoch, and yields them in order.
+
+Workers hand images over through `SharedSlots` and everything else through a pipe, never through `/dev/shm`: containers often
+give that 64 MB, less than one batch.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import sys
 import threading
 from collections.abc import Iterator, Sequence
 from types import FrameType, TracebackType
-from typing import Any
+from typing import Any, NamedTuple
 
 import cv2
+import numpy as np
 import torch
-from torch.utils.data import DataLoader
+from numpy.typing import NDArray
+from torch.utils.data import DataLoader, Sampler
 from torch.utils.data import Dataset as TorchDataset
 
-from runtime.errors import DetectorError
+from runtime.errors import DetectorError, MissingComponentError
 from train.data.epoch import SampleIndex, epoch_batches
+from train.data.shared_slots import SharedSlots
 from train.data.training_set import Batch, TrainingSet
+from train.losses.packing import PackedTargets
+
+_AHEAD = 2  # batches that each worker prepares ahead
+_MOST_WORKERS = 16
+
+
+def default_workers(device: torch.device) -> int:
+    """Returns how many workers suit this machine: a process's share of the cores, most of them left to a CPU that trains."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    share = cores // max(int(os.environ.get("LOCAL_WORLD_SIZE", "1")), 1)
+    return min(max(share - 1 if device.type == "cuda" else share // 4, 1), _MOST_WORKERS)
 
 
 def training_batches(
@@ -41,37 +60,214 @@ def training_batches(
     Raises:
         InputError: as `epoch_batches`; while iterating, as `TrainingSet.sample`.
     """
-    return _load(training_set, epoch_batches(len(training_set), epoch, training_set.seed, batch_size, sizes, mixup), workers)
+    plan = epoch_batches(len(training_set), epoch, training_set.seed, batch_size, sizes, mixup)
+
+    def run() -> Iterator[Batch]:
+        with Feed(training_set, workers) as feed:
+            yield from feed.batches(plan)
+
+    return run()
 
 
-def _load(training_set: TrainingSet, batches: list[list[SampleIndex]], workers: int) -> Iterator[Batch]:
-    workers = min(workers, len(batches))
-    loader: DataLoader[Batch | DetectorError] = DataLoader(
-        _Batches(training_set, batches),
-        batch_size=None,
-        collate_fn=_as_it_is,
-        num_workers=workers,
-        worker_init_fn=_start_worker,
-        # Forked workers share the cache and need no pickled copy of the set; other systems cannot fork safely.
-        multiprocessing_context="fork" if workers and sys.platform == "linux" else None,
-        # A generator of its own, or the loader would take a number from torch's global one.
-        generator=torch.Generator(),
-    )
-    for batch in _started(loader):
-        if isinstance(batch, DetectorError):
-            raise batch
-        training_set.report(batch.unreadable)
-        yield batch
+class Feed:
+    """Prepares batches; a context that ends its workers.
+
+    Args:
+        training_set: samples to draw from.
+        workers: processes that prepare batches; 0: this one.
+        most_pixels: of the largest batch to come; None: of the first epoch's largest.
+        pinned: hand over batches in pinned memory.
+
+    Raises:
+        MissingComponentError: at the end of the context or before, a worker was killed or cannot be started.
+    """
+
+    def __init__(self, training_set: TrainingSet, workers: int, most_pixels: int | None = None, pinned: bool = False) -> None:
+        self._training_set, self._workers, self._most, self._pinned = training_set, workers, most_pixels, pinned
+        self._slots: SharedSlots | None = None
+        self._plan = _Plan()
+        self._loader: DataLoader[_Handed | DetectorError] | None = None
+
+    def __len__(self) -> int:
+        """Number of images of the training set."""
+        return len(self._training_set)
+
+    def batches(self, plan: Sequence[Sequence[SampleIndex]]) -> Iterator[Batch]:
+        """Yields the planned batches, in order.
+
+        Raises:
+            InputError: as `TrainingSet.sample`.
+        """
+        if not self._workers:
+            for positions in plan:
+                yield self._report(self._training_set.batch(positions))
+            return
+        with _faults_explained():
+            for handed in self._start(plan):
+                yield self._report(self._copy(handed))
+
+    def __enter__(self) -> Feed:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        loader, self._loader = self._loader, None
+        running: Any = loader and loader._iterator
+        if running:
+            running._shutdown_workers()  # now: an error's traceback would keep them
+        if isinstance(error, RuntimeError):
+            with _faults_explained():  # torch says so wherever the main thread is
+                raise error
+
+    def _start(self, plan: Sequence[Sequence[SampleIndex]]) -> Iterator[_Handed | DetectorError]:
+        if self._loader is None:
+            self._workers = min(self._workers, max(len(plan), 1))
+            self._loader = self._make_loader(plan)
+        if self._slots:
+            self._slots.reset()
+        self._plan.batches = plan
+        try:
+            return _started(self._loader)
+        except OSError as error:
+            raise MissingComponentError(
+                f"the processes that prepare batches cannot be started ({error.strerror}); free /dev/shm, or use --workers 0"
+            ) from error
+
+    def _make_loader(self, plan: Sequence[Sequence[SampleIndex]]) -> DataLoader[_Handed | DetectorError]:
+        forks = sys.platform == "linux"  # forked workers share the cache and the slots; other systems cannot fork safely
+        if forks:
+            planned = max((len(batch) * batch[0].size[0] * batch[0].size[1] for batch in plan if batch), default=1)
+            most = max(self._most or 0, planned)
+            self._slots = self._plan.slots = SharedSlots(self._workers * _AHEAD + 1, 3 * most)
+        return DataLoader(
+            _Work(self._training_set, self._slots),
+            batch_size=None,
+            sampler=self._plan,
+            collate_fn=_as_it_is,
+            num_workers=self._workers,
+            prefetch_factor=_AHEAD,
+            persistent_workers=True,
+            worker_init_fn=_start_worker,
+            multiprocessing_context="fork" if forks else None,
+            # A generator of its own, or the loader would take a number from torch's global one.
+            generator=torch.Generator(),
+        )
+
+    def _copy(self, handed: _Handed | DetectorError) -> Batch:
+        """Takes a batch out of its slot, which is free then."""
+        if isinstance(handed, DetectorError):
+            raise handed
+        images = handed.images
+        if images is None:
+            assert self._slots is not None
+            images = self._slots.view(handed.slot, handed.shape)
+        copied = torch.empty(handed.shape, dtype=torch.uint8, pin_memory=self._pinned)
+        copied.numpy()[:] = images
+        if handed.images is None and self._slots:
+            self._slots.release(handed.slot)
+        targets = handed.targets and handed.targets.from_arrays(self._pinned)
+        return Batch(copied, torch.from_numpy(handed.labels), handed.sources, targets, handed.unreadable)
+
+    def _report(self, batch: Batch) -> Batch:
+        self._training_set.report(batch.unreadable)
+        return batch
 
 
-def _started(loader: DataLoader[Batch | DetectorError]) -> Iterator[Batch | DetectorError]:
+class _Plan(Sampler[tuple[int, Sequence[SampleIndex]]]):
+    """The batches of the current epoch, each with a slot to put it in."""
+
+    def __init__(self) -> None:
+        self.batches: Sequence[Sequence[SampleIndex]] = ()
+        self.slots: SharedSlots | None = None
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[tuple[int, Sequence[SampleIndex]]]:
+        for batch in self.batches:
+            yield self.slots.take() if self.slots else -1, batch
+
+
+class _ArrayTargets(NamedTuple):
+    """`PackedTargets` in arrays, which go through a pipe; tensors would take a file in `/dev/shm` each."""
+
+    ints: NDArray[np.int64]
+    floats: NDArray[np.float32]
+    shapes: tuple[tuple[int, ...], ...]
+    numbers: tuple[int, ...]
+
+    def from_arrays(self, pinned: bool) -> PackedTargets:
+        ints, floats = (torch.from_numpy(x) for x in (self.ints, self.floats))
+        if pinned:
+            ints, floats = ints.pin_memory(), floats.pin_memory()
+        return PackedTargets(ints, floats, self.shapes, self.numbers)
+
+
+class _Handed(NamedTuple):
+    """A batch as a worker hands it over.
+
+    Attributes:
+        slot: that holds the images.
+        shape: of the images.
+        images: themselves, where there are no slots.
+        labels: see `Batch`.
+        sources: see `Batch`.
+        targets: see `Batch`.
+        unreadable: see `Batch`.
+    """
+
+    slot: int
+    shape: tuple[int, ...]
+    images: NDArray[np.uint8] | None
+    labels: NDArray[np.float32]
+    sources: list[str]
+    targets: _ArrayTargets | None
+    unreadable: dict[int, str]
+
+
+class _Work(TorchDataset["_Handed | DetectorError"]):
+    """Makes whole batches of their plan.
+
+    Errors are returned as values: raised in a worker, the message would be a traceback.
+    """
+
+    def __init__(self, training_set: TrainingSet, slots: SharedSlots | None) -> None:
+        self.training_set, self.slots = training_set, slots
+
+    def __getitem__(self, planned: tuple[int, Sequence[SampleIndex]]) -> _Handed | DetectorError:
+        slot, positions = planned
+        shape = (len(positions), *positions[0].size, 3)
+        try:
+            batch = self.training_set.batch(positions, self.slots.view(slot, shape) if self.slots else None)
+        except DetectorError as error:
+            return error
+        self.training_set.unreadable.update(batch.unreadable)  # this process is the worker's own
+        images = None if self.slots else batch.images.numpy()
+        targets = None
+        if batch.targets:
+            targets = _ArrayTargets(batch.targets.ints.numpy(), batch.targets.floats.numpy(), *batch.targets[2:])
+        return _Handed(slot, shape, images, batch.labels.numpy(), batch.sources, targets, batch.unreadable)
+
+
+@contextlib.contextmanager
+def _faults_explained() -> Iterator[None]:
+    """Raises MissingComponentError in one line where torch reports a lost worker."""
+    try:
+        yield
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise MissingComponentError(
+            "a process that prepares batches was killed, as systems do when memory is short; lower --workers or --batch"
+            f" ({str(error).splitlines()[0][:120]})"
+        ) from error
+
+
+def _started(loader: DataLoader[_Handed | DetectorError]) -> Iterator[_Handed | DetectorError]:
     """Starts the loader's workers while OpenCV has no thread pool and Ctrl-C waits.
 
     A pool does not survive a fork: a worker would wait for threads it does not have. Afterwards this process has its
     threads back. An interrupt amid a fork would be lost, since Python ignores errors in its fork hooks.
     """
-    if not loader.num_workers:
-        return iter(loader)
     threads = cv2.getNumThreads()
     cv2.setNumThreads(1)
     try:
@@ -95,25 +291,6 @@ def _interrupts_held() -> Iterator[None]:
         signal.signal(signal.SIGINT, signal.SIG_DFL if before is None else before)
     if held and callable(before):
         before(*held[0])
-
-
-class _Batches(TorchDataset["Batch | DetectorError"]):
-    """Whole batches by their number.
-
-    Errors are returned as values: raised in a worker, the message would be a traceback.
-    """
-
-    def __init__(self, training_set: TrainingSet, batches: list[list[SampleIndex]]) -> None:
-        self.training_set, self.batches = training_set, batches
-
-    def __len__(self) -> int:
-        return len(self.batches)
-
-    def __getitem__(self, number: int) -> Batch | DetectorError:
-        try:
-            return self.training_set.batch(self.batches[number])
-        except DetectorError as error:
-            return error
 
 
 def _as_it_is(batch: Any) -> Any:

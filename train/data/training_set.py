@@ -18,11 +18,11 @@ from runtime.datasets.dataset import Dataset
 from runtime.errors import InputError
 from runtime.ops import boxes as box_ops
 from runtime.ops.image import Image
-from runtime.ops.preprocess import normalize
 from runtime.spec import ModelSpec
 from train.data.augment import AugmentConfig, InputFrame, Sample, augment
 from train.data.epoch import Purpose, SampleIndex, generator
 from train.data.mixup import mixup
+from train.losses.packing import Matcher, PackedTargets
 
 log = logging.getLogger(__name__)
 
@@ -34,16 +34,18 @@ class Batch:
     """A training batch.
 
     Attributes:
-        images: float32 `[N, 3, H, W]`, normalized as the model's spec says.
+        images: uint8 BGR `[N, H, W, 3]`; `train.data.normalizer` makes the model's input of them, on the device.
         labels: float32 `[N, M, 6]`: class, cx, cy, w, h in input pixels, mixing weight in [0, 1]. M is the most objects of
             one image, at least 1; rows that are all zero are padding.
         sources: the file of each image; two joined by ' + ' with mixup.
+        targets: what a `Matcher` made of the labels; None without one.
         unreadable: reason by index of the images that had to be replaced.
     """
 
     images: torch.Tensor
     labels: torch.Tensor
     sources: list[str]
+    targets: PackedTargets | None = None
     unreadable: dict[int, str] = field(default_factory=dict)
 
 
@@ -55,6 +57,7 @@ class TrainingSet:
         spec: of the model; its input size does not matter here, each `SampleIndex` brings its own.
         augment: probabilities and ranges of the augmentation.
         seed: not negative.
+        matcher: makes targets of the labels of a batch; None for none.
         unreadable: reason by index of the images found unreadable so far; they are named in the log once and replaced
             by others, chosen by (seed, epoch, position) too.
     """
@@ -69,6 +72,7 @@ class TrainingSet:
         *,
         strict: bool = False,
         cache_bytes: int = CACHE_BYTES,
+        matcher: Matcher | None = None,
     ) -> None:
         """Checks the set, and decodes it if it is cached.
 
@@ -80,6 +84,7 @@ class TrainingSet:
             cache: keep the decoded images in memory if all of them fit in `cache_bytes`.
             strict: raise at the first unreadable image instead of replacing it.
             cache_bytes: limit of the cache.
+            matcher: makes targets of the labels of a batch; None for none.
 
         Raises:
             InputError: the set is empty or of another number of classes than the model, the seed is negative, or (with
@@ -91,7 +96,7 @@ class TrainingSet:
             raise InputError(f"{dataset.root}: {len(dataset.class_names)} classes, but the model has {spec.num_classes}")
         if seed < 0:
             raise InputError(f"the seed is {seed}, expected 0 or more")
-        self.dataset, self.spec, self.augment, self.seed = dataset, spec, augment, seed
+        self.dataset, self.spec, self.augment, self.seed, self.matcher = dataset, spec, augment, seed, matcher
         self.unreadable: dict[int, str] = {}
         self._strict = strict
         self._cache: dict[int, Image] = {}
@@ -117,21 +122,28 @@ class TrainingSet:
             source = f"{source} + {other_source}"
         return augment(sample, frame, rng, self.augment), source
 
-    def batch(self, positions: Sequence[SampleIndex]) -> Batch:
+    def batch(self, positions: Sequence[SampleIndex], images: NDArray[np.uint8] | None = None) -> Batch:
         """Makes the samples of `positions`, which share one size, into tensors.
+
+        Args:
+            positions: of the samples.
+            images: uint8 `[N, H, W, 3]` to write the images to; None for memory of its own.
 
         Raises:
             InputError: as `sample`.
         """
-        images = torch.empty((len(positions), 3, *positions[0].size), dtype=torch.float32)
-        pixels = images.numpy()
+        size = positions[0].size
+        if images is None:
+            images = np.empty((len(positions), *size, 3), np.uint8)
         samples, sources, unreadable = [], [], dict[int, str]()
-        for target, position in zip(pixels, positions):
+        for target, position in zip(images, positions):
             sample, source = self.sample(position, unreadable)
-            target[:] = normalize(sample.image, self.spec)
+            target[:] = sample.image
             samples.append(sample)
             sources.append(source)
-        return Batch(images, torch.from_numpy(pack_labels(samples)), sources, unreadable)
+        labels = torch.from_numpy(pack_labels(samples))
+        targets = self.matcher(labels, size) if self.matcher else None
+        return Batch(torch.from_numpy(images), labels, sources, targets, unreadable)
 
     def report(self, unreadable: Mapping[int, str]) -> None:
         """Logs images found unreadable, each once, and remembers them so that they are not tried again."""

@@ -1,15 +1,20 @@
-"""Computes RetinaNet's loss: focal loss of classes, smooth L1 of boxes (arXiv 1708.02002, sections 3 and 4)."""
+"""Computes RetinaNet's loss: focal loss of classes, smooth L1 of boxes (arXiv 1708.02002, sections 3 and 4).
+
+No shape in here depends on a value on the device, so a step never waits for it: `RetinaMatcher` assigns the anchors.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from runtime.spec import Anchors
-from train.losses.retinanet_targets import IGNORED, anchor_boxes, assign_anchors, encode
+from train.losses.packing import PackedTargets, Unpacker, pack
+from train.losses.retinanet_targets import LevelMatches, anchor_boxes, assign_anchors, level_matches
 from train.losses.yolo_targets import unpad
 
 COMPONENTS = ("classes", "boxes")
@@ -17,59 +22,84 @@ _ALPHA = 0.25  # share of an object's own class; the others get 1 - alpha
 _BETA = 1 / 9  # where smooth L1 turns from square to straight, as its authors' code has it
 
 
-def retina_loss(maps: Sequence[Tensor], labels: Tensor, anchors: Anchors, strides: Sequence[int]) -> dict[str, Tensor]:
+@dataclass(frozen=True)
+class RetinaMatcher:
+    """Assigns anchors to the labels of a batch; see `train.losses.packing.Matcher`.
+
+    Attributes:
+        anchors: (width, height) in pixels, per level.
+        strides: of the levels in pixels.
+    """
+
+    anchors: Anchors
+    strides: tuple[int, ...]
+
+    def __call__(self, labels: Tensor, size: tuple[int, int]) -> PackedTargets:
+        """See `train.losses.packing.Matcher`."""
+        return self.match(labels, [(-(-size[0] // stride), -(-size[1] // stride)) for stride in self.strides])
+
+    def match(self, labels: Tensor, maps: Sequence[tuple[int, int]]) -> PackedTargets:
+        """Makes the targets for maps of these (rows, columns)."""
+        image, rows = unpad(labels)
+        grids = [anchor_boxes(*level, labels.device) for level in zip(self.anchors, self.strides, maps)]
+        everywhere = torch.cat(grids)
+        chosen = []
+        for index in range(len(labels)):  # image by image: all anchors against all labels of the batch would fill the memory
+            matched = assign_anchors(everywhere, rows[image == index, 1:5])
+            chosen.append(torch.where(matched >= 0, matched + (image < index).sum(), matched))
+        levels = torch.split(torch.stack(chosen), [len(grid) for grid in grids], dim=1)
+        return pack([level_matches(*level, rows) for level in zip(levels, grids, map(len, self.anchors))])
+
+
+def retina_loss(
+    maps: Sequence[Tensor], targets: Tensor | PackedTargets, anchors: Anchors, strides: Sequence[int]
+) -> dict[str, Tensor]:
     """Computes the loss components, each summed over levels and divided by the batch's positive anchors (or 1).
 
     Args:
         maps: per level float32 `[N, A * (4 + C), H, W]`, channels anchor-major (tx, ty, tw, th, class logits).
-        labels: `[N, M, 5 or 6]` (class, cx, cy, w, h in input pixels[, mixing weight]); all-zero rows are padding. The
-            mixing weight enters the class loss alone.
+        targets: from `RetinaMatcher`, on the device of the maps; or labels `[N, M, 5 or 6]` (class, cx, cy, w, h in input
+            pixels[, mixing weight]; all-zero rows are padding), which are matched here first. The mixing weight enters the
+            class loss alone.
         anchors: (width, height) in pixels, per level.
         strides: of the levels in pixels.
 
     Returns:
         Scalars `classes`, `boxes` and `total`.
     """
-    image, rows = unpad(labels)
-    grids = [
-        anchor_boxes(sides, stride, (raw.shape[2], raw.shape[3]), raw.device)
-        for raw, sides, stride in zip(maps, anchors, strides)
-    ]
-    everywhere = torch.cat(grids)
-    matched_labels = []
-    for index in range(len(labels)):  # image by image: every anchor against every label of the batch would fill the memory
-        chosen = assign_anchors(everywhere, rows[image == index, 1:5])
-        matched_labels.append(torch.where(chosen >= 0, chosen + (image < index).sum(), chosen))
-    levels = torch.split(torch.stack(matched_labels), [len(grid) for grid in grids], dim=1)
-    parts = [_level_loss(*level, rows) for level in zip(maps, grids, levels)]
-    positives = torch.stack([(level >= 0).sum() for level in levels]).sum()
-    classes, boxes = (torch.stack(values).sum() / positives.clamp(min=1) for values in zip(*parts))
+    if isinstance(targets, Tensor):
+        matcher = RetinaMatcher(anchors, tuple(strides))
+        sizes = [(raw.shape[2], raw.shape[3]) for raw in maps]
+        targets = matcher.match(targets.cpu(), sizes).to(maps[0].device)
+    unpacker = Unpacker(targets)
+    levels = [unpacker.take(LevelMatches) for _ in maps]
+    parts = [_level_loss(raw, level, len(sides)) for raw, level, sides in zip(maps, levels, anchors)]
+    positives = sum(len(level.place) for level in levels)
+    classes, boxes = (torch.stack(values).sum() / max(positives, 1) for values in zip(*parts))
     return {"classes": classes, "boxes": boxes, "total": classes + boxes}
 
 
-def _level_loss(raw: Tensor, grid: Tensor, matched_labels: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+def _level_loss(raw: Tensor, level: LevelMatches, count: int) -> tuple[Tensor, Tensor]:
     """Sums the class and box losses of one level.
 
     Args:
         raw: the map `[N, A * (4 + C), H, W]`.
-        grid: its anchors `[A * H * W, 4]`.
-        matched_labels: int64 `[N, A * H * W]`, index into `rows`, `BACKGROUND` or `IGNORED`.
-        rows: labels `[P, 6]`.
+        level: its targets.
+        count: A.
     """
     cells = raw.shape[2] * raw.shape[3]
-    count = len(grid) // cells
     logits = raw.reshape(len(raw), count, -1, cells)  # [N, A, 4 + C, H * W]
-    matched_labels = matched_labels.reshape(len(raw), count, cells)
-    positive = torch.nonzero(matched_labels >= 0, as_tuple=True)
-    mine, (image, anchor, cell) = rows[matched_labels[positive]], positive
-    weights = (matched_labels != IGNORED).float().index_put(positive, mine[:, 5])
+    image, anchor, cell = level.place.unbind(dim=1)
+    weights = logits.new_ones(len(raw) * count * cells)
+    weights.index_fill_(0, level.ignored, 0).index_copy_(
+        0, (image * count + anchor) * cells + cell, level.weight.to(weights.dtype)
+    )
     chosen = logits[image, anchor, :, cell]  # [K, 4 + C]
-    true = chosen[:, 4:].gather(1, mine[:, :1].long())[:, 0]
+    true = chosen[:, 4:].gather(1, level.class_id[:, None])[:, 0]
     # Everything is background first, which is right for all but the one class of a positive anchor.
-    background = (weights[:, :, None] * _background(logits[:, :, 4:])).sum()
-    classes = background + (mine[:, 5] * (_object(true) - _background(true))).sum()
-    target = encode(mine[:, 1:5], grid[anchor * cells + cell])
-    return classes, functional.smooth_l1_loss(chosen[:, :4], target, reduction="sum", beta=_BETA)
+    background = (weights.view(len(raw), count, 1, cells) * _background(logits[:, :, 4:])).sum()
+    classes = background + (level.weight * (_object(true) - _background(true))).sum()
+    return classes, functional.smooth_l1_loss(chosen[:, :4], level.target.to(chosen.dtype), reduction="sum", beta=_BETA)
 
 
 def _object(logits: Tensor) -> Tensor:

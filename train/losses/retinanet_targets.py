@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -64,3 +65,42 @@ def assign_anchors(anchors: Tensor, boxes: Tensor) -> Tensor:
     most = ious.amax(dim=0)
     wanted, wanted_by = torch.where(ious == most, ious, 0.0).max(dim=1)
     return torch.where(wanted > 0, wanted_by, label)
+
+
+@dataclass(frozen=True)
+class LevelMatches:
+    """Targets of one level.
+
+    Attributes:
+        place: int64 `[K, 3]` (image, anchor, cell) of the positive anchors.
+        class_id: int64 `[K]`, of their labels.
+        weight: float32 `[K]`, the mixing weights of their labels.
+        target: float32 `[K, 4]`, what their boxes should be, see `encode`.
+        ignored: int64 `[I]`, the anchors that are left out, numbered through the batch.
+    """
+
+    place: Tensor
+    class_id: Tensor
+    weight: Tensor
+    target: Tensor
+    ignored: Tensor
+
+
+def level_matches(matched_labels: Tensor, grid: Tensor, count: int, rows: Tensor) -> LevelMatches:
+    """Makes the targets of one level.
+
+    Args:
+        matched_labels: int64 `[N, A * H * W]`, index into `rows`, `BACKGROUND` or `IGNORED`.
+        grid: the level's anchors `[A * H * W, 4]`.
+        count: A.
+        rows: labels `[P, 6]`.
+    """
+    image, place = torch.nonzero(matched_labels >= 0, as_tuple=True)
+    mine, cells = rows[matched_labels[image, place]], len(grid) // count
+    return LevelMatches(
+        place=torch.stack([image, place // cells, place % cells], dim=1),
+        class_id=mine[:, 0].long(),
+        weight=mine[:, 5],
+        target=encode(mine[:, 1:5], grid[place]),
+        ignored=torch.nonzero(matched_labels.flatten() == IGNORED)[:, 0],
+    )

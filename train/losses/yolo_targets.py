@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from runtime.spec import Anchors
+from train.losses.head_output import upcast
 
 IOU_EPSILON = 1e-16  # added to the union
 ANCHOR_FREE_SIDE = 4  # the anchor-free anchor is 4 strides wide and high
@@ -103,72 +104,135 @@ def unpad(labels: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @dataclass(frozen=True)
-class Assignment:
-    """Targets of one level. An element is one anchor of one cell of one image.
+class LevelTargets:
+    """Targets of one level that follow from the labels alone. An element is one anchor of one cell of one image.
 
-    Labels are written in their order and later ones win; so an element has one *writer* for its box and, where some label
-    chose it, one writer for everything else.
+    Labels are written in their order and later ones win.
 
     Attributes:
+        own: int64 `[K]`, index into `Labels` of the labels whose best base anchor is of this level.
+        cell: int64 `[K, 4]` (image, base anchor within the level, row, column) of each of them.
+        own_box: int64 `[K]`, index into `Labels` of the last label that writes its box at that base anchor.
+        free_box: int64 `[K]`, the same at the cell's anchor-free anchor.
         written: int64 `[B, 4]` (image, anchor, row, column), elements that hold a label's box.
         written_by: int64 `[B]`, index into `Labels` of the last label that wrote there.
-        chosen: int64 `[K, 4]`, elements that some label chose; each is among `written`.
-        chosen_by: int64 `[K]`, index into `Labels` of the last label that chose it.
-        chosen_box: int64 `[K]`, index into `Labels` of the label whose box is written there.
-        pairs: int64 `[P', 2]`, every (row of `chosen`, index into `Labels`) that chose it, overwritten ones too.
+        window: int64 `[P, 4]` (first column, first row, columns, elements) of all labels, see `overlap_windows`.
+        elements: sum of the elements of all windows.
+        ignored: int64 `[I, 3]` (image, row, column) of the ignore area.
     """
 
+    own: Tensor
+    cell: Tensor
+    own_box: Tensor
+    free_box: Tensor
     written: Tensor
     written_by: Tensor
-    chosen: Tensor
-    chosen_by: Tensor
-    chosen_box: Tensor
-    pairs: Tensor
+    window: Tensor
+    elements: int
+    ignored: Tensor
 
 
-def assign(labels: Labels, anchors: AnchorSet, level: int, size: tuple[int, int], guide: Optional[Tensor]) -> Assignment:
-    """Chooses cells and anchors at one level.
-
-    The label's cell holds its center. Its best base anchor decides the level; there, the guided anchor-free anchor replaces
-    it where it fits the label's shape better than that *base* anchor does.
+def level_targets(
+    labels: Labels, anchors: AnchorSet, level: int, size: tuple[int, int], ignore_iou: float, ignore_area: Optional[float]
+) -> LevelTargets:
+    """Makes the targets of one level.
 
     Args:
         labels: of the batch.
         anchors: of all levels.
         level: index of the level, coarsest first.
         size: (rows, columns) of the level's map.
+        ignore_iou: see `LossConfig`.
+        ignore_area: see `LossConfig`.
+    """
+    stride, count = anchors.strides[level], len(anchors.per_level[level])
+    own = torch.nonzero(anchors.level_of(labels.anchor) == level)[:, 0]
+    row, column = _center_cells(labels.boxes[own], stride, size)
+    cell = torch.stack([labels.image[own], labels.anchor[own] - anchors.first(level), row, column], dim=1)
+    free = cell.clone()
+    free[:, 1] = anchors.base_per_level
+    writes = torch.cat([cell, free] if anchors.guided else [cell])
+    distinct, inverse = torch.unique(flat_keys(writes, count, size), return_inverse=True)
+    by = own.repeat(2 if anchors.guided else 1)
+    written_by = torch.zeros_like(distinct).scatter_reduce(0, inverse, by, "amax", include_self=False)
+    window, elements = overlap_windows(labels.boxes, stride, size, count, ignore_iou)
+    ignored = labels.image.new_zeros((0, 3))
+    if ignore_area is not None:
+        ignored = neighboring_cells(labels, anchors, level, size, ignore_area)
+    boxes = written_by[inverse]
+    return LevelTargets(
+        own=own,
+        cell=cell,
+        own_box=boxes[: len(own)],
+        free_box=boxes[-len(own) :] if len(own) else boxes,
+        written=elements_of(distinct, count, size),
+        written_by=written_by,
+        window=window,
+        elements=elements,
+        ignored=ignored,
+    )
+
+
+def flat_keys(elements: Tensor, count: int, size: tuple[int, int]) -> Tensor:
+    """Numbers the elements `[..., 4]` (image, anchor, row, column) of a level of `count` anchors: int64 `[...]`."""
+    image, anchor, row, column = elements.unbind(dim=-1)
+    return ((image * count + anchor) * size[0] + row) * size[1] + column
+
+
+def elements_of(keys: Tensor, count: int, size: tuple[int, int]) -> Tensor:
+    """Inverts `flat_keys`."""
+    anchor = keys // (size[0] * size[1])
+    return torch.stack([anchor // count, anchor % count, keys // size[1] % size[0], keys % size[1]], dim=1)
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """Anchors that the labels of a level choose, which depends on the guided anchor-free anchors.
+
+    Attributes:
+        chosen: int64 `[K, 4]`, the element that each label of `LevelTargets.own` chose; doubled where labels agree.
+        keys: int64 `[K]`, the same as numbers, see `flat_keys`.
+        winner: int64 `[K]`, index into `chosen` of the last label that chose the same element.
+        wins: bool `[K]`, True where that is the label itself.
+        box: int64 `[K]`, index into `Labels` of the label whose box is written there.
+    """
+
+    chosen: Tensor
+    keys: Tensor
+    winner: Tensor
+    wins: Tensor
+    box: Tensor
+
+
+def assign(labels: Labels, targets: LevelTargets, stride: int, output: Tensor, guide: Optional[Tensor]) -> Assignment:
+    """Chooses anchors at one level, without waiting for a GPU: no shape depends on a value.
+
+    The label's cell holds its center. Its best base anchor decides the level; there, the guided anchor-free anchor replaces
+    it where it fits the label's shape better than that *base* anchor does.
+
+    Args:
+        labels: of the batch.
+        targets: of the level.
+        stride: of the level in pixels.
+        output: `[N, A * (5 + C), rows, columns]`, of which the shape alone matters.
         guide: `[N, A * 2, rows, columns]` log sides over the base anchors, or None without guiding.
     """
-    stride, per_level, first = anchors.strides[level], anchors.base_per_level, anchors.first(level)
-    mine = torch.nonzero(anchors.level_of(labels.anchor) == level)[:, 0]
-    boxes, image = labels.boxes[mine], labels.image[mine]
-    row, column = _center_cells(boxes, stride, size)
-    own = labels.anchor[mine] - first
-    chosen = own
-    writes = [(own, mine)]
+    size = (output.shape[2], output.shape[3])
+    chosen, box, count = targets.cell, targets.own_box, 3
     if guide is not None:
-        free = torch.full_like(own, per_level)
-        sides = ANCHOR_FREE_SIDE * stride * guide.detach()[image, 2 * per_level :, row, column].float().exp()
-        fits = shape_iou(boxes[:, 2:], sides) > labels.anchor_iou[mine]
-        chosen = torch.where(fits, free, own)
-        writes.append((free, mine))
-
-    count = per_level + (guide is not None)
-
-    def key(anchor: Tensor) -> Tensor:
-        return ((image * count + anchor) * size[0] + row) * size[1] + column
-
-    written, written_by, _ = _last(torch.cat([key(anchor) for anchor, _ in writes]), torch.cat([by for _, by in writes]))
-    keys, chosen_by, inverse = _last(key(chosen), mine)
-    chosen_box = written_by[torch.searchsorted(written, keys)]
-
-    def elements(flat: Tensor) -> Tensor:
-        cells = size[0] * size[1]
-        anchor_of = flat // cells
-        return torch.stack([anchor_of // count, anchor_of % count, flat // size[1] % size[0], flat % size[1]], dim=1)
-
-    pairs = torch.stack([inverse, mine], dim=1)
-    return Assignment(elements(written), written_by, elements(keys), chosen_by, chosen_box, pairs)
+        count = guide.shape[1] // 2
+        image, anchor, row, column = chosen.unbind(dim=1)
+        free = torch.full_like(anchor, count - 1)
+        channels = torch.stack([2 * free, 2 * free + 1], dim=1)
+        scale = upcast(guide.detach()[image[:, None], channels, row[:, None], column[:, None]]).exp()
+        fits = shape_iou(labels.boxes[targets.own, 2:], ANCHOR_FREE_SIDE * stride * scale) > labels.anchor_iou[targets.own]
+        chosen = torch.stack([image, torch.where(fits, free, anchor), row, column], dim=1)
+        box = torch.where(fits, targets.free_box, box)
+    keys = flat_keys(chosen, count, size)
+    order = torch.arange(len(keys), device=keys.device)
+    last = keys.new_zeros(output.shape[0] * count * size[0] * size[1]).scatter_reduce_(0, keys, order, "amax")
+    winner = last[keys]
+    return Assignment(chosen, keys, winner, winner == order, box)
 
 
 def _center_cells(boxes: Tensor, stride: int, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
@@ -176,6 +240,34 @@ def _center_cells(boxes: Tensor, stride: int, size: tuple[int, int]) -> tuple[Te
     column = (boxes[:, 0] / stride).floor().long().clamp(0, size[1] - 1)
     row = (boxes[:, 1] / stride).floor().long().clamp(0, size[0] - 1)
     return row, column
+
+
+def overlap_windows(boxes: Tensor, stride: int, size: tuple[int, int], count: int, threshold: float) -> tuple[Tensor, int]:
+    """Finds the cells from which a decoded box can have an IoU above `threshold` with each label.
+
+    A box can only overlap a label so well if its center is near the label's. Along an axis, let I be the overlap of the two
+    intervals and H their hull. IoU > t gives I > t * H, and the centers are at most (H - I) / 2 apart when they merely
+    overlap or one holds the other; with I <= side that is below (1 / t - 1) / 2 * side. A box's center lies in its
+    own cell, so only the cells in that window are to be decoded: the result is exact, at a small share of the cost.
+
+    Args:
+        boxes: `[P, 4]` cxcywh in input pixels.
+        stride: of the level.
+        size: (rows, columns) of its map.
+        count: of anchors at a cell.
+        threshold: of the IoU.
+
+    Returns:
+        int64 `[P, 4]` (first column, first row, columns, elements: `count` for each cell), and the sum of the elements.
+    """
+    reach = (1 / threshold - 1) / 2 * boxes[:, 2:]
+    limit = torch.tensor([size[1] - 1, size[0] - 1], device=boxes.device)
+    # One cell of margin keeps rounding harmless.
+    low = ((boxes[:, :2] - reach) / stride).floor().long().sub(1).clamp(min=0).minimum(limit)
+    high = ((boxes[:, :2] + reach) / stride).floor().long().add(1).clamp(min=0).minimum(limit)
+    spans = high - low + 1
+    elements = spans.prod(dim=1) * count
+    return torch.cat([low, spans[:, :1], elements[:, None]], dim=1), int(elements.sum())
 
 
 def neighboring_cells(labels: Labels, anchors: AnchorSet, level: int, size: tuple[int, int], share: float) -> Tensor:
@@ -202,13 +294,6 @@ def neighboring_cells(labels: Labels, anchors: AnchorSet, level: int, size: tupl
     )
     label, row, column = torch.nonzero(rows[:, :, None] & columns[:, None, :], as_tuple=True)
     return torch.stack([image[label], row, column], dim=1)
-
-
-def _last(keys: Tensor, writers: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Returns the distinct keys, ascending, the largest (last) writer of each, and the index of each given key among them."""
-    distinct, inverse = torch.unique(keys, return_inverse=True)
-    last = torch.zeros_like(distinct).scatter_reduce(0, inverse, writers, "amax", include_self=False)
-    return distinct, last, inverse
 
 
 def shape_iou(first: Tensor, second: Tensor) -> Tensor:

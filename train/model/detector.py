@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from typing import ClassVar, Optional
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar, Optional
 
 from torch import Tensor, nn
 
 from runtime.errors import InputError
 from runtime.spec import Anchors
 from train.losses.head_output import upcast
+from train.losses.packing import Matcher, PackedTargets
 from train.model.fusion import LevelFusion, watched
 
 
@@ -23,8 +24,10 @@ class DetectorModel(nn.Module, ABC):
         level_anchors: (width, height) in pixels of the anchors of each of them.
         fusion: fusion module of each fused level, coarsest first (strides 32, 16, 8).
         num_classes: C.
+        compiled: a compiled form of `outputs` that `loss` uses, or None.
     """
 
+    compiled: Optional[Callable[[Tensor], Any]] = None
     components: ClassVar[tuple[str, ...]]
     strides: tuple[int, ...]
     level_anchors: Anchors
@@ -46,22 +49,32 @@ class DetectorModel(nn.Module, ABC):
         Levels in order; within a level anchor-major, then row, then column.
         """
 
+    def outputs(self, images: Tensor) -> Any:
+        """Computes what the loss compares with its targets; by itself, so that it can be compiled."""
+        return self.maps(images)
+
+    @property
     @abstractmethod
-    def loss(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
+    def matcher(self) -> Matcher:
+        """Makes the targets of `loss` from labels, apart from the model."""
+
+    @abstractmethod
+    def loss(self, images: Tensor, targets: Tensor | PackedTargets) -> dict[str, Tensor]:
         """Computes the loss.
 
         Args:
             images: normalized, float `[N, 3, H, W]`.
-            labels: `[N, M, 5 or 6]` (class, cx, cy, w, h in input pixels[, mixing weight]); all-zero rows are padding.
+            targets: from `matcher`, on the device of the images; or labels `[N, M, 5 or 6]` (class, cx, cy, w, h in input
+                pixels[, mixing weight]; all-zero rows are padding), which are matched first: a GPU waits for that.
 
         Returns:
             Scalars by the names of `components`, and their `total`.
         """
 
-    def forward(self, images: Tensor, labels: Optional[Tensor] = None) -> Tensor | dict[str, Tensor]:
-        """Returns decoded predictions (see `decode`); with labels, the losses (see `loss`)."""
-        if labels is not None:
-            return self.loss(images, labels)
+    def forward(self, images: Tensor, targets: Optional[Tensor | PackedTargets] = None) -> Tensor | dict[str, Tensor]:
+        """Returns decoded predictions (see `decode`); with targets or labels, the losses (see `loss`)."""
+        if targets is not None:
+            return self.loss(images, targets)
         return self.decode(self.maps(images))
 
     def inspect(self, images: Tensor) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from runtime.spec import Anchors
 from train.losses.head_output import upcast
-from train.losses.retinanet_loss import COMPONENTS, retina_loss
+from train.losses.packing import PackedTargets
+from train.losses.retinanet_loss import COMPONENTS, RetinaMatcher, retina_loss
 from train.losses.retinanet_targets import anchor_boxes, decode_boxes
 from train.model.backbones.resnet import ResNet
 from train.model.detector import DetectorModel
@@ -113,6 +114,11 @@ class RetinaNet(DetectorModel):
             decoded.append(torch.cat([boxes, torch.ones_like(boxes[..., :1]), torch.sigmoid(rows[..., 4:])], dim=2))
         return torch.cat(decoded, dim=1)
 
-    def loss(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
+    @property
+    def matcher(self) -> RetinaMatcher:
+        """See `DetectorModel.matcher`."""
+        return RetinaMatcher(self.level_anchors, self.strides)
+
+    def loss(self, images: Tensor, targets: Tensor | PackedTargets) -> dict[str, Tensor]:
         """Scalars `classes, boxes, total`; see `retina_loss`."""
-        return retina_loss(self.maps(images), labels, self.level_anchors, self.strides)
+        return retina_loss((self.compiled or self.outputs)(images), targets, self.level_anchors, self.strides)

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from runtime.spec import Anchors
 from train.config import LossConfig
 from train.losses.head_output import HeadOutput, upcast
-from train.losses.yolo_loss import COMPONENTS, detection_loss
+from train.losses.packing import PackedTargets
+from train.losses.yolo_loss import COMPONENTS, YoloMatcher, detection_loss
 from train.losses.yolo_targets import AnchorSet
 from train.model.detector import DetectorModel
 from train.model.fusion import LevelFusion
@@ -60,6 +61,10 @@ class YOLOv3(DetectorModel):
         features = self.pyramid(images)
         return [head(fuse(features)) for fuse, head in zip(self.fusion, self.heads)]
 
+    def outputs(self, images: Tensor) -> list[HeadOutput]:
+        """See `DetectorModel.outputs`."""
+        return self.head_outputs(images)
+
     def maps(self, images: Tensor) -> list[Tensor]:
         """Per level float32 `[N, A * (5 + C), H/s, W/s]` with the guiding folded in."""
         return [upcast(output.fold(self.num_classes)) for output in self.head_outputs(images)]
@@ -68,10 +73,15 @@ class YOLOv3(DetectorModel):
         """See `DetectorModel.decode`."""
         return decode_maps(maps, self.level_anchors, self.strides)
 
-    def loss(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
+    @property
+    def matcher(self) -> YoloMatcher:
+        """See `DetectorModel.matcher`."""
+        return YoloMatcher(self.anchors, self.loss_config)
+
+    def loss(self, images: Tensor, targets: Tensor | PackedTargets) -> dict[str, Tensor]:
         """Scalars `anchor, iou, offset, objectness, classes, total` (paper section 2 and 3; see `detection_loss`)."""
-        outputs = self.head_outputs(images)
-        return detection_loss(outputs, labels, self.anchors, self.num_classes, self.loss_config)
+        outputs = (self.compiled or self.outputs)(images)
+        return detection_loss(outputs, targets, self.anchors, self.num_classes, self.loss_config)
 
 
 def decode_maps(maps: Sequence[Tensor], anchors: Anchors, strides: Sequence[int]) -> Tensor:

@@ -24,6 +24,7 @@ from runtime.spec import ModelSpec
 from train.data.augment import AugmentConfig, Sample
 from train.data.epoch import SampleIndex, epoch_batches
 from train.data.loader import training_batches
+from train.data.normalizer import Normalizer
 from train.data.synthetic import make_synthetic
 from train.data.training_set import Batch, TrainingSet, pack_labels
 
@@ -66,11 +67,12 @@ def test_without_augmentation_batches_are_what_inference_would_see(dataset: Data
     order = [draw.image for batch in epoch_batches(20, 0, 0, 4, (96,), False) for draw in batch]
     batches = list(training_batches(training_set, 0, 4, (96,), False, 0))
     assert sorted(order) == list(range(20))
+    normalizer = Normalizer(spec, torch.device("cpu"))
     for position, index in enumerate(order):
         batch, row = batches[position // 4], position % 4
         record = dataset.images[index]
         expected, geometry = preprocess.preprocess(record.read(), spec)
-        np.testing.assert_array_equal(batch.images[row].numpy(), expected)
+        np.testing.assert_array_equal(normalizer(batch.images)[row].numpy(), expected)
         assert batch.sources[row] == str(record.path)
         labels = batch.labels[row].numpy()
         labels = labels[labels.any(axis=1)]
@@ -207,7 +209,7 @@ def test_partial_batches(count: int, batch_size: int, expected: list[int]) -> No
 
 def test_sizes_may_be_rectangles(dataset: Dataset, spec: ModelSpec) -> None:
     batch = TrainingSet(dataset, spec, OFF, seed=0).batch([SampleIndex(0, 0, 0, (64, 96), False)])
-    assert batch.images.shape == (1, 3, 64, 96)
+    assert batch.images.shape == (1, 64, 96, 3)
     assert epoch_batches(1, 0, 0, 1, ((64, 96),), False)[0][0].size == (64, 96)
 
 

@@ -15,7 +15,7 @@ from tests.support.loss_reference import LevelView, left_out, read_labels, refer
 from train.config import DARKNET_ANCHORS, LossConfig
 from train.losses.head_output import HeadOutput
 from train.losses.yolo_loss import COMPONENTS, detection_loss, well_overlapping
-from train.losses.yolo_targets import AnchorSet, match
+from train.losses.yolo_targets import AnchorSet, elements_of, level_targets, match
 from train.model import decode_maps
 
 STRIDES = (32, 16, 8)
@@ -336,8 +336,11 @@ def test_overlapping_background_equals_all_pairs(
                 sure.add(element)
             if any(iou > threshold - error for iou, error in pairs):
                 possible.add(element)
-    found = well_overlapping(output, match(labels, anchors), torch.tensor(sides), stride, threshold)
-    assert sure <= {tuple(element) for element in found.tolist()} <= possible
+    real, config = match(labels, anchors), LossConfig(ignore_iou=threshold)
+    targets = level_targets(real, anchors, level, (rows, columns), threshold, None)
+    keys, overlapping = well_overlapping(output, real, targets, torch.tensor(sides), stride, config)
+    found = {tuple(element) for element in elements_of(keys[overlapping], len(sides), (rows, columns)).tolist()}
+    assert sure <= found <= possible
 
 
 def rounding(first: Tensor, second: Tensor) -> float:

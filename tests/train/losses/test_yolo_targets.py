@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import NamedTuple, Optional
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor
 from tests.support.loss_reference import Label, LevelView, best_base_anchor, float_iou, write_targets
 from tests.support.loss_reference import shape_iou as slow_shape_iou
 from train.config import DARKNET_ANCHORS
-from train.losses.yolo_targets import AnchorSet, assign, box_iou, match, shape_iou
+from train.losses.yolo_targets import AnchorSet, Labels, assign, box_iou, level_targets, match, shape_iou
 
 STRIDES = (32, 16, 8)
 GUIDED = AnchorSet.from_base(DARKNET_ANCHORS, STRIDES, True)
@@ -27,6 +28,43 @@ def one_image(*rows: tuple[float, ...]) -> Tensor:
 
 def no_guide(level: int = 2, rows: int = 8, columns: int = 8, batch: int = 1) -> Tensor:
     return torch.zeros(batch, 8, rows, columns)
+
+
+class Found(NamedTuple):
+    """An assignment with every element once, ascending.
+
+    Attributes:
+        written: elements that hold a label's box.
+        written_by: the label that wrote each.
+        chosen: elements that some label chose.
+        chosen_by: the last label that chose each.
+        chosen_box: the label whose box is written there.
+        pairs: every (row of `chosen`, label) that chose it.
+    """
+
+    written: Tensor
+    written_by: Tensor
+    chosen: Tensor
+    chosen_by: Tensor
+    chosen_box: Tensor
+    pairs: Tensor
+
+
+def find(labels: Labels, anchors: AnchorSet, level: int, size: tuple[int, int], guide: Optional[Tensor]) -> Found:
+    targets = level_targets(labels, anchors, level, size, 0.7, None)
+    output = torch.zeros(1 + int(labels.image.max()) if len(labels.image) else 1, len(anchors.per_level[level]) * 6, *size)
+    made = assign(labels, targets, anchors.strides[level], output, guide)
+    winners = torch.nonzero(made.wins)[:, 0]
+    winners = winners[made.keys[winners].argsort()]
+    rows = (made.winner[:, None] == winners).int().argmax(dim=1) if len(winners) else made.winner
+    return Found(
+        targets.written,
+        targets.written_by,
+        made.chosen[winners],
+        targets.own[winners],
+        made.box[winners],
+        torch.stack([rows, targets.own], dim=1),
+    )
 
 
 def test_levels_take_their_anchors_from_the_large_end() -> None:
@@ -87,7 +125,7 @@ def test_five_columns_weigh_one() -> None:
 @pytest.mark.parametrize("anchors", [GUIDED, PLAIN], ids=["guided", "plain"])
 def test_no_labels(anchors: AnchorSet, rows: int) -> None:
     labels = match(torch.zeros(2, rows, 6), anchors)
-    found = assign(labels, anchors, 2, (4, 4), no_guide(rows=4, columns=4, batch=2) if anchors.guided else None)
+    found = find(labels, anchors, 2, (4, 4), no_guide(rows=4, columns=4, batch=2) if anchors.guided else None)
     assert len(labels.image) == len(found.written) == len(found.chosen) == len(found.pairs) == 0
 
 
@@ -103,7 +141,7 @@ def test_no_labels(anchors: AnchorSet, rows: int) -> None:
     ],
 )
 def test_cells_are_kept_inside_the_map(center: tuple[float, float], cell: tuple[int, int]) -> None:
-    found = assign(match(one_image((0, *center, 10, 13)), PLAIN), PLAIN, 2, (4, 8), None)
+    found = find(match(one_image((0, *center, 10, 13)), PLAIN), PLAIN, 2, (4, 8), None)
     assert found.chosen.tolist() == [[0, 0, cell[1], cell[0]]]
 
 
@@ -120,14 +158,14 @@ def test_cells_are_kept_inside_the_map(center: tuple[float, float], cell: tuple[
 def test_the_anchor_free_anchor_is_chosen_where_it_fits_better(size: tuple[float, float], stretch: float, anchor: int) -> None:
     guide = no_guide()
     guide[:, 6:] = stretch
-    found = assign(match(one_image((0, 20, 20, *size)), GUIDED), GUIDED, 2, (8, 8), guide)
+    found = find(match(one_image((0, 20, 20, *size)), GUIDED), GUIDED, 2, (8, 8), guide)
     assert found.chosen.tolist() == [[0, anchor, 2, 2]]
 
 
 def test_equal_fit_keeps_the_base_anchor() -> None:
     base = ((10, 13), (16, 30), (32, 32)) + DARKNET_ANCHORS[3:]
     anchors = AnchorSet.from_base(base, STRIDES, True)
-    found = assign(match(one_image((0, 20, 20, 30, 31)), anchors), anchors, 2, (8, 8), no_guide())
+    found = find(match(one_image((0, 20, 20, 30, 31)), anchors), anchors, 2, (8, 8), no_guide())
     assert found.chosen.tolist() == [[0, 2, 2, 2]]
 
 
@@ -135,7 +173,7 @@ def test_the_comparison_is_with_the_base_anchor_not_its_guided_form() -> None:
     guide = no_guide()
     guide[:, :6] = -3.0  # the guided forms of the base anchors fit nothing
     guide[:, 6:] = 0.2
-    found = assign(match(one_image((0, 20, 20, 33, 23)), GUIDED), GUIDED, 2, (8, 8), guide)
+    found = find(match(one_image((0, 20, 20, 33, 23)), GUIDED), GUIDED, 2, (8, 8), guide)
     assert found.chosen.tolist() == [[0, 2, 2, 2]]
 
 
@@ -144,7 +182,7 @@ def test_the_guide_of_the_labels_own_cell_and_image_decides() -> None:
     guide[:, 6:] = 5.0
     guide[1, 6, 3, 1], guide[1, 7, 3, 1] = math.log(25 / 32), math.log(18 / 32)
     label = [0.0, 12, 28, 25, 18]
-    found = assign(match(torch.tensor([[label], [label]]), GUIDED), GUIDED, 2, (8, 8), guide)
+    found = find(match(torch.tensor([[label], [label]]), GUIDED), GUIDED, 2, (8, 8), guide)
     assert found.chosen.tolist() == [[0, 2, 3, 1], [1, 3, 3, 1]]
 
 
@@ -152,7 +190,7 @@ def test_an_earlier_labels_anchor_can_hold_a_later_labels_box() -> None:
     """Two labels share a cell and their base anchor; the later one chooses the anchor-free anchor but writes both boxes."""
     labels = match(one_image((0, 20, 20, 33, 23, 1), (1, 21, 21, 28, 28, 1)), GUIDED)
     assert labels.anchor.tolist() == [2, 2]
-    found = assign(labels, GUIDED, 2, (8, 8), no_guide())
+    found = find(labels, GUIDED, 2, (8, 8), no_guide())
     assert found.chosen.tolist() == [[0, 2, 2, 2], [0, 3, 2, 2]]
     assert found.chosen_by.tolist() == [0, 1]
     assert found.chosen_box.tolist() == [1, 1]
@@ -162,7 +200,7 @@ def test_an_earlier_labels_anchor_can_hold_a_later_labels_box() -> None:
 
 def test_the_last_label_of_a_shared_anchor_wins_and_all_are_remembered() -> None:
     labels = match(one_image((0, 20, 20, 10, 13), (1, 21, 21, 11, 13), (2, 50, 50, 10, 12), (1, 22, 22, 10, 12)), PLAIN)
-    found = assign(labels, PLAIN, 2, (8, 8), None)
+    found = find(labels, PLAIN, 2, (8, 8), None)
     assert found.chosen.tolist() == [[0, 0, 2, 2], [0, 0, 6, 6]]
     assert found.chosen_by.tolist() == found.chosen_box.tolist() == [3, 2]
     assert sorted(found.pairs.tolist()) == [[0, 0], [0, 1], [0, 3], [1, 2]]
@@ -179,7 +217,7 @@ def test_assignments_are_what_the_loops_write(seed: int, level: int, guided: boo
     rows[..., 3:5] = torch.exp(torch.randn(2, 12, 2, generator=generator) * 0.5) * 4 * stride
     guide = torch.randn(2, 8, *size, generator=generator) * 0.3 if guided else None
     labels = match(rows, anchors)
-    found = assign(labels, anchors, level, size, guide)
+    found = find(labels, anchors, level, size, guide)
 
     numbered = [[Label(0, *row[1:5], mix=float(n)) for n, row in enumerate(image)] for image in rows.tolist()]  # mix: who it is
     first = anchors.first(level)

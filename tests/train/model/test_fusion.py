@@ -12,6 +12,7 @@ from torch.nn import functional
 from tests.support.small_models import settled, tiny
 from train.config import LossConfig, ModelConfig
 from train.losses.head_output import HeadOutput
+from train.losses.packing import Matcher, PackedTargets
 from train.losses.yolo_loss import detection_loss
 from train.model import YOLOv3, build_model
 from train.model.blocks import LEAKY, RELU6, ConvBlock
@@ -227,7 +228,11 @@ class FiveLevels(DetectorModel):
     def decode(self, maps: Sequence[Tensor]) -> Tensor:
         raise NotImplementedError
 
-    def loss(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
+    @property
+    def matcher(self) -> Matcher:
+        raise NotImplementedError
+
+    def loss(self, images: Tensor, targets: Tensor | PackedTargets) -> dict[str, Tensor]:
         raise NotImplementedError
 
 

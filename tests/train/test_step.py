@@ -1,0 +1,199 @@
+"""A step of training: no wait for the device in any form of the loss, and values that are read one step late."""
+
+from __future__ import annotations
+
+from typing import Any, Optional
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from runtime.errors import CheckFailed
+from tests.support.small_models import CLASSES, tiny
+from train.config import LossConfig, TrainConfig
+from train.data.device_feed import DeviceBatch, to_device
+from train.data.normalizer import Normalizer
+from train.data.training_set import Batch
+from train.ema import WeightAverage
+from train.finite import StepMonitor
+from train.model import DetectorModel, build_model
+from train.optim import build_optimizer
+from train.precision import set_up
+from train.spec import model_spec
+from train.step import take_step
+
+CPU = torch.device("cpu")
+WAITS = (
+    "nonzero",
+    "unique",
+    "_unique",
+    "_local_scalar_dense",
+    "masked_select",
+    "is_nonzero",
+    "equal",
+    "argwhere",
+    "lift_fresh",
+)
+"""Beginnings of the names of operators that the host has to wait for: by their result's shape, by the result itself, or (the
+last) by a copy from the host that is not pinned."""
+
+
+class NoWaits(TorchDispatchMode):
+    """Fails on an operator that makes the host wait for a GPU."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Optional[dict[str, Any]] = None) -> Any:
+        name = func.overloadpacket.__name__
+        assert not (name.startswith(WAITS) and not name.endswith("_backward")), f"{name} waits for the device"
+        if name in ("index", "index_put", "index_put_", "_index_put_impl_"):
+            kinds = {index.dtype for index in args[1] if index is not None}
+            assert not kinds & {torch.bool, torch.uint8}, f"{name} by a mask waits for the device"
+        if name == "repeat_interleave":
+            assert (kwargs or {}).get("output_size") is not None, "repeat_interleave without a size waits for the device"
+        return func(*args, **(kwargs or {}))
+
+
+def labels(count: int = 6, side: int = 64, mixed: bool = True) -> Tensor:
+    """Labels of four images, one of them with none; two share a cell."""
+    generator = torch.Generator().manual_seed(count)
+    rows = torch.rand(4, count, 6, generator=generator)
+    rows[..., 0] = torch.randint(0, len(CLASSES), (4, count), generator=generator)
+    rows[..., 1:5] = rows[..., 1:5] * side * 0.6 + 4
+    rows[:, 1:2] = rows[:, :1]
+    rows[3] = 0
+    if not mixed:
+        rows[..., 5] = (rows[..., 3] > 0).float()
+    return rows
+
+
+def batch(model: DetectorModel, config: TrainConfig, rows: Tensor) -> Batch:
+    images = torch.randint(0, 256, (4, config.size, config.size, 3), dtype=torch.uint8)
+    return Batch(images, rows, ["a", "b", "c", "d"], model.matcher(rows, (config.size, config.size)))
+
+
+class Run:
+    """What a step takes."""
+
+    def __init__(self, config: TrainConfig, rows: Tensor, device: torch.device = CPU) -> None:
+        torch.manual_seed(0)
+        self.config, self.model = config, build_model(config.model, len(CLASSES), config.loss)
+        self.precision = set_up(config, self.model, device, None)
+        self.optimizer = build_optimizer(self.model, config)
+        self.average = WeightAverage(self.model, config.ema) if config.ema else None
+        self.monitor = StepMonitor((*self.model.components, "total", "gradient"), self.precision.scales)
+        normalizer = Normalizer(model_spec(config, CLASSES), device, self.precision.channels_last)
+        self.batches = list(to_device([batch(self.model, config, rows)] * 3, normalizer, device))
+        self.model.train()
+
+    def step(self, found: DeviceBatch) -> None:
+        values = take_step(self.model, self.optimizer, self.precision, self.average, found, self.config)
+        self.monitor.add(values, "epoch 1, batch 1", found.batch.sources)
+
+
+SILENT = LossConfig(label_smoothing=False)
+VARIANTS = {
+    "asff": tiny(),
+    "not guided": tiny(guided=False, adaption=False),
+    "mobilenet": tiny(backbone="mobilenetv2"),
+    "asff-star": tiny(rfb=True).replace(dropblock=((0, (1, 3, 5)),)),
+    "no smoothing": tiny().replace(loss=SILENT),
+    "no box loss": tiny(guided=False, adaption=False).replace(loss=LossConfig(iou_loss=False)),
+    "ignore center": tiny().replace(loss=LossConfig(ignore_area=0.0)),
+    "ignore area": tiny().replace(loss=LossConfig(ignore_area=0.5)),
+    "retinanet": tiny(detector="retinanet"),
+    "adamw, averaged, clipped": tiny().replace(optimizer="adamw", ema=0.99, clip_gradient=10.0, decay_all=True),
+    "bf16": tiny().replace(precision="bf16"),
+    "fp16": tiny().replace(precision="fp16"),
+}
+
+
+ROWS = {"mixup": labels(), "plain": labels(mixed=False), "no labels": torch.zeros(4, 1, 6)}
+CASES = [(name, "mixup") for name in VARIANTS]
+CASES += [(name, rows) for rows in ("plain", "no labels") for name in ("asff", "no smoothing", "ignore area", "retinanet")]
+
+
+@pytest.mark.parametrize(("name", "rows"), CASES)
+def test_no_operator_of_a_step_waits(name: str, rows: str) -> None:
+    run = Run(VARIANTS[name], ROWS[rows])
+    with NoWaits():
+        run.step(run.batches[0])
+        run.step(run.batches[1])
+    assert run.monitor.steps == 1
+    assert run.monitor.means()["total"] > 0
+
+
+@pytest.mark.parametrize(
+    "waiting", ["x[x > 0]", "x.nonzero()", "x.unique()", "x.sum().item()", "x.masked_select(x > 0)", "x * torch.tensor(2.0)"]
+)
+def test_the_check_finds_waits(waiting: str) -> None:
+    with pytest.raises(AssertionError, match="waits for the device"), NoWaits():
+        eval(waiting, {"torch": torch, "x": torch.tensor([0.0, 1.0])})
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", VARIANTS)
+def test_no_step_waits_on_a_gpu(name: str) -> None:
+    if not torch.cuda.is_available():
+        pytest.skip("no GPU that PyTorch can use")
+    run = Run(VARIANTS[name], labels(), torch.device("cuda"))
+    run.step(run.batches[0])  # libraries load and buffers are made
+    run.step(run.batches[1])
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        run.step(run.batches[2])
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert run.monitor.means()["total"] > 0
+
+
+@pytest.mark.parametrize("name", ["asff", "ignore area", "retinanet"])
+def test_targets_of_the_workers_give_the_loss_of_the_labels(name: str) -> None:
+    run = Run(VARIANTS[name], labels())
+    found = run.batches[0]
+    run.model.eval()
+    with torch.no_grad():
+        prepared, matched = (run.model.loss(found.images, targets) for targets in (found.targets, labels()))
+    assert {key: float(value) for key, value in prepared.items()} == {key: float(value) for key, value in matched.items()}
+
+
+def test_a_fault_is_found_a_step_late_and_names_its_own_batch() -> None:
+    monitor = StepMonitor(("total", "gradient"), scaled=False)
+    bad, good = torch.tensor(float("nan")), torch.tensor(1.0)
+    monitor.add([good, good], "epoch 3, batch 1", ["first.jpg"])
+    monitor.add([bad, good], "epoch 3, batch 2", ["second.jpg", "other.jpg"])
+    expected = r"the loss \(total\) is not finite in epoch 3, batch 2: second.jpg, other.jpg; .* lower --learning-rate$"
+    with pytest.raises(CheckFailed, match=expected):
+        monitor.add([good, good], "epoch 3, batch 3", ["third.jpg"])
+
+
+@pytest.mark.parametrize("end", ["flush", "means"])
+def test_a_fault_of_the_last_step_is_found_at_the_end(end: str) -> None:
+    monitor = StepMonitor(("total",), scaled=False)
+    monitor.add([torch.tensor(float("inf"))], "epoch 1, batch 9", ["last.jpg"])
+    with pytest.raises(CheckFailed, match=r"epoch 1, batch 9: last\.jpg"):
+        getattr(monitor, end)()
+
+
+def test_means_are_of_the_steps_since_the_last_ones() -> None:
+    monitor = StepMonitor(("total",), scaled=False)
+    for value in (1.0, 2.0, 6.0):
+        monitor.add([torch.tensor(value)], "", [])
+    assert monitor.means() == {"total": 3.0}
+    monitor.add([torch.tensor(5.0)], "", [])
+    assert monitor.means() == {"total": 5.0}
+
+
+def test_overflows_of_scaled_gradients_stop_nothing_until_they_do_not_end() -> None:
+    monitor = StepMonitor(("total", "gradient"), scaled=True)
+    good, over = torch.tensor(1.0), torch.tensor(float("inf"))
+    for number in range(50):
+        monitor.add([good, over], f"batch {number}", [])
+    monitor.flush()
+    assert monitor.means() == {"total": 1.0, "gradient": 0.0}
+    monitor.add([good, over], "batch 50", ["a.jpg"])
+    with pytest.raises(CheckFailed, match=r"batch 50: a\.jpg; .* --precision bf16 or fp32"):
+        monitor.flush()
+    monitor = StepMonitor(("total", "gradient"), scaled=True)
+    monitor.add([over, over], "batch 1", ["a.jpg"])  # the loss itself is no matter of scale
+    with pytest.raises(CheckFailed, match="total, gradient"):
+        monitor.flush()
