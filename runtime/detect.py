@@ -19,11 +19,11 @@ from runtime.detections import Detections
 from runtime.detector import Detector
 from runtime.files import output_folder
 from runtime.media.image import write_image
-from runtime.media.results import result_paths
 from runtime.media.sources import SkippedSources, Source, find_sources, read_each, read_source
 from runtime.media.video import Frame, frame_count, read_frames
 from runtime.media.video_writer import write_video
 from runtime.ops.image import Image
+from runtime.results.paths import result_paths
 from runtime.streaming.prefetch import close_generator
 from runtime.viz.annotate import draw
 
