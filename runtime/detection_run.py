@@ -139,10 +139,11 @@ class DetectionRun:
                         self._save(save, frame.image, found, record, frame.time)
                         yield record
                         self._show(frame.image, found, wait=False)
-            except (InputError, KeyboardInterrupt, WindowClosed) as error:
+            except (InputError, KeyboardInterrupt, GeneratorExit, WindowClosed) as error:
                 if not self.statistics.images:
                     raise
                 ended_by = error
+        self.results.finish()
         if ended_by is not None:
             raise ended_by
 

@@ -11,7 +11,7 @@ from typing import Any, BinaryIO, Optional
 from runtime.errors import InputError, OutputError
 from runtime.results.records import Record
 
-FILE_NAME = "detections.journal"
+JOURNAL = "detections.journal"
 _FORMAT = 1
 
 
@@ -29,6 +29,7 @@ class Journal:
     Attributes:
         is_resumed: there was one.
         finished: sources that have their results.
+        has_records: of this run or an earlier one.
 
     Raises:
         InputError: the journal is of a run with other settings, or no journal.
@@ -36,10 +37,11 @@ class Journal:
     """
 
     def __init__(self, folder: Path, settings: dict[str, Any], *, resume: bool) -> None:
-        self._path = folder / FILE_NAME
+        self._path = folder / JOURNAL
         self.finished: set[str] = set()
         self.is_resumed = resume and self._path.exists()
         self._end = self._read(settings) if self.is_resumed else 0  # of the last finished source's lines
+        self.has_records = bool(self.finished)
         self._file: Optional[BinaryIO] = None
         try:
             self._file = open(self._path, "r+b" if self.is_resumed else "wb")  # noqa: SIM115 - until `close`
@@ -57,6 +59,8 @@ class Journal:
             with open(self._path, "rb") as file:
                 for line in file:
                     item = _parse(line)
+                    if not position and not line.endswith(b"\n"):  # killed as it began
+                        return 0
                     if not position:
                         self._check(item, settings)
                         end = len(line)
@@ -64,7 +68,7 @@ class Journal:
                     if item is None:  # cut in mid-line
                         break
                     if "finished" in item or ("source" in item and "frame" not in item):
-                        self.finished.add(item.get("finished") or item["source"])
+                        self.finished.add(str(item.get("finished") or item["source"]))
                         end = position
         except OSError as error:
             raise InputError(f"{self._path}: cannot be read ({error.strerror or error})") from error
@@ -84,6 +88,7 @@ class Journal:
     def add(self, record: Record) -> None:
         """Appends a record; one without a `frame` finishes its source."""
         self._append(record)
+        self.has_records = True
         if "frame" not in record:
             self._finished(record["source"])
 

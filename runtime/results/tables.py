@@ -80,6 +80,7 @@ def write_coco(folder: Path, records: Records, class_names: Sequence[str]) -> li
                 for result in to_coco_results(image_id, to_detections(record), category_ids)
             ),
         )
+        results.write("\n")
         images.write('{"images": ')
         _write_list(images, (_image_entry(image_id, record) for image_id, record in zip(ids, records())))
         images.write(f', "categories": {json.dumps(categories)}}}\n')

@@ -18,7 +18,7 @@ from runtime.media.image import write_image
 from runtime.media.sources import Source
 from runtime.media.video_writer import write_video
 from runtime.ops.image import Image
-from runtime.results.journal import Journal
+from runtime.results.journal import JOURNAL, Journal
 from runtime.results.paths import result_paths
 from runtime.results.records import Record, to_yolo
 from runtime.results.tables import TABLES, write_tables
@@ -45,6 +45,10 @@ class ResultWriter:
         sources: all that the run works on, so that no result overwrites one of them or another result.
         class_names: by class id.
         journal: keeps the records, for the tables.
+
+    Attributes:
+        folder: as given.
+        is_complete: the tables were written.
     """
 
     def __init__(
@@ -57,6 +61,7 @@ class ResultWriter:
     ) -> None:
         self.folder, self._kinds, self._class_names = folder, frozenset(kinds), class_names
         self._journal = journal
+        self.is_complete = False
         copies = folder is not None and self._kinds & {"images", "video"}
         self._copies = result_paths(sources, folder) if folder and copies else {}
         named = folder is not None and self._kinds & {"txt", "crops"}
@@ -106,7 +111,7 @@ class ResultWriter:
             try:
                 yield save
             except BaseException:
-                if self._journal is not None:
+                if self._journal is not None and source.address is None:  # a stream comes only once
                     self._journal.discard_unfinished()
                 raise
         if is_moving and self._journal is not None:
@@ -126,9 +131,10 @@ class ResultWriter:
                 write_image(folder / name.with_name(f"{name.name}_{number}.jpg"), _crop(image, box))
 
     def finish(self) -> list[Path]:
-        """Writes the tables of all that was saved; returns their paths."""
-        if self.folder is None or self._journal is None:
+        """Writes the tables of all that was saved; returns their paths. Called again, it does nothing."""
+        if self.is_complete or self.folder is None or self._journal is None:
             return []
+        self.is_complete = True
         return write_tables(self.folder, sorted(self._kinds), self._journal.records, self._class_names)
 
     @staticmethod
@@ -190,16 +196,18 @@ def open_results(
             _check_apart(folder, sources)
         files = sorted(set(kinds) - set(TABLES))
         journal = Journal(folder, {**settings(), "files": files}, resume=resume)
-        keep = True
+        keep, writer = True, None
         try:
             writer = ResultWriter(folder, kinds, sources, class_names, journal)
             yield writer
             writer.finish()
             keep = resume
         except BaseException:
-            keep = bool(journal.finished)
-            if keep:
-                log.warning("what was found so far is kept in %s; go on with --resume", folder)
+            is_complete = writer is not None and writer.is_complete
+            keep = resume if is_complete else journal.has_records
+            if keep and not is_complete:
+                remedy = "; --resume goes on" if journal.finished else ""
+                log.warning("what was found so far is kept in %s%s", folder / JOURNAL, remedy)
             raise
         finally:
             journal.close(keep=keep)

@@ -73,7 +73,7 @@ class RunStatistics:
         if dropped:
             line += f", {_count(dropped, 'frame')} dropped to keep up"
         if self.best_score is not None:
-            line += f"; nothing found: the best score is {self.best_score:.2g}, below {threshold:.2g}"
+            line += f"; nothing found: the best score is {self.best_score:.3g}, below {threshold:.3g}"
         times = ", ".join(f"{stage} {value:.1f}" for stage, value in self.milliseconds().items())
         return f"{line}; ms per image: {times}" if times else line
 

@@ -33,11 +33,14 @@ def encoded(format_: str = "mpegts", frames: int = 25, codec: str = "mpeg2video"
     return file.getvalue()
 
 
-def play(data: bytes, *, seconds: float = 0.0, then: str = "close", repeat: bool = False, kind: str = "video/mp2t") -> Play:
-    """Sends data in so many seconds, and then closes the connection or stalls."""
+def play(
+    data: bytes, *, seconds: float = 0.0, then: str = "close", repeat: bool = False, kind: str = "video/mp2t", length: int = 0
+) -> Play:
+    """Sends data in so many seconds, and then closes the connection or stalls; `length` is what it claims to send."""
 
     def answer(connection: socket.socket, over: threading.Event) -> None:
-        connection.sendall(f"HTTP/1.0 200 OK\r\nContent-Type: {kind}\r\n\r\n".encode())
+        claim = f"Content-Length: {length}\r\n" if length else ""
+        connection.sendall(f"HTTP/1.0 200 OK\r\nContent-Type: {kind}\r\n{claim}\r\n".encode())
         step = 188 * 8
         while not over.is_set():
             for start in range(0, len(data), step):

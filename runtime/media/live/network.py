@@ -46,7 +46,8 @@ def connect(address: LiveAddress, timeout: float) -> Iterator[Connection]:
             )
             video = container.streams.best("video")
         except (av.FFmpegError, OSError, ValueError) as error:
-            raise InputError(_reason(error, timeout)) from None  # the cause quotes the address with its password
+            # Not `from error`, which quotes the address with its password.
+            raise InputError(f"cannot be opened ({_reason(error, timeout)})") from None
         if video is None or video.codec_context is None:
             raise InputError("it has no video that can be decoded")
         check_frame_size(address.title, video.width, video.height)

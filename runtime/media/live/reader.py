@@ -138,7 +138,8 @@ class _Reader:
             except InputError as error:
                 reason = str(error)
             if not self._count:
-                raise InputError(f"{self._address.title}: {reason}; check that the address is right")
+                remedy = "" if self._address.is_camera else "; is the address right?"
+                raise InputError(f"{self._address.title}: {reason}{remedy}")
             if not is_live:
                 raise InputError(f"{self._address.title}: {reason}")
             if self._last - start > _STEADY:
