@@ -1,142 +1,197 @@
-"""Command line `python -m runtime.detect`: detects objects in images and videos, drawn and as JSON lines."""
+"""Command line `python -m runtime.detect`: detects objects in images, videos, cameras and streams, and saves what it finds."""
 
 from __future__ import annotations
 
 import argparse
-import collections
 import contextlib
+import functools
 import json
 import logging
-from collections.abc import Generator, Iterator
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any, Optional
 
-from tqdm import tqdm
-
 from runtime import cli
+from runtime.backends.open import open_backend
 from runtime.console.terminal import printable
-from runtime.detections import Detections
+from runtime.detection_run import DetectionRun, WindowClosed
 from runtime.detector import Detector
-from runtime.files import output_folder
-from runtime.media.image import write_image
-from runtime.media.results import result_paths
-from runtime.media.sources import SkippedSources, Source, find_sources, read_each, read_source
-from runtime.media.video import Frame, frame_count, read_frames
-from runtime.media.video_writer import write_video
-from runtime.ops.image import Image
+from runtime.errors import InputError
+from runtime.files import sha256
+from runtime.media.live.address import LiveAddress, live_address
+from runtime.media.sources import SkippedSources, Source, find_sources
+from runtime.results.classes import parse_classes
+from runtime.results.records import Record
+from runtime.results.writer import KINDS, ResultWriter, open_results
 from runtime.streaming.prefetch import close_generator
-from runtime.viz.annotate import draw
+from runtime.streaming.statistics import RunStatistics
+from runtime.viz.window import Window
 
 log = logging.getLogger(__name__)
 
 DEFAULT_OUTPUT = "runs/detect"
+DEFAULT_SAVE = ("images", "video")
+DEFAULT_TIMEOUT, DEFAULT_RETRY = 10.0, 60.0
 
 
 def parse(arguments: Optional[list[str]] = None) -> argparse.Namespace:
     parser = cli.parser(
         "runtime.detect",
-        "Detect objects in an image, a folder, a glob pattern or a video.",
-        "python -m runtime.detect --engine model.onnx --source photos/ --output found/",
+        "Detect objects in images, videos, cameras and network streams.",
+        "python -m runtime.detect --engine model.onnx --source photos/ --recursive --save images,csv --output found/",
     )
     cli.add_model(parser)
-    parser.add_argument("--source", required=True, help="image, folder, glob pattern (quoted) or video")
-    parser.add_argument(
-        "--output", help=f"folder for annotated images (default: {DEFAULT_OUTPUT}; with --json: none are written)"
-    )
+    _add_sources(parser)
+    _add_results(parser)
     cli.add_conf(parser)
     parser.add_argument("--iou", type=cli.probability, help="NMS threshold (default: the model's own, 0.6 in the paper)")
     parser.add_argument("--max-detections", type=cli.positive, default=100, help="per image (default: 100)")
-    parser.add_argument("--json", action="store_true", help="one JSON line per image or frame on stdout")
-    parser.add_argument("--strict", action="store_true", help="stop at the first file that cannot be read, or not to its end")
+    parser.add_argument("--classes", help="detect only these: names or ids, separated by commas (default: all)")
     return parser.parse_args(arguments)
+
+
+def _add_sources(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--source",
+        required=True,
+        help="image, video, folder or glob pattern (quoted); list of files (.txt, one a line); camera number (0) or stream"
+        " (rtsp://…, http://…); or - for stdin, which may be an image or a list of files",
+    )
+    parser.add_argument("--recursive", action="store_true", help="read the folders in a folder too")
+    parser.add_argument("--batch", type=cli.positive, help="images run together (default: the model's fixed batch size, or 1)")
+    parser.add_argument("--strict", action="store_true", help="stop at the first file that cannot be read, or not to its end")
+    parser.add_argument(
+        "--timeout",
+        type=cli.positive_number,
+        default=DEFAULT_TIMEOUT,
+        metavar="S",
+        help=f"seconds without a frame after which a stream is connected again (default: {DEFAULT_TIMEOUT:g})",
+    )
+    parser.add_argument(
+        "--retry",
+        type=_duration,
+        default=DEFAULT_RETRY,
+        metavar="S",
+        help=f"seconds without a frame after which a lost stream is given up; inf: never (default: {DEFAULT_RETRY:g})",
+    )
+
+
+def _add_results(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--output", help=f"folder for the results (default: {DEFAULT_OUTPUT}; with --json alone: none are written)"
+    )
+    parser.add_argument(
+        "--save",
+        type=_kinds,
+        help=f"results to write, separated by commas: {', '.join(KINDS)} (default: images,video; none of a camera or stream"
+        " without --output)",
+    )
+    parser.add_argument("--json", action="store_true", help="one JSON line per image or frame on stdout")
+    parser.add_argument("--resume", action="store_true", help="leave out files that have their results in --output")
+    parser.add_argument("--show", action="store_true", help="show each image or frame in a window; any key goes on, q ends")
+
+
+def _kinds(text: str) -> tuple[str, ...]:
+    kinds = tuple(dict.fromkeys(part.strip() for part in text.split(",")))
+    for kind in kinds:
+        if kind not in KINDS:
+            raise argparse.ArgumentTypeError(f"expected some of {', '.join(KINDS)}, separated by commas, got {kind!r}")
+    return kinds
+
+
+def _duration(text: str) -> float:
+    value = float(text)
+    if not value >= 0:
+        raise argparse.ArgumentTypeError(f"expected a number of at least 0, or inf, got {text}")
+    return value
 
 
 def main(arguments: Optional[list[str]] = None) -> int:
     options = parse(arguments)
-    sources = find_sources(options.source)
-    wanted = options.output or (None if options.json else DEFAULT_OUTPUT)
-    with _open_detector(options) as detector, SkippedSources(len(sources), strict=options.strict) as skipped:
-        folder = output_folder(wanted) if wanted else None
-        targets = result_paths(sources, folder) if folder else {}
-        images = read_each(sources, _read, skipped, label="detect")
-        with close_generator(images):
-            for source, image in images:
-                records = _detect(detector, source, image, targets.get(source), options.strict)
-                with skipped.skip_unusable(), close_generator(records):
-                    for record in records:
-                        print(json.dumps(record) if options.json else _summary(record), flush=options.json)
-    if folder:
-        log.info("annotated images are in %s", folder)
+    live = live_address(options.source)
+    output = _output(options, is_live=live is not None)
+    kinds = options.save or DEFAULT_SAVE
+    sources = _sources(options, live, output)
+    statistics = RunStatistics()
+    with contextlib.ExitStack() as stack:
+        window = stack.enter_context(Window()) if options.show else None
+        detector = stack.enter_context(_open_detector(options, statistics))
+        skipped = stack.enter_context(SkippedSources(len(sources), strict=options.strict))
+        settings = functools.partial(_settings, options, detector)
+        names = detector.spec.class_names
+        results = stack.enter_context(open_results(output, kinds, sources, names, settings=settings, resume=options.resume))
+        run = DetectionRun(detector, results, statistics, window)
+        if live is not None:
+            records = run.live(live, sources[0], timeout=options.timeout, retry=options.retry)
+        else:
+            left = _unfinished(sources, results)
+            records = run.files(left, skipped, batch=options.batch or detector.batch_size, strict=options.strict)
+        try:
+            with contextlib.suppress(WindowClosed), close_generator(records):
+                for record in records:
+                    print(json.dumps(record) if options.json else _summary(record), flush=options.json)
+        finally:
+            if live is not None and statistics.images:  # however it ended: most streams do by Ctrl-C
+                log.info("%s", statistics.summary(detector.score_threshold, run.dropped))
+    if output:
+        log.info("%s are in %s", "annotated images" if kinds == DEFAULT_SAVE else "results", output)
+    if live is None:
+        log.info("%s", statistics.summary(detector.score_threshold))
     return 0
 
 
-def _open_detector(options: argparse.Namespace) -> Detector:
-    detector = Detector(
-        options.engine,
-        backend=options.backend,
-        score_threshold=options.conf,
-        iou_threshold=options.iou,
-        max_detections=options.max_detections,
-    )
+def _output(options: argparse.Namespace, *, is_live: bool) -> Optional[str]:
+    """Returns the folder of the results; None to write none, which would grow without an end for a stream."""
+    if options.output or options.save or options.resume:
+        return str(options.output or DEFAULT_OUTPUT)
+    return None if options.json or is_live else DEFAULT_OUTPUT
+
+
+def _sources(options: argparse.Namespace, live: Optional[LiveAddress], output: Optional[str]) -> list[Source]:
+    if live is None:
+        return find_sources(options.source, recursive=options.recursive, leave_out=output)
+    if options.resume:
+        raise InputError(f"--resume: {live.title} has no end to go on to; give --resume with files alone")
+    return [Source(live.name, live.name, address=live.title)]
+
+
+def _unfinished(sources: Sequence[Source], results: ResultWriter) -> list[Source]:
+    left = [source for source in sources if not results.is_finished(source)]
+    if len(left) < len(sources):
+        log.info("%d of %d files have their results; %d are left", len(sources) - len(left), len(sources), len(left))
+    return left
+
+
+def _open_detector(options: argparse.Namespace, statistics: RunStatistics) -> Detector:
+    backend = open_backend(options.engine, options.backend)
+    try:
+        detector = Detector(
+            backend,
+            score_threshold=options.conf,
+            iou_threshold=options.iou,
+            max_detections=options.max_detections,
+            class_ids=None if options.classes is None else parse_classes(options.classes, backend.spec.class_names),
+            statistics=statistics,
+        )
+    except BaseException:
+        backend.close()
+        raise
     if options.conf is None and detector.spec.operating_threshold is not None:
         log.info("detections have a score of at least %.8g, the model's operating threshold", detector.score_threshold)
     return detector
 
 
-def _read(source: Source) -> Optional[Image]:
-    """Reads an image; None for a video, whose frames are read while others are worked on."""
-    return None if source.is_video else read_source(source)
-
-
-def _detect(
-    detector: Detector, source: Source, image: Optional[Image], target: Optional[Path], strict: bool
-) -> Iterator[dict[str, Any]]:
-    """Yields a record an image or frame, after its annotated copy was written to `target`."""
-    if image is None:
-        yield from _detect_in_video(detector, source, target, strict)
-        return
-    found = detector(image)
-    if target:
-        write_image(target, draw(image, found, detector.spec.class_names))
-    yield _record(source, image, found, detector)
-
-
-def _detect_in_video(detector: Detector, source: Source, target: Optional[Path], strict: bool) -> Iterator[dict[str, Any]]:
-    """Detects in the frames of a video and writes its annotated copy; yields a record a frame.
-
-    While a frame is drawn and encoded here, the model runs on the next one, and a third one is decoded, in other threads.
-    """
-    times: collections.deque[float] = collections.deque()  # of the frames that are on their way
-    results = detector.stream(_images(read_frames(source.path, strict=strict), times))
-    with contextlib.ExitStack() as stack:
-        write = stack.enter_context(write_video(target)) if target else None
-        stack.enter_context(close_generator(results))
-        bar = tqdm(results, printable(source.path.name, 40), frame_count(source.path), unit="frame", disable=None, leave=False)
-        for number, (frame, found) in enumerate(bar):
-            time = times.popleft()
-            if write:
-                write(draw(frame, found, detector.spec.class_names), time)
-            yield {**_record(source, frame, found, detector), "frame": number}
-
-
-def _images(frames: Generator[Frame, None, None], times: collections.deque[float]) -> Generator[Image, None, None]:
-    """Yields the images of frames and appends their times to `times`."""
-    with close_generator(frames):
-        for frame in frames:
-            times.append(frame.time)
-            yield frame.image
-
-
-def _record(source: Source, image: Image, found: Detections, detector: Detector) -> dict[str, Any]:
+def _settings(options: argparse.Namespace, detector: Detector) -> dict[str, Any]:
+    """Returns what decides the results, so that a run which is resumed goes on with the same."""
     return {
-        "source": str(source.path),
-        "width": image.shape[1],
-        "height": image.shape[0],
-        "detections": found.to_dicts(detector.spec.class_names),
+        "model": sha256(options.engine),
+        "score threshold": detector.score_threshold,
+        "IoU threshold": detector.spec.nms_threshold if options.iou is None else options.iou,
+        "max detections": options.max_detections,
+        "classes": options.classes,
     }
 
 
-def _summary(record: dict[str, Any]) -> str:
+def _summary(record: Record) -> str:
     counts: dict[str, int] = {}
     for item in record["detections"]:
         counts[item["class_name"]] = counts.get(item["class_name"], 0) + 1

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Generator, Iterable, Sequence
+from contextlib import AbstractContextManager
 from types import TracebackType
 from typing import Any, Optional, Union, overload
 
@@ -22,6 +24,7 @@ from runtime.ops.preprocess import Geometry, preprocess
 from runtime.spec import ModelSpec
 from runtime.streaming.detection_queue import DetectionQueue
 from runtime.streaming.prefetch import batches, flat, prefetch
+from runtime.streaming.statistics import RunStatistics
 
 DEFAULT_SCORE = 0.25
 """Lowest score of detections where neither the caller nor the model's spec names one."""
@@ -40,6 +43,8 @@ class Detector:
             or 0.25 where it has none.
         iou_threshold: of NMS, in (0, 1]; the model's own by default (0.6 in the paper).
         max_detections: kept per image.
+        class_ids: of the only classes that are detected; all by default.
+        statistics: counts images and detections, and times the stages.
 
     Example:
         >>> import cv2
@@ -59,6 +64,8 @@ class Detector:
         score_threshold: Optional[float] = None,
         iou_threshold: Optional[float] = None,
         max_detections: int = 100,
+        class_ids: Optional[Sequence[int]] = None,
+        statistics: Optional[RunStatistics] = None,
     ) -> None:
         if score_threshold is not None and not 0 <= score_threshold <= 1:
             raise InputError(f"score threshold: expected a number in 0-1, got {score_threshold}")
@@ -71,6 +78,8 @@ class Detector:
         self._score_threshold = own if score_threshold is None else score_threshold
         self._iou_threshold = self.spec.nms_threshold if iou_threshold is None else iou_threshold
         self._max_detections = max_detections
+        self._class_ids = None if class_ids is None else np.asarray(class_ids, np.int64)
+        self._statistics = statistics
 
     @property
     def spec(self) -> ModelSpec:
@@ -81,6 +90,11 @@ class Detector:
     def score_threshold(self) -> float:
         """Lowest score of a detection, in [0, 1]."""
         return self._score_threshold
+
+    @property
+    def batch_size(self) -> int:
+        """The model's fixed batch size; 1 where it takes any."""
+        return self._batch(None)
 
     @overload
     def __call__(self, images: Image) -> Detections: ...
@@ -161,11 +175,30 @@ class Detector:
         step = self._backend.batch_size or _LARGEST_BATCH
         found: list[Detections] = []
         for start in range(0, len(images), step):
-            inputs, geometries = zip(*(preprocess(image, self.spec) for image in images[start : start + step]))
-            outputs = self._infer(as_batch(inputs))
-            for i, geometry in enumerate(geometries):
-                found.append(self.postprocess([output[i] for output in outputs], geometry))
+            with self._timed("preprocess"):
+                inputs, geometries = zip(*(preprocess(image, self.spec) for image in images[start : start + step]))
+                batch = as_batch(inputs)
+            with self._timed("infer"):
+                outputs = self._infer(batch)
+            with self._timed("postprocess"):
+                rows = [[output[i] for output in outputs] for i in range(len(geometries))]
+                part = [self.postprocess(row, geometry) for row, geometry in zip(rows, geometries)]
+            found += part
+            if self._statistics is not None:
+                self._record(self._statistics, part, rows)
         return found
+
+    def _timed(self, stage: str) -> AbstractContextManager[None]:
+        return contextlib.nullcontext() if self._statistics is None else self._statistics.time(stage)
+
+    def _record(self, statistics: RunStatistics, part: list[Detections], rows: Sequence[Sequence[NDArray[np.float32]]]) -> None:
+        """Counts the images of a batch; while nothing was found in any, looks for the highest score below the threshold."""
+        statistics.count([len(found) for found in part])
+        if not statistics.detections:
+            for row in rows:
+                # Only what is better than the best so far is decoded.
+                seen = self._of_chosen_classes(decode(row, self.spec, statistics.best_score or 0.0)).scores
+                statistics.see(float(seen.max(initial=0.0)))
 
     def _infer(self, batch: NDArray[Any]) -> list[NDArray[np.float32]]:
         """Runs a batch, padded to the model's fixed batch size where it has one."""
@@ -182,7 +215,10 @@ class Detector:
 
     def candidates(self, outputs: Sequence[NDArray[np.float32]]) -> Candidates:
         """Decodes one image's outputs to the boxes above the score threshold, in input pixels; see `decode`."""
-        return decode(outputs, self.spec, self._score_threshold)
+        return self._of_chosen_classes(decode(outputs, self.spec, self._score_threshold))
+
+    def _of_chosen_classes(self, candidates: Candidates) -> Candidates:
+        return candidates if self._class_ids is None else candidates[np.isin(candidates.class_ids, self._class_ids)]
 
     def select(self, candidates: Candidates, geometry: Geometry) -> tuple[Detections, NDArray[np.int64]]:
         """Applies NMS to one image's candidates; the result is best first, in original pixels.

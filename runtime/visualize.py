@@ -12,9 +12,9 @@ from runtime.detector import Detector
 from runtime.errors import InputError
 from runtime.files import output_folder
 from runtime.media.image import write_image
-from runtime.media.results import result_paths
 from runtime.media.sources import SkippedSources, Source, find_sources, read_each, read_source
 from runtime.ops.image import Image
+from runtime.results.paths import result_paths
 from runtime.streaming.prefetch import close_generator
 from runtime.viz.fusion_figure import figure
 from runtime.viz.fusion_view import look

@@ -7,15 +7,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 from tqdm import tqdm
 
 from runtime.datasets.dataset import Dataset, LabeledImage
 from runtime.detections import Detections
 from runtime.errors import InputError, ModelError
 from runtime.evaluation.matching import Matches, read_matches, run_cocoeval
-from runtime.ops import boxes as box_ops
 from runtime.ops.image import Image
+from runtime.results.records import to_coco_results
 
 log = logging.getLogger(__name__)
 
@@ -125,15 +124,6 @@ def match_classes(class_names: Sequence[str], dataset: Dataset) -> list[int]:
             " use a model trained on these classes"
         )
     return [by_name[name] for name in class_names]
-
-
-def to_coco_results(image_id: int, found: Detections, category_ids: Sequence[int]) -> list[dict[str, Any]]:
-    """Converts one image's detections to COCO result records; bbox is (left, top, width, height) in original pixels."""
-    boxes = box_ops.xyxy_to_xywh(found.boxes.astype(np.float64)).tolist()
-    return [
-        {"image_id": image_id, "category_id": category_ids[class_id], "bbox": box, "score": confidence}
-        for box, confidence, class_id in zip(boxes, found.scores.tolist(), found.class_ids.tolist())
-    ]
 
 
 def score(

@@ -1,4 +1,4 @@
-"""Reads and writes images. Every image enters through `read_image`, as uint8 BGR `[H, W, 3]`."""
+"""Reads and writes images. Every image enters through `decode_image`, as uint8 BGR `[H, W, 3]`."""
 
 from __future__ import annotations
 
@@ -30,7 +30,8 @@ _TURNS: dict[int, tuple[bool, Optional[int]]] = {
     8: (True, 0),
 }
 """Of each EXIF orientation: whether rows and columns change places, and then OpenCV's code of a flip."""
-_LARGEST_FILE = 8 * MAX_PIXELS  # four channels of 16 bits, not compressed
+LARGEST_FILE = 8 * MAX_PIXELS
+"""Most bytes of an image file: four channels of 16 bits, not compressed."""
 
 
 def read_image(path: PathLike, size: Optional[tuple[int, int]] = None) -> Image:
@@ -47,7 +48,22 @@ def read_image(path: PathLike, size: Optional[tuple[int, int]] = None) -> Image:
         InputError: missing, empty, damaged or not an image, of more than `MAX_PIXELS`, or of another size than `size`; or a
             raw photo, of which only a preview could be read.
     """
-    data = _read(path)
+    return decode_image(_read(path), path, size)
+
+
+def decode_image(data: bytes, path: PathLike, size: Optional[tuple[int, int]] = None) -> Image:
+    """Decodes the bytes of an image file as `read_image` does.
+
+    Args:
+        data: the file's content.
+        path: what errors call it.
+        size: see `read_image`.
+
+    Raises:
+        InputError: see `read_image`.
+    """
+    if len(data) > LARGEST_FILE:
+        raise _too_large(path, len(data))
     _check_whole(path, data)
     _check_size(path, data)
     _check_is_the_image(path, data)
@@ -69,11 +85,15 @@ def _read(path: PathLike) -> bytes:
         status = Path(path).stat()
         if not stat.S_ISREG(status.st_mode):
             raise InputError(f"{path}: cannot be read (not a file)")
-        if status.st_size > _LARGEST_FILE:
-            raise InputError(f"{path}: the file has {status.st_size / 1e9:.1f} GB, at most {_LARGEST_FILE / 1e9:.1f} are read")
+        if status.st_size > LARGEST_FILE:
+            raise _too_large(path, status.st_size)
         return Path(path).read_bytes()
     except (OSError, ValueError) as error:  # the latter for a name that no file can have
         raise InputError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})") from error
+
+
+def _too_large(path: PathLike, length: int) -> InputError:
+    return InputError(f"{path}: the file has {length / 1e9:.1f} GB, at most {LARGEST_FILE / 1e9:.1f} are read")
 
 
 def _check_size(path: PathLike, data: bytes) -> None:

@@ -34,11 +34,12 @@ def is_video(path: Path) -> bool:
                 head = file.read(_HEAD)
     except (OSError, ValueError):
         pass
-    found = _video_by_content(head)
+    found = video_by_content(head)
     return path.suffix.lower() in VIDEO_SUFFIXES if found is None else found
 
 
-def _video_by_content(head: bytes) -> Optional[bool]:
+def video_by_content(head: bytes) -> Optional[bool]:
+    """Tells videos (True) from images (False) by the first bytes; None where those do not say."""
     if head[4:8] == b"ftyp":
         return head[8:12] not in _IMAGE_BRANDS
     if head[:4] == b"RIFF":

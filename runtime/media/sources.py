@@ -1,4 +1,4 @@
-"""Finds what `--source` names (an image, a folder, a glob pattern or a video), and reads it source by source."""
+"""Finds the files that `--source` names, and reads them one by one; see `runtime.media.live` for cameras and streams."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import glob
 import logging
 import os
 from collections.abc import Callable, Generator, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Optional, TypeVar, Union
@@ -16,8 +16,11 @@ from typing import Optional, TypeVar, Union
 from tqdm import tqdm
 
 from runtime.errors import InputError, ItemError, OutputError
-from runtime.media.image import read_image
+from runtime.files import PathLike
+from runtime.media.image import decode_image, read_image
 from runtime.media.kinds import is_video
+from runtime.media.live.address import is_live, live_title
+from runtime.media.source_lists import STDIN, is_image, is_list, listed_files, read_list, read_stdin
 from runtime.ops.image import Image
 from runtime.streaming.prefetch import close_generator, prefetch
 
@@ -28,43 +31,90 @@ Content = TypeVar("Content")
 
 @dataclass(frozen=True)
 class Source:
-    """One file to detect in.
+    """One file, camera or stream to detect in.
 
     Attributes:
-        path: the image or video.
+        path: the image or video; `-` for an image from stdin; the name for a camera or stream.
         name: where its result goes, relative to the output folder; unique within one run.
+        content: of an image that is no file.
+        address: of a camera or stream, without passwords.
     """
 
     path: Path
     name: Path
+    content: Optional[bytes] = field(default=None, repr=False, compare=False)
+    address: Optional[str] = None
+
+    @property
+    def title(self) -> str:
+        """What messages and records call it."""
+        return str(self.path) if self.address is None else self.address
 
     @functools.cached_property
     def is_video(self) -> bool:
         """True if it is to be read frame by frame."""
-        return is_video(self.path)
+        return self.content is None and is_video(self.path)
 
 
-def find_sources(source: str) -> list[Source]:
-    """Lists the files that `source` names, sorted. A folder gives all its files but hidden ones, so that a bad one is noticed.
+def find_sources(source: str, *, recursive: bool = False, leave_out: Optional[PathLike] = None) -> list[Source]:
+    """Lists the files that `source` names: sorted, but those of a list in its order.
+
+    A folder gives all its files but hidden ones, so that a bad one is noticed.
+
+    Args:
+        source: image, video, folder, glob pattern, list of files (.txt), or `-` for stdin: an image, or a list of files.
+        recursive: read the folders in a folder too, but hidden and linked ones.
+        leave_out: folder whose files are not read: of results.
 
     Raises:
         InputError: nothing there.
     """
     path = Path(source)
     if not source:
-        raise InputError("no source given; name an image, folder, glob pattern or video")
-    if path.is_dir():
-        files = sorted(item for item in path.iterdir() if item.is_file() and not item.name.startswith("."))
-        if not files:
-            raise InputError(f"{source}: the folder has no files")
+        raise InputError("no source given; name an image, folder, glob pattern, list or video")
+    if source == STDIN:
+        content = read_stdin()
+        if is_image(content):
+            return [Source(path, Path("stdin.png"), content)]
+        files = listed_files("stdin", content, Path())
+    elif path.is_dir():
+        files = _files_in(path, recursive, leave_out)
     elif path.is_file():
-        files = [path]
+        files = listed_files(source, read_list(path), path.parent) if is_list(path) else [path]
+    elif is_live(source):
+        raise InputError(f"{live_title(source)}: expected files; cameras and streams are read by runtime.detect alone")
     else:
         files = sorted(Path(item) for item in glob.glob(source, recursive=True) if os.path.isfile(item))
         if not files:
             raise InputError(f"{source}: no such image, folder, video, or files of that pattern")
-    common = Path(os.path.commonpath([file.absolute().parent for file in files]))
-    return [Source(file, file.absolute().relative_to(common)) for file in files]
+    places = [Path(os.path.abspath(file)) for file in files]  # without `..`, which would lead results out of their folder
+    common = Path(os.path.commonpath([place.parent for place in places]))
+    return [Source(file, place.relative_to(common)) for file, place in zip(files, places)]
+
+
+def _files_in(folder: Path, recursive: bool, leave_out: Optional[PathLike]) -> list[Path]:
+    """Lists the visible files of a folder, and of those in it."""
+
+    def warn(error: OSError) -> None:
+        log.warning("skipped: %s: cannot be read (%s)", error.filename, error.strerror)
+
+    out = None if leave_out is None else os.path.realpath(leave_out)
+    files: list[Path] = []
+    has_folders = False
+    for place, folders, names in os.walk(folder, onerror=warn if recursive else _raise):
+        folders[:] = [name for name in folders if not name.startswith(".") and os.path.realpath(Path(place, name)) != out]
+        has_folders = has_folders or bool(folders)
+        if not recursive:
+            folders.clear()
+        files += [item for item in (Path(place, name) for name in names) if item.is_file() and not item.name.startswith(".")]
+    if not files:
+        remedy = "; add --recursive to read the folders in it" if has_folders and not recursive else ""
+        raise InputError(f"{folder}: the folder has no files{remedy}")
+    return sorted(files)
+
+
+def _raise(error: OSError) -> None:
+    raise error
 
 
 class SkippedSources:
@@ -118,15 +168,16 @@ class SkippedSources:
 
 
 def read_each(
-    sources: Sequence[Source], read: Callable[[Source], Content], skipped: SkippedSources, *, label: str
+    sources: Sequence[Source], read: Callable[[Source], Content], skipped: SkippedSources, *, label: str, ahead: int = 1
 ) -> Generator[tuple[Source, Content], None, None]:
-    """Yields each source and what `read` makes of it; the next one is read by another thread meanwhile.
+    """Yields each source and what `read` makes of it; the next ones are read by another thread meanwhile.
 
     Args:
         sources: what to read; of several there is a progress bar.
         read: called once a source.
         skipped: counts the sources for which `read` raises InputError; they are not yielded.
         label: of the progress bar.
+        ahead: how many are read meanwhile.
     """
 
     def attempt(source: Source) -> tuple[Source, Union[Content, InputError]]:
@@ -135,7 +186,7 @@ def read_each(
         except InputError as error:
             return source, error
 
-    contents = prefetch(sources, attempt, depth=1)
+    contents = prefetch(sources, attempt, depth=ahead)
     quiet = None if len(sources) > 1 else True  # None: where stderr is no terminal
     with close_generator(contents):
         for source, content in tqdm(contents, desc=label, total=len(sources), unit="file", disable=quiet, leave=False):
@@ -147,4 +198,4 @@ def read_each(
 
 def read_source(source: Source) -> Image:
     """Reads the image of a source, see `read_image`."""
-    return read_image(source.path)
+    return read_image(source.path) if source.content is None else decode_image(source.content, "stdin")

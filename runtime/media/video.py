@@ -25,11 +25,11 @@ from runtime.ops.image import MAX_PIXELS, Image
 
 log = logging.getLogger(__name__)
 
-_FORMATS = (
+FILE_FORMATS = (
     "3g2,3gp,av1,asf,avi,dv,flv,gxf,h264,hevc,ivf,live_flv,m4a,m4v,matroska,mj2,mjpeg,mov,mp4,mpeg,mpegts,mpegvideo,mxf,nut,obu"
     ",ogg,rm,vc1,vvc,webm,wtv,yuv4mpegpipe"
 )
-_OPTIONS = {"format_whitelist": _FORMATS, "protocol_whitelist": "none"}
+_OPTIONS = {"format_whitelist": FILE_FORMATS, "protocol_whitelist": "none"}
 _HUGE = 1 << 25  # pixels; of such frames only one is decoded at a time
 _STATE_LENGTH = frozenset({"asf", "avi", "flv", "matroska,webm"})  # in their head, so that a missing end shows
 _USUAL_RATE = 25.0
@@ -74,8 +74,8 @@ def read_video(path: PathLike, *, strict: bool = False) -> Generator[Image, None
 def read_frames(path: PathLike, *, strict: bool = False) -> Generator[Frame, None, None]:
     """Yields the frames of a video with their times. Otherwise as `read_video`."""
     with _opened(path) as container:
-        progress = _Progress()
-        for image, time in _decode(container, progress) if container else ():
+        progress = Progress()
+        for image, time in decode_frames(container, progress) if container else ():
             yield Frame(image, progress.count_frame(time, container))
         promised = _promised_frames(container) if container else None
         is_short = container is not None and _is_short(container, progress)
@@ -97,7 +97,7 @@ def frame_count(path: PathLike) -> Optional[int]:
 
 
 @dataclass
-class _Progress:
+class Progress:
     """How far a video was read.
 
     Attributes:
@@ -139,7 +139,7 @@ def _opened(path: PathLike) -> Iterator[Any]:
         if stream is not None and stream.codec_context is None:
             stream = None  # of an unknown codec
         if stream is not None:
-            _check_size(path, stream.width, stream.height)
+            check_frame_size(path, stream.width, stream.height)
             stream.thread_type = "AUTO" if stream.width * stream.height < _HUGE else "SLICE"
         yield container if stream is not None else None
 
@@ -167,14 +167,14 @@ class _File:
             return -1
 
 
-def _check_size(path: PathLike, width: int, height: int) -> None:
+def check_frame_size(path: PathLike, width: int, height: int) -> None:
     """Raises InputError for frames that are too large. FFmpeg itself allocates none of more than 2**28 pixels."""
     if width * height > MAX_PIXELS:
         most = MAX_PIXELS // 10**6
         raise InputError(f"{path}: the frames are {width}x{height}, at most {most} million pixels are read")
 
 
-def _decode(container: Any, progress: _Progress) -> Iterator[tuple[Image, Optional[float]]]:
+def decode_frames(container: Any, progress: Progress) -> Iterator[tuple[Image, Optional[float]]]:
     """Yields images and times; goes on after what cannot be decoded, as players do."""
     errors = import_av().FFmpegError
     stream = container.streams.best("video")
@@ -193,14 +193,15 @@ def _decode(container: Any, progress: _Progress) -> Iterator[tuple[Image, Option
             packet = None  # the end
         try:
             for frame in stream.codec_context.decode(packet):
-                yield _upright(frame), None if frame.pts is None else float(frame.pts * stream.time_base)
+                yield upright(frame), None if frame.pts is None else float(frame.pts * stream.time_base)
         except errors:
             progress.is_damaged = progress.count > 0
         if packet is None:
             return
 
 
-def _upright(frame: Any) -> Image:
+def upright(frame: Any) -> Image:
+    """Converts PyAV's frame to uint8 BGR `[H, W, 3]`, rotation applied."""
     image: Image = np.asarray(frame.to_ndarray(format="bgr24"), np.uint8)
     return np.ascontiguousarray(np.rot90(image, round(frame.rotation / 90) % 4)) if frame.rotation % 360 else image
 
@@ -217,7 +218,7 @@ def _promised_frames(container: Any) -> Optional[int]:
     return (stream.frames or estimate) if 0 < (stream.frames or estimate) < 1e9 else None
 
 
-def _is_short(container: Any, progress: _Progress) -> bool:
+def _is_short(container: Any, progress: Progress) -> bool:
     """True if the file states a length that none of its streams reaches."""
     if container.format.name not in _STATE_LENGTH or not container.duration:
         return False

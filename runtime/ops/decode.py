@@ -40,6 +40,10 @@ class Candidates:
     class_ids: NDArray[np.int64]
     levels: NDArray[np.int64]
 
+    def __getitem__(self, index: Any) -> Candidates:
+        """Selects candidates by a boolean mask or an integer array."""
+        return Candidates(self.boxes[index], self.scores[index], self.class_ids[index], self.levels[index])
+
 
 def decode(outputs: Sequence[NDArray[np.float32]], spec: ModelSpec, score_threshold: float) -> Candidates:
     """Decodes the outputs of one image to boxes of one class each.

@@ -15,8 +15,8 @@ from onnx import numpy_helper
 
 from export.onnx_export.export import ExportRequest, export_onnx
 from runtime.detector import Detector
-from runtime.evaluation.coco import to_coco_results
 from runtime.media.image import write_image
+from runtime.results.records import to_coco_results
 from tests.support.small_models import CLASSES, settled, tiny
 from tests.support.small_sets import IMAGES, Exported, write_labels
 from tests.support.torch_fixtures import coco_set, make_checkpoint, steady_torch  # noqa: F401 - fixtures

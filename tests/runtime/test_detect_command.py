@@ -108,7 +108,9 @@ def test_the_models_operating_threshold_is_the_default(
     code, out, err = command(main, "--engine", model, "--source", good, "--json", *options)
     assert (code, len(lines(out)[0]["detections"])) == (0, count)
     said = f"detections have a score of at least {own:g}, the model's operating threshold\n" if own and not options else ""
-    assert err == said
+    *told, last = err.splitlines(keepends=True)
+    assert "".join(told) == said and last.startswith(f"1 image, {count} detection")
+    assert ("nothing found: the best score is 0.989, below 1" in last) == (count == 0)
 
 
 def test_a_glob_over_folders(command: Command, tiny_onnx: Path, tmp_path: Path) -> None:
@@ -175,6 +177,7 @@ def test_the_command_line(tiny_onnx: Path, images: Path, tmp_path: Path) -> None
     assert [line.split(":")[0] for line in further] == ["skipped"] * 3 + [
         "3 of 5 files skipped",
         f"annotated images are in {tmp_path}/out",
+        "2 images, 1 detection; ms per image",
     ]
     failed = call("--source", "gone")
     assert (failed.returncode, failed.stdout) == (2, "")

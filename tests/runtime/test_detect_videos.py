@@ -14,11 +14,11 @@ import cv2
 import numpy as np
 import pytest
 
-from runtime import detect
 from runtime.detect import main
 from runtime.detector import Detector
 from runtime.errors import ModelError
 from runtime.media.video import read_video
+from runtime.results import writer
 from tests.support.detect_command import Command, lines, one_error, white
 
 
@@ -81,11 +81,11 @@ def test_a_cut_video_gives_what_it_has(command: Command, tiny_onnx: Path, tmp_pa
     code, out, err = command(main, "--engine", tiny_onnx, "--source", source, "--output", tmp_path / "out", "--json")
     found = lines(out)
     assert code == 0 and 2 < len(found) < 20 and [line["frame"] for line in found] == list(range(len(found)))
-    said, end = err.splitlines()
+    said, end, last = err.splitlines()
     assert said == (
         f"{source}: the video is cut short or damaged; {len(found)} of 20 frames could be decoded, the last one perhaps in part"
     )
-    assert end.startswith("annotated images are in")
+    assert end.startswith("annotated images are in") and last.startswith(f"{len(found)} images, ")
     assert len(list(read_video(tmp_path / "out" / "film.avi.mp4", strict=True))) == len(found)
 
 
@@ -115,6 +115,7 @@ def test_ffmpeg_is_quiet(tiny_onnx: Path, tmp_path: Path) -> None:
         str(tmp_path / "film.avi"),
         "skipped",
         "1 of 2 files skipped",
+        f"{len(done.stdout.splitlines())} images, 2 detections; ms per image",
     ]
 
 
@@ -148,7 +149,7 @@ def test_an_interrupt_ends_the_threads_before_it_is_passed_on(
         assert prefetch_threads()
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(detect, "draw", interrupted)
+    monkeypatch.setattr(writer, "draw", interrupted)
     source = write_video(tmp_path / "film.mp4", 50)
     with pytest.raises(KeyboardInterrupt) as held:  # with its traceback, and all that the frames in it hold
         main(["--engine", str(tiny_onnx), "--source", str(source), "--output", str(tmp_path / "out")])

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from runtime.media.results import result_paths
 from runtime.media.sources import Source
+from runtime.results.paths import result_paths
 
 
 def sources(names: list[str], folder: str = "/in") -> list[Source]:

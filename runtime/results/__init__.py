@@ -1,0 +1,1 @@
+"""Detections as files: annotated copies, crops, and tables of what was found."""
