@@ -80,11 +80,12 @@ $(VENV)/.rtx: $(VENV)/.installed
 	$(INSTALL) '.[rtx]' || echo 'TensorRT-RTX does not install here; going on without (engines cannot be built without a GPU)'
 	@touch $@
 
-lean: $(VENV)/.lean ## install TensorRT's lean runtime, whose names are checked in the tests (proprietary: NVIDIA's license applies)
+lean: $(VENV)/.lean ## install TensorRT's lean runtime and the full one's bindings, whose names are checked in the tests (proprietary: NVIDIA's license applies)
 
 $(VENV)/.lean: $(VENV)/.installed
 	@echo 'installing the lean runtime of TensorRT, proprietary software of NVIDIA; its license is in the package'
-	$(BIN)/pip install --disable-pip-version-check --quiet --no-deps tensorrt-lean-cu13-bindings==11.4.0.106 tensorrt-lean-cu13-libs==11.4.0.106 || \
+	$(BIN)/pip install --disable-pip-version-check --quiet --no-deps tensorrt-lean-cu13-bindings==11.4.0.106 tensorrt-lean-cu13-libs==11.4.0.106 \
+		tensorrt-cu13-bindings==11.4.0.106 || \
 		echo 'the lean runtime does not install here; going on without'
 	@touch $@
 

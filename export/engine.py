@@ -58,6 +58,12 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--timing-cache", type=Path, metavar="FILE", help="kernel timings to use and extend: faster builds")
     parser.add_argument("--version-compatible", action="store_true", help="loads in later versions of TensorRT too")
     parser.add_argument("--hardware-compatible", action="store_true", help="runs on every GPU from Ampere on")
+    parser.add_argument(
+        "--same-compute-capability", action="store_true", help="runs on every GPU of the compute capability (TensorRT 10.9 on)"
+    )
+    parser.add_argument(
+        "--dla", type=cli.count, metavar="CORE", help="run on this DLA core of a Jetson, what it cannot run on the GPU"
+    )
     parser.add_argument("--tf32", action="store_true", help="float32 layers may compute in TF32: faster, with FP16's precision")
     cli.add_device(parser)
     return parser.parse_args(arguments)
@@ -72,6 +78,8 @@ def main(arguments: list[str] | None = None) -> int:
         timing_cache=given.timing_cache,
         version_compatible=given.version_compatible,
         hardware_compatible=given.hardware_compatible,
+        same_compute_capability=given.same_compute_capability,
+        dla=given.dla,
         tf32=given.tf32,
     )
     spec = read_spec(given.onnx)

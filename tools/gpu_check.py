@@ -31,6 +31,7 @@ from runtime.files import write_json
 from runtime.manifest import write_manifest
 from runtime.ops.preprocess import as_input
 from runtime.spec import ModelSpec
+from tools.gpu_measure import bench, end, soak
 
 log = logging.getLogger("gpu_check")
 
@@ -50,8 +51,15 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--optimization-level", type=int, choices=range(6), default=2, help="build (default: 2)")
     parser.add_argument("--time-limit", type=cli.positive, default=180, help="build: seconds for each file (default: 180)")
     parser.add_argument(
-        "--onnx", action="store_true", help="run: the ONNX files instead of the engines, to try the check itself"
+        "--onnx",
+        action="store_true",
+        help="run, bench, soak, exit: the ONNX files instead of the engines, to try the check itself",
     )
+    parser.add_argument(
+        "--only", metavar="TEXT", default="", help="files whose path in the folder holds this, such as asff/fp16"
+    )
+    parser.add_argument("--repeats", type=cli.positive, default=200, help="bench: runs of each batch size (default: 200)")
+    parser.add_argument("--seconds", type=cli.positive, default=20, help="soak: for each file (default: 20)")
     cli.add_device(parser)
     return parser.parse_args(arguments)
 
@@ -100,7 +108,7 @@ def parse_all(given: argparse.Namespace) -> list[dict[str, Any]]:
         del parser  # it owns the weights until here
         return found
 
-    return [_tried(given.folder, file, work) for file in models(given.folder)]
+    return _each(given, work)
 
 
 def build_all(given: argparse.Namespace) -> list[dict[str, Any]]:
@@ -118,7 +126,7 @@ def build_all(given: argparse.Namespace) -> list[dict[str, Any]]:
             raise CheckFailed(f"exit code {done.returncode}: {done.stderr.strip()[-2000:]}")
         return {"said": done.stderr.strip(), "bytes": file.with_suffix(".engine").stat().st_size}
 
-    return [_tried(given.folder, file, work) for file in models(given.folder)]
+    return _each(given, work)
 
 
 def run_all(given: argparse.Namespace) -> list[dict[str, Any]]:
@@ -129,7 +137,7 @@ def run_all(given: argparse.Namespace) -> list[dict[str, Any]]:
         with np.load(file.with_suffix(".golden.npz")) as stored:
             golden = list(stored.values())
         images, worst = images_of(spec), 0.0
-        with open_backend(file if given.onnx else file.with_suffix(".engine")) as backend:
+        with open_backend(_model(file, given)) as backend:
             for count in _COUNTS:
                 for found, expected in zip(backend.infer(images[:count]), golden):
                     worst = max(worst, float(np.abs(found - expected[:count]).max() / np.abs(expected).max()))
@@ -139,7 +147,22 @@ def run_all(given: argparse.Namespace) -> list[dict[str, Any]]:
             raise CheckFailed(f"differs by {worst:.2g} of the largest value, allowed is {_TOLERANCE[spec.precision]:.2g}")
         return found_and_limit
 
-    return [_tried(given.folder, file, work) for file in models(given.folder)]
+    return _each(given, work)
+
+
+def bench_all(given: argparse.Namespace) -> list[dict[str, Any]]:
+    """Times every engine, see `gpu_measure.bench`."""
+    return _each(given, lambda file: bench(_model(file, given), images_of(read_spec(file)), given.repeats))
+
+
+def soak_all(given: argparse.Namespace) -> list[dict[str, Any]]:
+    """Runs every engine for a while, see `gpu_measure.soak`."""
+    return _each(given, lambda file: soak(_model(file, given), images_of(read_spec(file)), given.seconds))
+
+
+def exit_all(given: argparse.Namespace) -> list[dict[str, Any]]:
+    """Ends programs that leave an engine open, see `gpu_measure.end`."""
+    return _each(given, lambda file: end(_model(file, given)))
 
 
 _STEPS: dict[str, Callable[[argparse.Namespace], list[dict[str, Any]]]] = {
@@ -147,18 +170,25 @@ _STEPS: dict[str, Callable[[argparse.Namespace], list[dict[str, Any]]]] = {
     "parse": parse_all,
     "build": build_all,
     "run": run_all,
+    "soak": soak_all,
+    "exit": exit_all,
+    "bench": bench_all,
 }
 
 
-def models(folder: Path) -> list[Path]:
-    """Returns the ONNX files in the folders of a folder, the smallest first.
+def models(folder: Path, only: str = "") -> list[Path]:
+    """Returns the ONNX files in the folders of a folder whose path there holds `only`, the smallest first.
 
     Raises:
         InputError: there are none.
     """
-    found = sorted(folder.glob("*/*.onnx"), key=lambda file: file.stat().st_size)
+    files = (file for file in folder.glob("*/*.onnx") if only in str(file.relative_to(folder)))
+    found = sorted(files, key=lambda file: file.stat().st_size)
     if not found:
-        raise InputError(f"{folder}: no */*.onnx in it; make them with `python -m tools.gpu_check prepare --folder {folder}`")
+        which = f" with {only!r} in its path" if only else ""
+        raise InputError(
+            f"{folder}: no */*.onnx in it{which}; make them with `python -m tools.gpu_check prepare --folder {folder}`"
+        )
     return found
 
 
@@ -172,6 +202,15 @@ def _run_all(file: Path, images: NDArray[Any]) -> Sequence[NDArray[np.float32]]:
     with open_backend(file, "onnxruntime") as backend:
         parts = [backend.infer(image[None]) for image in images]
     return [np.concatenate(maps) for maps in zip(*parts)]
+
+
+def _model(file: Path, given: argparse.Namespace) -> Path:
+    """Returns what a step runs: the engine of an ONNX file, or that file itself."""
+    return file if given.onnx else file.with_suffix(".engine")
+
+
+def _each(given: argparse.Namespace, work: Callable[[Path], dict[str, Any]]) -> list[dict[str, Any]]:
+    return [_tried(given.folder, file, work) for file in models(given.folder, given.only)]
 
 
 def _tried(folder: Path, file: Path, work: Callable[[Path], dict[str, Any]]) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from typing import Any
 
 from export.trt.build_progress import BuildProgress, run_with_progress
 from export.trt.precision_check import NetworkPrecision, layer_inputs, layer_outputs, network_layers
+from export.trt.target import check_hardware_level
 from runtime.backends.tensorrt.engine_info import RTX_GPUS
 from runtime.backends.tensorrt.library import TensorRT
 from runtime.errors import InputError
@@ -30,6 +31,8 @@ class BuildOptions:
         timing_cache: file of kernel timings to read and extend.
         version_compatible: whether later versions of the library can load the engine.
         hardware_compatible: whether all GPUs from Ampere on can run it, not only the kind it is built on.
+        same_compute_capability: whether all GPUs of the same compute capability can.
+        dla: the DLA core that runs all layers it can.
         tf32: whether float32 convolutions may compute in TF32, which has the 10 mantissa bits of FP16.
     """
 
@@ -39,12 +42,14 @@ class BuildOptions:
     timing_cache: Path | None = None
     version_compatible: bool = False
     hardware_compatible: bool = False
+    same_compute_capability: bool = False
+    dla: int | None = None
     tf32: bool = False
 
     def settings(self) -> dict[str, Any]:
         """Returns the settings that an engine depends on, for its manifest."""
-        names = ("batch", "workspace", "level", "version_compatible", "hardware_compatible", "tf32")
-        values = {name: getattr(self, name) for name in names}
+        names = ("batch", "workspace", "level", "version_compatible", "hardware_compatible", "same_compute_capability", "dla")
+        values = {name: getattr(self, name) for name in (*names, "tf32")}
         return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
 
@@ -54,9 +59,17 @@ def usable_options(trt: TensorRT, options: BuildOptions) -> BuildOptions:
     Raises:
         InputError: the options ask for an engine that the library cannot make.
     """
+    if options.hardware_compatible and options.same_compute_capability:
+        raise InputError("--hardware-compatible and --same-compute-capability exclude each other; give one of them")
     if trt.flavor != "rtx":
+        if options.same_compute_capability:
+            check_hardware_level(trt, "SAME_COMPUTE_CAPABILITY")
         return options
-    asked = {"--version-compatible": options.version_compatible, "--hardware-compatible": options.hardware_compatible}
+    asked = {
+        "--version-compatible": options.version_compatible,
+        "--hardware-compatible": options.hardware_compatible,
+        "--same-compute-capability": options.same_compute_capability,
+    }
     for flag in (flag for flag, wanted in asked.items() if wanted):
         raise InputError(
             f"{flag}: {trt.title} cannot make such engines; leave it out (they run on {RTX_GPUS}), or use --flavor tensorrt"
@@ -118,6 +131,8 @@ def configure(
         config.set_flag(api.BuilderFlag.VERSION_COMPATIBLE)
     if options.hardware_compatible:
         config.hardware_compatibility_level = api.HardwareCompatibilityLevel.AMPERE_PLUS
+    if options.same_compute_capability:
+        config.hardware_compatibility_level = api.HardwareCompatibilityLevel.SAME_COMPUTE_CAPABILITY
     if not options.tf32:
         config.clear_flag(api.BuilderFlag.TF32)  # the library sets it by default
     if keep_nan and hasattr(api.BuilderFlag, "STRICT_NANS"):

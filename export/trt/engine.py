@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import os
 import re
@@ -21,6 +22,7 @@ from export.trt.builder import (
 )
 from export.trt.float_weights import parse_network
 from export.trt.precision_check import check_inspected, check_network, inspected_types, network_precision
+from export.trt.target import check_dla, dla_batch, use_dla, workspace_limit
 from runtime import cli
 from runtime.backends import signature
 from runtime.backends.gpu import driver_version, find_gpu, platform_name
@@ -140,14 +142,19 @@ def build_engine(trt: TensorRT, model: Path, spec: ModelSpec, output: Path, opti
     """
     settings = options.settings()
     options = usable_options(trt, options)
+    options = dataclasses.replace(options, workspace=workspace_limit(options.workspace, find_gpu()))
     check_writable(output)
     origin = Origin.of("onnx", model, output)
     builder = trt.create_builder()
+    if options.dla is not None:
+        check_dla(trt, builder, options.dla, spec.precision)
+        options = dataclasses.replace(options, batch=dla_batch(options.batch))
     network, parser, has_float_weights = parse_network(trt, builder, model, spec.precision)
     batch = batch_profile(check_signature(model, network, spec), options.batch)
     precision = network_precision(trt, network)
     check_network(model, precision, spec.precision)
     config = configure(trt, builder, network, precision, batch, options, keep_nan=spec.top_k > 0)
+    gpu_layers = None if options.dla is None else use_dla(trt, network, config, options.dla)
     if options.timing_cache:
         check_writable(options.timing_cache)
         load_timing_cache(trt, config, options.timing_cache)
@@ -164,6 +171,9 @@ def build_engine(trt: TensorRT, model: Path, spec: ModelSpec, output: Path, opti
         "workspace_gib": options.workspace,
         "version_compatible": options.version_compatible,
         "hardware_compatible": options.hardware_compatible,
+        "same_compute_capability": options.same_compute_capability,
+        "dla_core": options.dla,
+        "gpu_layers": gpu_layers,
         "tf32": options.tf32,
         "strongly_typed": trt.is_typed,
         "float_weights": has_float_weights,
@@ -206,8 +216,9 @@ def _inspect(trt: TensorRT, plan: bytes, claimed: str, options: BuildOptions) ->
     if trt.flavor == "rtx" and not runs_rtx(gpu):
         log.warning("%s does not run on %s; the engine was not inspected", trt.title, gpu.name)
         return None
-    layers = trt.inspect(trt.deserialize(plan, version_compatible=options.version_compatible))
-    check_inspected(trt, inspected_types(layers), claimed)
+    layers = trt.inspect(trt.deserialize(plan, version_compatible=options.version_compatible, dla_core=options.dla))
+    if options.dla is None:  # else most convolutions are within one layer, of which the inspector says nothing
+        check_inspected(trt, inspected_types(layers), claimed)
     return layers
 
 

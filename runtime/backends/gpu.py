@@ -59,6 +59,14 @@ def _attribute(cuda: Any, device: ctypes.c_int, number: int) -> int:
     return value.value
 
 
+def pci_bus_id() -> Optional[str]:
+    """Returns the address by which `nvidia-smi` too knows the first GPU; None without a GPU or a driver."""
+    if find_gpu() is None:
+        return None
+    cuda, name = ctypes.CDLL(DRIVER_LIBRARY), ctypes.create_string_buffer(32)
+    return None if cuda.cuDeviceGetPCIBusId(name, len(name), 0) else name.value.decode()
+
+
 def show_only(number: int) -> None:
     """Makes a GPU the first and only one of this process and of those that it starts; call it before any other use of CUDA.
 

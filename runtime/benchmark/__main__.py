@@ -12,15 +12,19 @@ from functools import partial
 from pathlib import Path
 from typing import Optional
 
+import numpy as np
+
 from runtime import cli
 from runtime.backends.base import Backend
 from runtime.backends.open import BACKENDS, open_backend
 from runtime.benchmark import footprint, machine
+from runtime.benchmark.clocks import watched
 from runtime.benchmark.footprint import Footprint
 from runtime.benchmark.images import open_images
+from runtime.benchmark.load import Load, under_load
 from runtime.benchmark.plot import plot
 from runtime.benchmark.report import ModelFacts, Protocol, Report, compare, row, table
-from runtime.benchmark.stages import BatchTiming, run
+from runtime.benchmark.stages import BatchTiming, TimedBackend, run
 from runtime.benchmark.timing import interleave
 from runtime.detector import Detector
 from runtime.errors import InputError
@@ -45,6 +49,9 @@ def parse(arguments: Optional[list[str]] = None) -> argparse.Namespace:
     parser.add_argument("--conf", type=cli.probability, default=0.25, help="lowest score that reaches NMS (default: 0.25)")
     parser.add_argument("--repeats", type=cli.positive, default=50, help="rounds measured for each batch size (default: 50)")
     parser.add_argument("--warm-up", type=cli.count, default=5, help="rounds before those (default: 5)")
+    parser.add_argument(
+        "--threads", type=cli.positive, metavar="N", help="time inference in N threads at once too (latency under load)"
+    )
     parser.add_argument("--json", action="store_true", help="everything as JSON on stdout instead of a table")
     parser.add_argument("--plot", type=Path, metavar="FILE.png", help="draw the stages as bars into an image")
     return parser.parse_args(arguments)
@@ -95,20 +102,32 @@ def measure(options: argparse.Namespace) -> Report:
         if options.compare:
             models.append(_open(opened, "B", Path(options.compare), options.compare_backend, options))
         files, images = opened.enter_context(open_images(options.source))
-        rows, comparisons = [], []
+        rows, comparisons, loads = [], [], []
+        clocks = opened.enter_context(watched())
         for batch in options.batch:
-            timings = _interleave([model for model in models if batch in model.batches], batch, files, options)
+            able = [model for model in models if batch in model.batches]
+            timings = _interleave(able, batch, files, options)
             rows += [row(letter, batch, found) for letter, found in timings.items()]
             if len(timings) == 2:
                 comparisons.append(compare(batch, timings["A"], timings["B"]))
+            if options.threads:
+                loads += [_under_load(model, batch, options) for model in able]
     # With all models closed: memory that they hold, and a GPU's above all, may be needed again.
     facts = [_facts(model, footprint.measure(model.file, model.asked, model.batches)) for model in models]
     protocol = Protocol(options.warm_up, options.repeats, images, options.conf)
-    return Report(here, protocol, facts, rows, comparisons)
+    return Report(here, protocol, facts, rows, comparisons, loads, clocks[0] if clocks else None)
+
+
+def _under_load(model: _Model, batch: int, options: argparse.Namespace) -> Load:
+    spec = model.backend.spec
+    images = np.zeros((batch, *spec.input_shape), spec.input_type)
+    return under_load(model.letter, model.backend, images, options.threads, options.repeats)
 
 
 def _open(opened: contextlib.ExitStack, letter: str, file: Path, asked: str, options: argparse.Namespace) -> _Model:
     backend = opened.enter_context(open_backend(file, asked))
+    if isinstance(backend, TimedBackend):
+        backend.compile_at_once()  # else kernels get better while they are timed
     only = backend.batch_size
     taken = tuple(batch for batch in options.batch if only in (None, batch))
     if not taken:

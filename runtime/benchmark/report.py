@@ -6,12 +6,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Optional
 
+from runtime.benchmark.clocks import Clocks
 from runtime.benchmark.footprint import Footprint
+from runtime.benchmark.load import Load
 from runtime.benchmark.machine import Machine
 from runtime.benchmark.stages import STAGES, BatchTiming
 from runtime.benchmark.timing import ends, spread
 
 TOTAL = "total"
+ON_GPU = "on the GPU"
 
 Spread = dict[str, float]
 
@@ -63,7 +66,8 @@ class Row:
     Attributes:
         letter: of the model.
         batch: the size.
-        milliseconds: of a whole batch, by stage and `total`; without `copy` where there is none or it is part of `infer`.
+        milliseconds: of a whole batch, by stage and `total`; without `copy` where there is none or it is part of `infer`;
+            with `on the GPU`, for infer and copy by CUDA events, where there is one.
         images_per_second: from files to detections, at the median time.
         inferences_per_second: images a second of the stage `infer` alone, at its median time.
         candidates: mean number of boxes an image before NMS.
@@ -101,12 +105,15 @@ class Report:
     models: list[ModelFacts]
     rows: list[Row]
     comparisons: list[Comparison]
+    loads: list[Load]
+    clocks: Optional[Clocks]
 
 
 def times(timings: Sequence[BatchTiming]) -> dict[str, list[float]]:
     """Lists the milliseconds of each timing, by stage and `total`."""
     stages = {name: [timing.milliseconds[name] for timing in timings] for name in STAGES if name in timings[0].milliseconds}
-    return {**stages, TOTAL: [timing.total for timing in timings]}
+    on_gpu = [timing.on_gpu for timing in timings if timing.on_gpu is not None]
+    return {**stages, TOTAL: [timing.total for timing in timings], **({ON_GPU: on_gpu} if on_gpu else {})}
 
 
 def row(letter: str, batch: int, timings: Sequence[BatchTiming]) -> Row:
@@ -148,6 +155,8 @@ def _header(report: Report) -> Iterable[str]:
         f"how     {protocol.warm_up} + {protocol.repeats} rounds a batch size, the first {protocol.warm_up} not counted{turns};"
         f" {protocol.images}; scores from {protocol.score_threshold:g}"
     )
+    if report.clocks:
+        yield f"clocks  {report.clocks}"
     for model in report.models:
         height, width = model.input_size
         yield f"{model.letter}       {model.file}: {model.name}, {model.precision}, {width}x{height}, in {model.runs_in}"
@@ -169,19 +178,27 @@ def _block(batch: int, report: Report) -> list[str]:
     if len(shown) == 1:  # too few rounds for percentiles
         shown = ["min", "median", "max"]
     cells = [[f"batch {batch}, ms", *(f"{found.letter} {name}" for found in rows for name in shown)]]
-    for stage in (*STAGES, TOTAL):
+    stages = (*STAGES, TOTAL, *([ON_GPU] if any(ON_GPU in found.milliseconds for found in rows) else []))
+    for stage in stages:
         figures = [_times(found.milliseconds.get(stage), shown) for found in rows]
         cells.append([stage, *(cell for part in figures for cell in part)])
     if ratios:
         low, high = ends(ratios[TOTAL])
         cells[0].append(f"A / B ({low} to {high})")
-        for line, stage in zip(cells[1:], (*STAGES, TOTAL)):
+        for line, stage in zip(cells[1:], stages):
             line.append(_ratio(ratios.get(stage)))
     lines = _aligned(cells)
     lines += [
         f"{found.letter}: {found.images_per_second:.1f} images/s, {found.inferences_per_second:.1f} in inference alone;"
         f" {found.candidates:.1f} boxes an image before NMS, {found.detections:.1f} after"
         for found in rows
+    ]
+    lines += [
+        f"{load.letter}: {load.threads} threads at once, {load.images_per_second:.1f} images/s in inference; a batch takes "
+        + ", ".join(f"{name} {load.milliseconds[name]:.2f}" for name in load.milliseconds if name not in ("min", "p5"))
+        + " ms"
+        for load in report.loads
+        if load.batch == batch
     ]
     return lines
 

@@ -6,7 +6,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Optional, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -48,11 +48,13 @@ class BatchTiming:
         milliseconds: of the whole batch, by stage; without `copy` where there is none or it is part of `infer`.
         candidates: number of boxes above the score threshold in all images of the batch.
         found: the detections in each image.
+        on_gpu: milliseconds of inference and copies on the GPU, by its own clock; None without one.
     """
 
     milliseconds: dict[str, float]
     candidates: int
     found: list[Detections]
+    on_gpu: Optional[float] = None
 
     @property
     def total(self) -> float:
@@ -80,7 +82,7 @@ def run(backend: Backend, detector: Detector, files: Sequence[Path]) -> BatchTim
     inputs, geometries = zip(*(preprocess(image, backend.spec) for image in images))
     batch = as_batch(inputs)
     clock.stop("preprocess")
-    outputs = backend.infer(batch)
+    outputs, on_gpu = backend.infer_timed(batch) if isinstance(backend, TimedBackend) else (backend.infer(batch), None)
     clock.stop("infer")
     candidates = [detector.candidates([output[i] for output in outputs]) for i in range(len(files))]
     clock.stop("decode")
@@ -90,7 +92,7 @@ def run(backend: Backend, detector: Detector, files: Sequence[Path]) -> BatchTim
         backend.copy(batch)
         clock.stop("copy")
         clock.milliseconds["infer"] -= clock.milliseconds["copy"]
-    return BatchTiming(clock.milliseconds, sum(len(boxes.scores) for boxes in candidates), found)
+    return BatchTiming(clock.milliseconds, sum(len(boxes.scores) for boxes in candidates), found, on_gpu)
 
 
 class _Clock:

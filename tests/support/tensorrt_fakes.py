@@ -50,9 +50,14 @@ class Config:
     def get_timing_cache(self) -> Any:
         return self.cache
 
+    def can_run_on_DLA(self, layer: Any) -> bool:  # noqa: N802 - the library's name
+        return bool(layer.type == "CONVOLUTION")
+
 
 class Builder:
     """Remembers the flags of its network."""
+
+    num_DLA_cores = 2  # noqa: N815 - the library's name
 
     def __init__(self, logger: Any) -> None:
         self.logger, self.network_flags, self.config = logger, 0, Config()
@@ -68,7 +73,8 @@ class Builder:
 def library(version: str) -> Any:
     """A module with the names of this version."""
     old, new = version.startswith("8"), version.startswith(("11", "1."))
-    flags = {name: name for name in ("VERSION_COMPATIBLE", "TF32")}
+    flags = {name: name for name in ("VERSION_COMPATIBLE", "TF32", "GPU_FALLBACK")}
+    levels = ("AMPERE_PLUS",) if old else ("AMPERE_PLUS", "SAME_COMPUTE_CAPABILITY")
     if new:
         flags["STRICT_NANS"] = "STRICT_NANS"
     if not new:
@@ -84,7 +90,8 @@ def library(version: str) -> Any:
         NetworkDefinitionCreationFlag=SimpleNamespace(**network_flags),
         ProfilingVerbosity=SimpleNamespace(DETAILED="DETAILED", NONE="NONE"),
         MemoryPoolType=SimpleNamespace(WORKSPACE="WORKSPACE"),
-        HardwareCompatibilityLevel=SimpleNamespace(AMPERE_PLUS="AMPERE_PLUS"),
+        HardwareCompatibilityLevel=SimpleNamespace(**{name: name for name in levels}),
+        DeviceType=SimpleNamespace(DLA="DLA"),
         LayerInformationFormat=SimpleNamespace(JSON="JSON"),
         float32="FLOAT",
         uint8="UINT8",

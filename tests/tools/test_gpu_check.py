@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from runtime.errors import InputError
 from runtime.manifest import write_manifest
+from tests.support import host_cuda, host_engine
 from tests.support.engine_models import MINI_SPEC, mini
 from tools import gpu_check
 
@@ -58,6 +61,49 @@ def test_outputs_are_compared_with_the_golden_ones(folder: Path) -> None:
     code, found = step("run", folder, "--onnx")
     assert code == 1 and [name for name, item in found.items() if not item["ok"]] == ["fp32"]
     assert "differs by 0.0099 of the largest value, allowed is 0.001" in str(found["fp32"]["error"])
+
+
+def test_the_other_steps_run_on_onnx_runtime(folder: Path) -> None:
+    """To try the check itself; nothing is measured of a GPU."""
+    code, found = step("bench", folder, "--onnx", "--repeats", "8", "--only", "mini/fp16")
+    assert code == 0 and list(found) == ["fp16"]
+    batches: Any = found["fp16"]["batches"]
+    assert set(batches) == {"1", "8"} and batches["8"]["gpu"] is None and batches["8"]["load_images_per_second"] > 0
+    code, found = step("soak", folder, "--onnx", "--seconds", "1", "--only", "fp32")
+    assert code == 0 and found["fp32"]["openings"] == 20
+    with pytest.raises(InputError, match=r"no \*/\*.onnx in it with 'int8' in its path"):
+        step("exit", folder, "--only", "int8")
+
+
+def test_all_steps_run_on_a_driver_in_host_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a made-up TensorRT, as on the day: separate processes, real cuda-bindings; nothing is left, no number is a GPU's."""
+    host_cuda.need_package("cuda-bindings")
+    day, packages = tmp_path / "day", tmp_path / "packages"
+    for path in (day / "mini", packages, tmp_path / "accounts"):
+        path.mkdir(parents=True)
+    (packages / "tensorrt.py").write_text("from tests.support import host_engine\n\nhost_engine.install()\n")
+    known = os.environ.get("PYTHONPATH")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, (str(packages), str(host_cuda.ROOT), known))))
+    file = day / "mini" / "fp32.onnx"
+    mini(file, "fp32")
+    write_manifest(file, MINI_SPEC, [], {})
+    host_engine.write_engine(file.with_suffix(".engine"), MINI_SPEC)
+    means = gpu_check.images_of(MINI_SPEC).mean(axis=(1, 2, 3), dtype=np.float64).reshape(-1, 1, 1, 1)
+    golden = [np.broadcast_to(means + level, (11, *shape)) for level, shape in enumerate(MINI_SPEC.outputs.values())]
+    np.savez(file.with_suffix(".golden.npz"), *golden)
+    steps = {"run": (), "soak": ("--seconds", "1"), "bench": ("--repeats", "8"), "exit": ()}
+    *together, _ = [[name, "--folder", str(day), *more] for name, more in steps.items()]
+    program = f"from tools import gpu_check\nfor step in {together!r}: assert gpu_check.main(step) == 0, step"
+    running = [
+        host_cuda.start(tmp_path / "accounts", "-c", program),
+        host_cuda.start(tmp_path / "accounts", "-m", "tools.gpu_check", "exit", "--folder", day),
+    ]
+    codes = [program.finish() for program in running]
+    assert [code for code, _, _ in codes] == [0, 0], codes
+    assert running[0].account() == host_cuda.NOTHING_LEFT
+    found = {name: json.loads((day / f"{name}.json").read_text())[0] for name in steps}
+    assert all(item["ok"] for item in found.values())
+    assert found["bench"]["batches"]["8"]["gpu"]["median"] > 0
 
 
 def test_an_empty_folder_names_the_first_step(tmp_path: Path) -> None:

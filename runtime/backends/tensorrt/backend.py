@@ -163,7 +163,9 @@ class TrtBackend:
     def _load(self) -> Any:
         try:
             engine = self._trt.deserialize(
-                read_bytes(self._path, LARGEST_MODEL), version_compatible=self._info.version_compatible
+                read_bytes(self._path, LARGEST_MODEL),
+                version_compatible=self._info.version_compatible,
+                dla_core=self._info.dla_core,
             )
         except ModelError as error:
             raise ModelError(f"{self._path}: {error}; {self._info.remedy}") from error

@@ -43,6 +43,8 @@ class EngineInfo:
         batch: the smallest, most frequent and largest batch size.
         version_compatible: whether later versions of the library can load it.
         hardware_compatible: whether it runs on every GPU from Ampere on.
+        same_compute_capability: whether it runs on every GPU of that compute capability.
+        dla_core: the DLA core that it uses, None if it runs on the GPU alone.
         onnx: path of the file it was built from.
     """
 
@@ -55,16 +57,20 @@ class EngineInfo:
     batch: tuple[int, int, int]
     version_compatible: bool
     hardware_compatible: bool
+    same_compute_capability: bool
+    dla_core: Optional[int]
     onnx: str
 
     @property
     def remedy(self) -> str:
         """Instruction to build the engine again, for messages."""
-        flags = "".join(
-            f" --{name}-compatible"
-            for name, given in (("version", self.version_compatible), ("hardware", self.hardware_compatible))
-            if given
-        )
+        asked = {
+            " --version-compatible": self.version_compatible,
+            " --hardware-compatible": self.hardware_compatible,
+            " --same-compute-capability": self.same_compute_capability,
+            f" --dla {self.dla_core}": self.dla_core is not None,
+        }
+        flags = "".join(flag for flag, given in asked.items() if given)
         batch = ",".join(map(str, self.batch))
         return (
             f"build it again here with `python -m export.engine --onnx {shlex.quote(self.onnx)}"
@@ -117,18 +123,20 @@ def _parse(path: Path, manifest: Manifest) -> EngineInfo:
         spec=manifest.spec,
         flavor=flavor,
         version=version,
-        gpu=None if capability is None else Gpu(str(name), capability, _multiprocessors(engine)),
+        gpu=None if capability is None else Gpu(str(name), capability, _count(engine, "multiprocessors")),
         platform=None if engine.get("platform") is None else str(engine["platform"]),
         batch=(smallest, usual, largest),
         version_compatible=engine["version_compatible"] is True,
         hardware_compatible=engine["hardware_compatible"] is True,
+        same_compute_capability=engine.get("same_compute_capability") is True,
+        dla_core=_count(engine, "dla_core"),
         onnx=str(path.parent / onnx[0]) if onnx else "MODEL.onnx",
     )
 
 
-def _multiprocessors(engine: Any) -> Optional[int]:
-    count = engine.get("multiprocessors")  # manifests of earlier versions do not say
-    return count if type(count) is int else None
+def _count(engine: Any, key: str) -> Optional[int]:
+    count = engine.get(key)  # manifests of earlier versions do not say
+    return count if type(count) is int and count >= 0 else None
 
 
 def check_library(info: EngineInfo, trt: TensorRT) -> None:
@@ -158,7 +166,8 @@ def check_gpu(info: EngineInfo, gpu: Gpu) -> None:
         return
     if info.gpu.compute_capability == gpu.compute_capability:
         count = info.gpu.multiprocessors or gpu.multiprocessors  # of a part of a GPU it is lower, under the same name
-        if (info.gpu.name, count) != (gpu.name, gpu.multiprocessors or count):
+        is_same = (info.gpu.name, count) == (gpu.name, gpu.multiprocessors or count)
+        if not is_same and not info.same_compute_capability:
             log.warning("%s: built for %s; on %s it may be slower or not load", info.path, info.gpu.title, gpu.title)
         return
     raise ModelError(

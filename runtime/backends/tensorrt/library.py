@@ -164,22 +164,27 @@ class TensorRT:
 
         return Monitor()
 
-    def deserialize(self, plan: bytes, *, version_compatible: bool = False) -> Any:
+    def deserialize(self, plan: bytes, *, version_compatible: bool = False, dla_core: Optional[int] = None) -> Any:
         """Creates an `ICudaEngine` from a plan.
 
         Args:
             plan: content of an engine file.
             version_compatible: whether the plan was built so, and thus carries code of its own.
+            dla_core: the DLA core that runs what it can, if the plan was built for one.
 
         Raises:
             ModelError: damaged, or of another version or GPU; with the reason from the library's log.
-            MissingComponentError: no GPU.
+            MissingComponentError: no GPU, or not that DLA core.
         """
         if not find_gpu():  # without a driver the lean runtime ends the process here
             raise MissingComponentError(f"{self.title} loads no engine without an NVIDIA GPU and driver; check `nvidia-smi`")
         runtime = self.checked("runtime", lambda: self.api.Runtime(self._logger))
         if version_compatible:
             runtime.engine_host_code_allowed = True
+        if dla_core is not None:
+            if dla_core >= runtime.num_DLA_cores:
+                raise MissingComponentError(f"built for DLA core {dla_core}, {self.title} finds {runtime.num_DLA_cores} here")
+            runtime.DLA_core = dla_core
         return self.checked(f"not an engine for {self.title} here", lambda: runtime.deserialize_cuda_engine(plan))
 
     def create_context(self, engine: Any, config: Any) -> Any:

@@ -119,6 +119,18 @@ def test_options_reach_the_builder() -> None:
         usable_options(adapter("1.7.1"), options)
 
 
+def test_engines_for_one_compute_capability_need_a_library_that_has_them() -> None:
+    options = BuildOptions(same_compute_capability=True)
+    config = configured("10.12.0", "fp32", options)
+    assert config.hardware_compatibility_level == "SAME_COMPUTE_CAPABILITY"  # type: ignore[attr-defined]
+    assert usable_options(adapter("10.12.0"), options) == options
+    for version, message in (("8.6.1", "10.9 and later do; leave it out"), ("1.7.1", "cannot make such engines; leave it out")):
+        with pytest.raises(InputError, match=f"--same-compute-capability: .*{message}"):
+            usable_options(adapter(version), options)
+    with pytest.raises(InputError, match="exclude each other"):
+        usable_options(adapter("10.12.0"), BuildOptions(same_compute_capability=True, hardware_compatible=True))
+
+
 def test_a_dynamic_batch_gets_a_profile() -> None:
     trt, shapes = adapter("10.12.0"), []
     builder = trt.create_builder()

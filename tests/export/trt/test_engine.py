@@ -181,9 +181,9 @@ def test_files_that_are_no_exported_models_are_refused(tmp_path: Path) -> None:
 @needs_rtx
 def test_what_rtx_cannot_do_is_refused_or_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     file = mini(tmp_path / "m.onnx")
-    for flag in ("--version-compatible", "--hardware-compatible"):
-        with pytest.raises(InputError, match=f"{flag}: .*leave it out"):
-            build(file, flag)
+    for flag in ("--version-compatible", "--hardware-compatible", "--same-compute-capability", "--dla 0"):
+        with pytest.raises(InputError, match=f"{flag.split()[0]}: .*leave it out"):
+            build(file, *flag.split())
     with caplog.at_level("INFO"):
         assert build(file, "--timing-cache", str(tmp_path / "timing")) == 0
     assert "has no timing cache" in caplog.text

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from runtime import cli
-from runtime.backends.gpu import Gpu, driver_version, find_gpu, memory_used
+from runtime.backends.gpu import Gpu, driver_version, find_gpu, memory_used, pci_bus_id
 
 
 class Driver:
@@ -28,6 +28,8 @@ class Driver:
             arguments[0].value = b"Some GPU"
         elif name == "cuDeviceGetAttribute":
             arguments[0]._obj.value = {16: 28, 18: 1, 75: 8, 76: 6}[arguments[1]]
+        elif name == "cuDeviceGetPCIBusId":
+            arguments[0].value = b"0000:3B:00.0"
         elif name == "cuDeviceTotalMem_v2":
             arguments[0]._obj.value = 40 << 30  # more than 32 bits
         elif name == "cuDriverGetVersion":
@@ -58,6 +60,13 @@ def test_name_and_compute_capability_come_from_the_driver(monkeypatch: pytest.Mo
 def test_a_driver_without_a_gpu_is_no_gpu(failing: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ctypes, "CDLL", lambda name: Driver(failing))
     assert find_gpu() is None
+
+
+def test_nvidia_smi_knows_it_by_its_bus(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: Driver())
+    assert pci_bus_id() == "0000:3B:00.0"
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: Driver("cuDeviceGetPCIBusId"))
+    assert pci_bus_id() is None
 
 
 def test_no_driver_is_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -54,7 +54,7 @@ def test_one_model_as_json(command: Command, tiny_onnx: Path) -> None:
     code, out, err = command(main, "--engine", tiny_onnx, "--batch", "1,4", "--json", *QUICK)
     assert (code, err) == (0, "")
     report = json.loads(out)
-    assert list(report) == ["machine", "protocol", "models", "rows", "comparisons"]
+    assert list(report) == ["machine", "protocol", "models", "rows", "comparisons", "loads", "clocks"]
     assert report["protocol"] == {
         "warm_up": 1,
         "repeats": 3,
@@ -70,6 +70,14 @@ def test_one_model_as_json(command: Command, tiny_onnx: Path) -> None:
         assert list(found["milliseconds"]) == [stage for stage in (*STAGES, "total") if stage != "copy"]
         assert found["images_per_second"] == pytest.approx(found["batch"] * 1e3 / found["milliseconds"]["total"]["median"])
     assert report["comparisons"] == []
+
+
+def test_latency_under_load(command: Command, tiny_onnx: Path, footprints: list[tuple[Any, ...]]) -> None:
+    code, out, _ = command(main, "--engine", tiny_onnx, "--batch", "1,2", "--threads", 3, "--json", *QUICK)
+    loads = json.loads(out)["loads"]
+    assert code == 0 and [(load["batch"], load["threads"]) for load in loads] == [(1, 3), (2, 3)]
+    code, out, _ = command(main, "--engine", tiny_onnx, "--threads", 2, *QUICK)
+    assert code == 0 and "A: 2 threads at once, " in out
 
 
 def test_two_models_see_the_same_images_in_turns(

@@ -7,7 +7,9 @@ import dataclasses
 import numpy as np
 import pytest
 
+from runtime.benchmark.clocks import Clocks
 from runtime.benchmark.footprint import Footprint
+from runtime.benchmark.load import Load
 from runtime.benchmark.machine import Machine
 from runtime.benchmark.plot import STAGE_COLORS, plot
 from runtime.benchmark.report import ModelFacts, Protocol, Report, compare, row, table
@@ -34,7 +36,7 @@ def report(count: int = 20, batches: tuple[int, ...] = (2,), models: int = 2, co
     mine, theirs = timings(count, seconds), timings(count, 2 * seconds, copy=copy)
     rows = [row(letter, batch, found) for batch in batches for letter, found in (("A", mine), ("B", theirs))[:models]]
     comparisons = [compare(batch, mine, theirs) for batch in batches if models == 2]
-    return Report(HERE, Protocol(5, count, "8 images", 0.25), facts[:models], rows, comparisons)
+    return Report(HERE, Protocol(5, count, "8 images", 0.25), facts[:models], rows, comparisons, [], None)
 
 
 def test_figures_are_those_of_the_laps() -> None:
@@ -78,6 +80,23 @@ def test_table() -> None:
     assert lines[15] == "A: 101.5 images/s, 456.6 in inference alone; 7.0 boxes an image before NMS, 2.0 after"
     assert len({len(line) for line in lines[7:15]}) == 1
     assert [line for line in lines if line.startswith("batch 8, ms")]
+
+
+def test_what_a_gpu_adds_to_the_table() -> None:
+    timed = [dataclasses.replace(timing, on_gpu=2.0) for timing in timings()]
+    clocks = Clocks((1755, 1980), 1980, (2619, 2619), 61, None)
+    load = Load("A", 2, 4, {"min": 1, "p5": 2, "median": 3, "p95": 4, "p99": 5, "max": 6}, 700)
+    base = report(models=1)
+    lines = table(dataclasses.replace(base, rows=[row("A", 2, timed)], loads=[load], clocks=clocks)).splitlines()
+    assert lines[2] == "clocks  SM 1755 to 1980 of 1980 MHz, memory 2619 to 2619 MHz, up to 61 °C"
+    assert [line.split() for line in lines if line.startswith("on the GPU")] == [["on", "the", "GPU", *["2.00"] * 3]]
+    assert lines[-1] == (
+        "A: 4 threads at once, 700.0 images/s in inference; a batch takes median 3.00, p95 4.00, p99 5.00, max 6.00 ms"
+    )
+    mixed = dataclasses.replace(report(), rows=[row("A", 2, timed), row("B", 2, timings())])
+    assert [line.split()[3:] for line in table(mixed).splitlines() if line.startswith("on the GPU")] == [
+        ["2.00"] * 3 + ["-"] * 4
+    ]
 
 
 def test_table_of_one_model_and_few_rounds() -> None:

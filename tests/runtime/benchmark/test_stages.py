@@ -48,9 +48,9 @@ def test_a_file_that_is_no_image_is_named(tiny_onnx: Path, tmp_path: Path) -> No
         run(backend, Detector(backend), [tmp_path / "note.txt"])
 
 
-@pytest.mark.parametrize("copies", [True, False])
+@pytest.mark.parametrize(("copies", "times"), [(True, True), (True, False), (False, False)])
 def test_each_stage_is_charged_what_it_took(
-    copies: bool, make_spec: Callable[..., ModelSpec], files: list[Path], monkeypatch: pytest.MonkeyPatch
+    copies: bool, times: bool, make_spec: Callable[..., ModelSpec], files: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     spec, now = make_spec(), [5.0]
 
@@ -77,6 +77,12 @@ def test_each_stage_is_charged_what_it_took(
             assert images.shape == (3, 3, 64, 64)
             now[0] += 0.02
 
+    class Timed(Copying):
+        def infer_timed(self, images: np.ndarray) -> tuple[list[np.ndarray], float]:
+            return self.infer(images), 42.0
+
+        def compile_at_once(self) -> None: ...
+
     def taking(seconds: float, call: Callable[..., Any]) -> Callable[..., Any]:
         def slow(*arguments: Any) -> Any:
             now[0] += seconds
@@ -84,7 +90,7 @@ def test_each_stage_is_charged_what_it_took(
 
         return slow
 
-    backend: Any = Copying() if copies else Backend()
+    backend: Any = Timed() if times else Copying() if copies else Backend()
     assert isinstance(backend, CopyingBackend) == copies
     detector: Any = Detector(backend)
     monkeypatch.setattr(stages.time, "perf_counter", lambda: now[0])
@@ -102,4 +108,5 @@ def test_each_stage_is_charged_what_it_took(
         **({"copy": 20} if copies else {}),
     }
     assert timing.milliseconds == pytest.approx(expected)
+    assert timing.on_gpu == (42.0 if times else None)
     assert timing.total == pytest.approx(80)  # copying is a part of inference, not one more

@@ -122,6 +122,18 @@ def test_a_plan_runs_its_own_code_only_if_it_was_built_for_that(compatible: bool
         trt.deserialize(b"plan")
 
 
+def test_an_engine_gets_the_dla_core_that_it_was_built_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tensorrt_adapter, "find_gpu", lambda: Gpu("G", "8.7"))
+    api = library("10.12.0")
+    runtime = SimpleNamespace(num_DLA_cores=2, DLA_core=-1, deserialize_cuda_engine=lambda plan: plan)
+    api.Runtime = lambda logger: runtime
+    trt = TensorRT("tensorrt", api)
+    assert trt.deserialize(b"plan") == b"plan" and runtime.DLA_core == -1
+    assert trt.deserialize(b"plan", dla_core=1) == b"plan" and runtime.DLA_core == 1
+    with pytest.raises(MissingComponentError, match=r"built for DLA core 2, .* finds 2 here"):
+        trt.deserialize(b"plan", dla_core=2)
+
+
 def test_the_inspector_is_asked_for_json() -> None:
     inspector = SimpleNamespace(
         get_engine_information=lambda kind: json.dumps({"Layers": ["a", {"Name": kind}], "Bindings": []})

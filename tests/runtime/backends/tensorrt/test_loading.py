@@ -145,6 +145,18 @@ def test_another_gpu_of_the_same_kind_is_a_warning(
         assert warning in caplog.text and bool(warning) == bool(caplog.text)
 
 
+def test_it_is_none_for_an_engine_built_for_that(machine: MakeMachine, caplog: pytest.LogCaptureFixture) -> None:
+    here = machine(gpu="Other GPU", compute_capability="8.6", same_compute_capability=True)
+    with caplog.at_level(logging.WARNING), TrtBackend(here.path):
+        assert caplog.text == ""
+
+
+def test_the_command_that_is_advised_has_every_option(machine: MakeMachine) -> None:
+    here = machine("10.13.0", same_compute_capability=True, dla_core=0)
+    with pytest.raises(ModelError, match=r"--batch 1,2,8 --same-compute-capability --dla 0`"):
+        TrtBackend(here.path)
+
+
 def test_the_command_that_is_advised_is_safe_to_copy(machine: MakeMachine) -> None:
     here = machine("10.13.0")
     write_manifest(here.path, SPEC, [Origin("onnx", "/a b/x.onnx; reboot", "0")], {"engine": FACTS})

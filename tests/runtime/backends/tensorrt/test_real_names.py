@@ -18,10 +18,11 @@ from runtime.backends.gpu import find_gpu
 from runtime.backends.tensorrt.library import load_tensorrt
 from runtime.manifest import Origin, write_manifest
 from tests.support.engine_fakes import FakeContext, FakeEngine
-from tests.support.tensorrt_fakes import VERSIONS, library
+from tests.support.stub_tensorrt import load_stubs
+from tests.support.tensorrt_fakes import VERSIONS, Builder, Config, library
 from tests.support.trt_machine import FACTS, SPEC, Command
 
-MODULES = ("tensorrt", "tensorrt_rtx", "tensorrt_lean_bindings")
+MODULES = ("tensorrt", "tensorrt_bindings", "tensorrt_rtx", "tensorrt_lean_bindings")
 BUILDER_ONLY = ("Builder", "NetworkDefinitionCreationFlag", "LayerType")  # which the lean runtime lacks
 OF_THE_FAKES = ("gpu", "engine", "addresses", "shape", "in_use", "token", "complain")
 
@@ -30,6 +31,8 @@ OF_THE_FAKES = ("gpu", "engine", "addresses", "shape", "in_use", "token", "compl
 def real(request: pytest.FixtureRequest) -> Any:
     if not importlib.util.find_spec(request.param):
         pytest.skip(f"{request.param} is not installed")
+    if request.param == "tensorrt_bindings":
+        load_stubs(request.param)
     return importlib.import_module(request.param)
 
 
@@ -53,10 +56,18 @@ def test_what_the_fakes_have_the_library_has(real: Any) -> None:
     for kind, names in (
         (real.IExecutionContext, ("nvtx_verbosity",)),
         (real.ICudaEngine, ("num_io_tensors",)),
-        (real.Runtime, ("deserialize_cuda_engine", "engine_host_code_allowed")),
+        (real.Runtime, ("deserialize_cuda_engine", "engine_host_code_allowed", "num_DLA_cores", "DLA_core")),
         (real.TensorIOMode, ("INPUT", "OUTPUT")),
     ):
         assert [name for name in names if not hasattr(kind, name)] == []
+    if hasattr(real, "Builder"):
+        for kind, fake in ((real.Builder, Builder), (real.IBuilderConfig, Config)):
+            assert [name for name in methods(fake) if not hasattr(kind, name)] == []
+        dla = ("default_device_type", "DLA_core", "hardware_compatibility_level", "profiling_verbosity")
+        assert [name for name in dla if not hasattr(real.IBuilderConfig, name)] == []
+    if is_rtx:
+        assert hasattr(real.IRuntimeConfig, "dynamic_shapes_kernel_specialization_strategy")
+        assert hasattr(real.DynamicShapesKernelSpecializationStrategy, "EAGER")
     assert hasattr(real, "CudaGraphStrategy") == is_rtx  # by which the adapter tells who captures
 
 
