@@ -115,7 +115,7 @@ eval: setup ## COCO accuracy of MODEL (or, with WEIGHTS=, of a checkpoint) on DA
 	$(SHOW) $(RUN) $(if $(WEIGHTS_ALONE),train.validate --weights "$$weights",runtime.evaluate --engine "$$model") --data "$$DATA" \
 		$${SPLIT:+--split "$$SPLIT"} "$${extra[@]}"
 
-detect: setup ## run MODEL on SOURCE: an image, a folder, a glob pattern or a video
+detect: setup ## run MODEL on SOURCE: an image, folder, glob pattern, video, list, camera or stream
 	$(call need,SOURCE,photos/)
 	$(SHOW) $(RUN) runtime.detect --engine "$$model" --source "$$SOURCE" $${OUTPUT:+--output "$$OUTPUT"} "$${extra[@]}"
 

@@ -31,7 +31,8 @@ def _class_id(name: str, class_names: Sequence[str]) -> int:
     if name.isascii() and name.isdigit() and int(name) < len(class_names):
         return int(name)
     close = difflib.get_close_matches(name, class_names, n=3)
-    shown = ", ".join(close or class_names[:_SHOWN]) + ("" if close or len(class_names) <= _SHOWN else ", …")
-    raise InputError(
-        f"--classes: the model has no class {name!r}; it has {len(class_names)}{', such as' if close else ':'} {shown}"
-    )
+    if close:
+        remedy = f"do you mean {', '.join(close)}"
+    else:
+        remedy = f"it has {', '.join(class_names[:_SHOWN])}{', …' if len(class_names) > _SHOWN else ''}"
+    raise InputError(f"--classes: the model has no class {name!r}; {remedy}")

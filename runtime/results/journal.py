@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO, Optional
+from typing import Any, Optional
 
 from runtime.errors import InputError, OutputError
 from runtime.results.records import Record
@@ -42,9 +43,9 @@ class Journal:
         self.is_resumed = resume and self._path.exists()
         self._end = self._read(settings) if self.is_resumed else 0  # of the last finished source's lines
         self.has_records = bool(self.finished)
-        self._file: Optional[BinaryIO] = None
+        self._file: Optional[io.FileIO] = None
         try:
-            self._file = open(self._path, "r+b" if self.is_resumed else "wb")  # noqa: SIM115 - until `close`
+            self._file = io.FileIO(self._path, "r+" if self.is_resumed else "w")  # not buffered: a record is there or not
             self.discard_unfinished()
         except OSError as error:
             raise self._unwritable(error) from error
@@ -111,8 +112,9 @@ class Journal:
     def _append(self, item: dict[str, Any]) -> None:
         assert self._file is not None
         try:
-            self._file.write(json.dumps(item).encode() + b"\n")
-            self._file.flush()
+            rest = json.dumps(item).encode() + b"\n"
+            while rest:
+                rest = rest[self._file.write(rest) :]
         except OSError as error:
             raise self._unwritable(error) from error
 

