@@ -166,11 +166,17 @@ def stream(monkeypatch: pytest.MonkeyPatch) -> Any:
         yield address.replace("http://", "http://user:secret@")
 
 
+@pytest.fixture
+def endless() -> Any:
+    with serve([play(encoded(), seconds=0.5, repeat=True)]) as (address, _):
+        yield address
+
+
 def test_a_stream_that_is_lost_keeps_what_was_found(command: Command, tiny_onnx: Path, stream: str, tmp_path: Path) -> None:
     arguments = ("--engine", tiny_onnx, "--source", stream, "--json", "--timeout", 1, "--retry", 0.2)
     code, out, err = command(main, *arguments, "--save", "video,jsonl", "--output", tmp_path / "out")
     found = lines(out)
-    assert code == 2 and 2 < len(found) <= 25 and {len(line["detections"]) for line in found} == {1}
+    assert code == 2 and 0 < len(found) <= 25 and {len(line["detections"]) for line in found} == {1}
     assert list(found[0]) == ["source", "width", "height", "detections", "frame", "time"]
     assert "secret" not in out + err and "lost after " in err and f"{len(found)} images, {len(found)} detections" in err
     assert (tmp_path / "out" / "detections.jsonl").read_text() == out
@@ -182,14 +188,14 @@ def test_a_stream_writes_no_files_unless_told(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     code, out, _ = command(main, "--engine", tiny_onnx, "--source", stream, "--retry", 0)
-    assert code == 2 and " frame 0: 1 ring" in out and not made(tmp_path)
+    assert code == 2 and out.splitlines()[-1].endswith(": 1 ring") and not made(tmp_path)
     code, _, err = command(main, "--engine", tiny_onnx, "--source", stream, "--resume")
     assert code == 2 and "--resume: " in one_error(err) and "secret" not in err
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, OutputError("disk full")])
 def test_a_stream_that_is_interrupted(
-    error: Any, command: Command, tiny_onnx: Path, stream: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    error: Any, command: Command, tiny_onnx: Path, endless: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Ctrl-C is how most streams end; what fails keeps the journal."""
     calls = iter(range(100))
@@ -201,7 +207,9 @@ def test_a_stream_that_is_interrupted(
         return draw(*arguments)
 
     monkeypatch.setattr(writer, "draw", interrupted)
-    code, _, err = command(main, "--engine", tiny_onnx, "--source", stream, "--save", "video,csv", "--output", tmp_path / "out")
+    code, _, err = command(
+        main, "--engine", tiny_onnx, "--source", endless, "--save", "video,csv", "--output", tmp_path / "out"
+    )
     if error is KeyboardInterrupt:
         assert code == 130 and len(made(tmp_path / "out")) == 2 and "kept in" not in err
         assert len((tmp_path / "out" / "detections.csv").read_text().splitlines()) == 2
