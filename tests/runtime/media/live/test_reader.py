@@ -9,7 +9,6 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Optional
 
-import numpy as np
 import pytest
 
 from runtime.errors import InputError
