@@ -8,13 +8,11 @@ from pathlib import Path
 
 from export.onnx_export import parity
 from export.onnx_export.export import ExportRequest, export_onnx
-from export.onnx_export.tracer import OPSET
+from export.onnx_export.exporters import DEFAULT_EXPORTER, EXPORTERS, choose_opset
 from runtime import cli
 from runtime.spec import MOST_CANDIDATES
 from train.weights import WEIGHTS_HELP
 from train.weights.names import read_names
-
-_OPSETS = (16, 17)  # GridSample came with 16; TensorRT 8.6 reads up to 17
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -27,7 +25,15 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--output", type=Path, required=True, help="the .onnx file to write")
     parser.add_argument("--size", type=cli.image_size, help="side or HEIGHTxWIDTH, multiples of 32 (default: the checkpoint's)")
     parser.add_argument("--batch", type=_batch, default=None, help="a fixed batch size, or `dynamic` (default)")
-    parser.add_argument("--opset", type=int, choices=_OPSETS, default=OPSET, help=f"ONNX operator set (default: {OPSET})")
+    parser.add_argument(
+        "--exporter",
+        choices=tuple(EXPORTERS),
+        default=DEFAULT_EXPORTER,
+        help=f"of torch: the older one, or the newer one, which needs onnxscript (default: {DEFAULT_EXPORTER})",
+    )
+    opsets = "; ".join(f"{name}: {', '.join(map(str, sorted(written)))}" for name, written in EXPORTERS.items())
+    defaults = ", ".join(str(choose_opset(name, None)) for name in EXPORTERS)
+    parser.add_argument("--opset", type=int, help=f"ONNX operator set ({opsets}; default: {defaults}); TensorRT 8.6 needs 17")
     parser.add_argument("--precision", choices=("fp32", "fp16"), default="fp32", help="of the tensors inside (default: fp32)")
     parser.add_argument("--uint8-input", action="store_true", help="take pixels as bytes, and normalize them in the graph")
     parser.add_argument(
@@ -78,6 +84,7 @@ def main(arguments: list[str] | None = None) -> int:
         size=options.size,
         batch=options.batch,
         precision=options.precision,
+        exporter=options.exporter,
         opset=options.opset,
         images=options.images,
         uint8_input=options.uint8_input,

@@ -15,9 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from export.onnx_export import parity
+from export.onnx_export.exporters import DEFAULT_EXPORTER, choose_opset
 from export.onnx_export.fp16_range import FP16_MAX, check_range
 from export.onnx_export.parity import OutputDifference
-from export.onnx_export.tracer import OPSET, TOOLS, exact_outputs, output_shapes, write_onnx
+from export.onnx_export.tracer import TOOLS, exact_outputs, output_shapes, write_onnx
 from runtime.backends.base import Backend
 from runtime.backends.inspection import InspectableBackend, Inspection, inspection_shapes
 from runtime.backends.ort import OrtBackend
@@ -50,7 +51,8 @@ class ExportRequest:
         size: (height, width) in pixels; None for the checkpoint's.
         batch: fixed batch size; None for a dynamic one.
         precision: `fp32` or `fp16`.
-        opset: ONNX operator set.
+        exporter: of torch, one of `export.onnx_export.exporters.EXPORTERS`.
+        opset: ONNX operator set; None for the exporter's default.
         images: images to compare on (anything `--source` takes); None for seeded noise.
         uint8_input: whether the file takes bytes and normalizes them itself.
         top_k: number of decoded boxes that the file gives out; 0 for the raw maps.
@@ -60,7 +62,7 @@ class ExportRequest:
             `OutputDifference.is_rounding`.
 
     Raises:
-        InputError: `allow_rounding` with FP16.
+        InputError: `allow_rounding` with FP16, or an opset that the exporter does not write.
     """
 
     weights: Path
@@ -68,7 +70,8 @@ class ExportRequest:
     size: tuple[int, int] | None = None
     batch: int | None = None
     precision: str = "fp32"
-    opset: int = OPSET
+    exporter: str = DEFAULT_EXPORTER
+    opset: int | None = None
     images: str | None = None
     uint8_input: bool = False
     top_k: int = 0
@@ -77,12 +80,14 @@ class ExportRequest:
     allow_rounding: bool = False
 
     def __post_init__(self) -> None:
+        choose_opset(self.exporter, self.opset)
         if self.allow_rounding and self.precision != "fp32":
             raise InputError(f"--allow-rounding: for FP32 files only, not with --precision {self.precision}; leave it out")
 
     def settings(self) -> dict[str, Any]:
         """Returns everything that the file depends on besides the weights, for its manifest."""
         values = {name: value for name, value in vars(self).items() if name not in ("weights", "output")}
+        values["opset"] = choose_opset(self.exporter, self.opset)
         return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
 
@@ -192,7 +197,8 @@ def _write_proven(
     batches = str(request.batch) if request.batch else " and ".join(map(str, _BATCHES))
     images = parity_images(plain, request.images, max(_BATCHES))
     plain_path = path if spec == plain else scratch
-    write_onnx(model, plain, plain_path, batch=request.batch, opset=request.opset, inspect=request.inspect)
+    options: dict[str, Any] = {name: getattr(request, name) for name in ("batch", "opset", "inspect", "exporter")}
+    write_onnx(model, plain, plain_path, **options)
     with OrtBackend(plain_path) as exported:
         difference = check_parity(TorchBackend(model, plain), exported, images, inspect=request.inspect)
         if request.allow_rounding and not difference.agrees(request.precision):
@@ -202,14 +208,14 @@ def _write_proven(
             raise CheckFailed(f"{request.output} was not written: at {size} {_disagreement(difference, request.precision)}")
         if spec == plain:
             return
-        write_onnx(model, spec, path, batch=request.batch, opset=request.opset, inspect=request.inspect)
+        write_onnx(model, spec, path, **options)
         with OrtBackend(path) as optioned:
             difference = check_parity(exported, optioned, images, inspect=request.inspect)
-    options = " ".join(_option_flags(spec))
-    yield f"{size}, {options} / plain", difference
+    flags = " ".join(_option_flags(spec))
+    yield f"{size}, {flags} / plain", difference
     if not difference.relative <= parity.OPTIONS_LIMIT:
         raise CheckFailed(
-            f"{request.output} was not written: at {size} with {options} its {difference.output} differ by"
+            f"{request.output} was not written: at {size} with {flags} its {difference.output} differ by"
             f" {difference.relative:.1e} of their scale from those without, the limit is {parity.OPTIONS_LIMIT:.0e}"
         )
 

@@ -1,10 +1,12 @@
-"""Traces a PyTorch model into an ONNX file; the only torch importer of this package."""
+"""Writes a PyTorch model as an ONNX file, with either of torch's exporters; the only torch importer of this package."""
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import logging
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +15,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from export.onnx_export.exporters import DEFAULT_EXPORTER, TORCH_EXPORT, choose_opset
+from export.onnx_export.layer_names import name_by_module
+from runtime import components
 from runtime.backends.inspection import inspection_shapes
 from runtime.backends.signature import INPUT_NAME
 from runtime.errors import CheckFailed
@@ -20,9 +25,24 @@ from runtime.ops.preprocess import normalization
 from runtime.spec import ModelSpec
 from train.model import DetectorModel
 from train.model.blocks import ConvBlock
+from train.model.deform_conv import DeformConv
 
 TOOLS = (f"torch {torch.__version__}", f"onnx {onnx.__version__}")
-OPSET = 17
+
+# It is the older exporter, and sizes and constants become part of the graph: all of this is intended.
+_TRACER_WARNINGS = (
+    ("You are using the legacy TorchScript-based ONNX export", DeprecationWarning),
+    ("The feature will be removed. Please remove usage of this function", DeprecationWarning),
+    ("Converting a tensor to a Python integer might cause the trace to be incorrect", torch.jit.TracerWarning),
+    (r"torch\.(tensor|from_numpy) results are registered as constants in the trace", torch.jit.TracerWarning),
+)
+_TORCH_EXPORT_WARNINGS = ((r"`isinstance\(treespec, LeafSpec\)` is deprecated", FutureWarning),)  # torch warns of itself
+
+_LOGS = {
+    "onnxscript": logging.WARNING,  # each step of simplifying the graph
+    "onnx_ir": logging.WARNING,
+    "torch.onnx._internal.exporter._registration": logging.ERROR,  # that torchvision, which is not needed, is missing
+}
 
 
 class _ExportedModule(nn.Module):
@@ -143,37 +163,63 @@ def output_shapes(spec: ModelSpec, inspect: bool) -> dict[str, tuple[int, ...]]:
 
 
 def write_onnx(
-    model: DetectorModel, spec: ModelSpec, path: Path, *, batch: int | None = None, opset: int = OPSET, inspect: bool = False
+    model: DetectorModel,
+    spec: ModelSpec,
+    path: Path,
+    *,
+    batch: int | None = None,
+    opset: int | None = None,
+    inspect: bool = False,
+    exporter: str = DEFAULT_EXPORTER,
 ) -> None:
-    """Traces a model into an ONNX file with its spec as metadata, and checks the file.
+    """Writes a model as an ONNX file with its spec as metadata, and checks the file.
 
-    The same weights and spec give the same bytes.
+    The same weights and spec give the same bytes. Both exporters give inputs, outputs and layers the same names, except that
+    they number the layers of modules that run more than once (RetinaNet's head) in different ways.
 
     Args:
-        model: the model to trace; it is not changed.
+        model: the model to export; it is not changed.
         spec: gives the precision (`fp32`, or `fp16` with FP16 tensors inside), the input and the outputs of the file.
         path: the file to write.
         batch: fixed batch size; None for a dynamic one.
-        opset: ONNX operator set.
+        opset: ONNX operator set; None for the exporter's default.
         inspect: whether to add outputs that show how the levels were fused (see `runtime.backends.inspection`).
+        exporter: one of `export.onnx_export.exporters.EXPORTERS`.
 
     Raises:
-        InputError: `inspect` of a model without ASFF.
+        InputError: `inspect` of a model without ASFF, or an opset that the exporter does not write.
+        MissingComponentError: `torch-export` without onnxscript.
         CheckFailed: the file is not valid ONNX or uses other operators, or a weight exceeds the range of FP16.
     """
+    opset = choose_opset(exporter, opset)
     folded = fold_batch_norm(model)
     if spec.precision == "fp16":
         folded = to_fp16(folded)
     images = torch.zeros(batch or 2, *spec.input_shape, dtype=getattr(torch, spec.input_type))
     shapes = output_shapes(spec, inspect)
     names = [*shapes, *(spec.map_names if spec.top_k else ())]
-    axes = {} if batch else {name: {0: "N"} for name in (INPUT_NAME, *names)}
-    with warnings.catch_warnings(), torch.no_grad():
-        # The tracer warns that sizes become constants, which is intended, and that it is the older of two exporters:
-        # the newer one writes opset 18 or later.
-        warnings.simplefilter("ignore")
+    module = _ExportedModule(folded, spec, inspect).eval()
+    with torch.no_grad():
+        if exporter == TORCH_EXPORT:
+            proto = _with_torch_export(module, images, names, opset, dynamic=batch is None)
+        else:
+            proto = _with_tracer(module, images, names, opset, path, dynamic=batch is None)
+    del proto.graph.output[len(shapes) :]  # the maps keep their names inside the graph, for layer_diff and calibration
+    _declare_shapes(proto, shapes, batch)
+    for key, value in sorted(spec.to_metadata().items()):
+        proto.metadata_props.add(key=key, value=value)
+    _check(proto, path)
+    onnx.save(proto, str(path))
+
+
+def _with_tracer(
+    module: nn.Module, images: Tensor, names: list[str], opset: int, path: Path, *, dynamic: bool
+) -> onnx.ModelProto:
+    """Runs the model once and records its operators: torch's older exporter, which needs a file to write to."""
+    axes = {name: {0: "N"} for name in (INPUT_NAME, *names)} if dynamic else {}
+    with _without_warnings(_TRACER_WARNINGS):
         torch.onnx.export(
-            _ExportedModule(folded, spec, inspect),
+            module,
             (images,),
             str(path),
             dynamo=False,
@@ -182,13 +228,55 @@ def write_onnx(
             output_names=names,
             dynamic_axes=axes,
         )
-    proto = onnx.load(str(path))
-    del proto.graph.output[len(shapes) :]  # the maps keep their names inside the graph, for layer_diff and calibration
-    _declare_shapes(proto, shapes, batch)
-    for key, value in sorted(spec.to_metadata().items()):
-        proto.metadata_props.add(key=key, value=value)
-    _check(proto, path)
-    onnx.save(proto, str(path))
+    return onnx.load(str(path))
+
+
+def _with_torch_export(module: nn.Module, images: Tensor, names: list[str], opset: int, *, dynamic: bool) -> onnx.ModelProto:
+    """Captures the model with `torch.export` and translates its graph: torch's newer exporter."""
+    components.load("onnxscript")
+    for part in module.modules():
+        if isinstance(part, (nn.LeakyReLU, nn.ReLU, nn.ReLU6)):
+            part.inplace = False  # captured in three quarters of the time
+        if isinstance(part, DeformConv):  # torch leaves the reshaping of large weights to whoever runs the file
+            part.weight = nn.Parameter(part.weight.flatten(1)[..., None, None])
+    with _without_warnings(_TORCH_EXPORT_WARNINGS), _quiet_logs(_LOGS):
+        program = torch.onnx.export(
+            module,
+            (images,),
+            dynamo=True,
+            verbose=False,
+            opset_version=opset,
+            input_names=[INPUT_NAME],
+            output_names=names,
+            dynamic_shapes={"images": {0: torch.export.Dim("N")}} if dynamic else None,
+        )
+    assert program is not None
+    proto: onnx.ModelProto = program.model_proto
+    name_by_module(proto)
+    return proto
+
+
+@contextlib.contextmanager
+def _without_warnings(meant: Sequence[tuple[str, type[Warning]]]) -> Iterator[None]:
+    """Ignores the warnings whose messages begin as given (a regular expression), and no other."""
+    with warnings.catch_warnings():
+        for message, category in meant:
+            warnings.filterwarnings("ignore", message, category)
+        yield
+
+
+@contextlib.contextmanager
+def _quiet_logs(levels: Mapping[str, int]) -> Iterator[None]:
+    """Lets loggers say nothing below a level."""
+    loggers = {logging.getLogger(name): level for name, level in levels.items()}
+    before = {logger: logger.level for logger in loggers}
+    for logger, level in loggers.items():
+        logger.setLevel(level)
+    try:
+        yield
+    finally:
+        for logger, level in before.items():
+            logger.setLevel(level)
 
 
 def _declare_shapes(proto: onnx.ModelProto, shapes: dict[str, tuple[int, ...]], batch: int | None) -> None:
