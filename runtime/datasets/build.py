@@ -6,12 +6,13 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Optional
+from typing import NamedTuple, Optional, Union
 
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime.datasets.dataset import Dataset, GroundTruth, LabeledImage, SourceId
+from runtime.datasets.dataset import Dataset, GroundTruth, SourceId
+from runtime.datasets.image_table import ImageTable
 from runtime.errors import InputError
 from runtime.ops import boxes as box_ops
 
@@ -22,8 +23,7 @@ LARGEST = 1e6
 _MOST_NORMALIZED = 0.1  # share of boxes inside the first pixel from which on the unit is wrong, rather than some labels
 
 
-@dataclass(frozen=True)
-class ImageRecord:
+class ImageRecord(NamedTuple):
     """One image of a split, before its objects are known.
 
     Attributes:
@@ -33,7 +33,7 @@ class ImageRecord:
         source_id: see `LabeledImage`.
     """
 
-    path: Path
+    path: Union[Path, str]
     width: int
     height: int
     source_id: Optional[SourceId] = None
@@ -105,7 +105,7 @@ def build_dataset(
         root,
         split,
         tuple(class_names),
-        tuple(_split_by_image(images, image_ids, objects, inside, keep)),
+        _split_by_image(images, image_ids, objects, inside, keep),
         truth,
         tuple(source_category_ids),
         tuple(notes),
@@ -194,21 +194,16 @@ def _split_by_image(
     objects: RawObjects,
     inside: NDArray[np.float32],
     keep: NDArray[np.bool_],
-) -> list[LabeledImage]:
+) -> ImageTable:
     kept = np.flatnonzero(keep)
     order = kept[np.argsort(objects.image[kept], kind="stable")]
-    boxes, class_ids, crowd = inside[order], objects.class_ids[order], objects.crowd[order]
-    ends = np.searchsorted(objects.image[order], np.arange(len(images) + 1)).tolist()
-    return [
-        LabeledImage(
-            number,
-            image.path,
-            image.width,
-            image.height,
-            boxes[start:end],
-            class_ids[start:end],
-            crowd[start:end],
-            image.source_id,
-        )
-        for image, number, start, end in zip(images, image_ids.tolist(), ends, ends[1:])
-    ]
+    return ImageTable(
+        image_ids,
+        [str(image.path) for image in images],
+        np.array([(image.width, image.height) for image in images], np.int64).reshape(-1, 2),
+        np.searchsorted(objects.image[order], np.arange(len(images) + 1)),
+        inside[order],
+        objects.class_ids[order],
+        objects.crowd[order],
+        [image.source_id for image in images],
+    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import reprlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -50,7 +51,8 @@ def read_coco_json(
     images = _images(folder, source, content["images"], image_folders)
     position_of = _index([image.source_id for image in images])
     class_of = _index([category_id for category_id, _ in categories])
-    objects = _objects(source, content["annotations"], position_of, class_of)
+    objects = _objects(source, content.pop("annotations"), position_of, class_of)
+    folder.forget_json(source)  # its million records take more memory than all that follows
     return build_dataset(
         folder.root,
         split,
@@ -131,7 +133,7 @@ def _images(folder: DatasetFolder, source: Path, records: Sequence[Any], image_f
     widths = _column(source, "image", records, "width", lambda record: _side(record["width"]), "a positive whole number")
     heights = _column(source, "image", records, "height", lambda record: _side(record["height"]), "a positive whole number")
     names = _column(source, "image", records, "file_name", lambda record: _text(record["file_name"]), "a text")
-    paths = [folder.find(image_folders, name) for name in names]
+    paths = [folder.find_text(image_folders, name) for name in names]
     missing = [name for name, path in zip(names, paths) if path is None]
     if missing:
         looked = ", ".join(str(path.relative_to(folder.root)) for path in image_folders)
@@ -188,10 +190,12 @@ def _quick_ids(records: Sequence[Any], field: str) -> Optional[list[SourceId]]:
 def _quick_boxes(records: Sequence[Any]) -> Optional[NDArray[np.float64]]:
     """Reads all boxes at once, float64 `[N, 4]`; None where one of them is not 4 numbers."""
     try:
-        boxes = np.array([record["bbox"] for record in records], np.float64) if records else np.zeros((0, 4))
+        boxes = [record["bbox"] for record in records]
+        if set(map(type, boxes)) - {list} or set(map(len, boxes)) - {4}:
+            return None
+        return np.fromiter(itertools.chain.from_iterable(boxes), np.float64, 4 * len(boxes)).reshape(-1, 4)
     except _WRONG:
         return None
-    return boxes if boxes.shape == (len(records), 4) else None
 
 
 def _quick_numbers(records: Sequence[Any], field: str, allowed: Optional[range] = None) -> Optional[NDArray[np.float64]]:
@@ -209,13 +213,13 @@ def _quick_numbers(records: Sequence[Any], field: str, allowed: Optional[range] 
 def _positions(
     source: Path, records: Sequence[Any], ids: Sequence[SourceId], of: dict[SourceId, int], kind: str
 ) -> NDArray[np.int64]:
-    found = [of.get(value, -1) for value in ids]
-    if -1 in found:
-        index = found.index(-1)
+    found = np.fromiter(map(of.get, ids, itertools.repeat(-1)), np.int64, len(ids))
+    if (found < 0).any():
+        index = int((found < 0).argmax())
         raise InputError(
             f"{source}: annotation {_short(records[index])} refers to {kind} {reprlib.repr(ids[index])}, which is not listed"
         )
-    return np.array(found, np.int64)
+    return found
 
 
 def _index(ids: Sequence[Optional[SourceId]]) -> dict[SourceId, int]:

@@ -114,7 +114,7 @@ class Dataset:
         root: the folder it was read from.
         split: its name there.
         class_names: in the order of the class ids.
-        images: every image of the split, those without annotations included.
+        images: every image of the split, those without annotations included; they may be made anew at every access.
         truth: the objects as evaluation needs them.
         source_category_ids: category id of each class in the source; empty where the layout has none.
         notes: what reading changed without loss, one line each.
@@ -125,7 +125,7 @@ class Dataset:
     root: Path
     split: str
     class_names: tuple[str, ...]
-    images: tuple[LabeledImage, ...]
+    images: Sequence[LabeledImage]
     truth: GroundTruth
     source_category_ids: tuple[SourceId, ...] = ()
     notes: tuple[str, ...] = ()

@@ -74,7 +74,16 @@ class DatasetFolder:
             self._json[path] = files.read_json(path, LARGEST_ANNOTATIONS)
         return self._json[path]
 
+    def forget_json(self, path: Path) -> None:
+        """Gives the memory of a file back that was read with `read_json`."""
+        self._json.pop(path, None)
+
     def find(self, folders: Sequence[Path], name: str, suffixes: frozenset[str] = IMAGE_SUFFIXES) -> Optional[Path]:
+        """As `find_text`, as a path."""
+        found = self.find_text(folders, name, suffixes)
+        return None if found is None else Path(found)
+
+    def find_text(self, folders: Sequence[Path], name: str, suffixes: frozenset[str] = IMAGE_SUFFIXES) -> Optional[str]:
         """Finds the file of a name, as annotations write it, in the first of some folders that has it; None if none has.
 
         Args:
@@ -95,7 +104,7 @@ class DatasetFolder:
                         f"{folder}: {shorten(repr(name))} may be {found[0]} or {found[1]}; rename one, or write its whole name"
                     )
                 if found:
-                    return folder / found[0]
+                    return os.path.join(listing.folder, found[0])
                 if key in listing.outside:
                     raise InputError(f"{folder / key}: {_LINKS}")
         return None
@@ -126,11 +135,13 @@ class _Listing:
     """Files under a folder.
 
     Attributes:
+        folder: itself.
         files: their names relative to the folder, with slashes.
         outside: names of symbolic links that lead to where nothing is read.
     """
 
     def __init__(self, folder: Path, may_read: Callable[[str], bool]) -> None:
+        self.folder = str(folder)
         self.files: set[str] = set()
         self.outside: set[str] = set()
         self._by_form: dict[Callable[[str], str], dict[str, list[str]]] = {}
