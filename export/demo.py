@@ -26,8 +26,9 @@ from runtime.media.image import write_image
 from runtime.ops.image import Image
 from runtime.viz.annotate import draw
 from train.data.synthetic import make_synthetic
-from train.loop import RunOptions, train
+from train.loop import train
 from train.recipes import recipe
+from train.run.options import RunOptions
 from train.run_log import read_metrics, tile
 
 log = logging.getLogger("demo")

@@ -9,7 +9,6 @@ import argparse
 import errno
 import logging
 import os
-import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -74,7 +73,7 @@ def _report(error: BaseException, received: list[int]) -> int:
     """
     log.debug("details:", exc_info=error)
     if received or isinstance(error, KeyboardInterrupt):
-        line, code = "interrupted", exit_code(received[0] if received else signal.SIGINT)
+        line, code = "interrupted", exit_code(received[0] if received else signals.number_of(error))
     elif isinstance(error, BrokenPipeError) and terminal.reader_is_gone():
         line, code = "", 0  # as with `| head`
     elif isinstance(error, DetectorError):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import glob
 import hashlib
 import io
 import json
@@ -133,10 +134,15 @@ def _read_array(content: bytes) -> NDArray[Any]:
 
 
 @contextlib.contextmanager
-def atomic_write(path: PathLike) -> Iterator[Path]:
+def atomic_write(path: PathLike, durable: bool = False) -> Iterator[Path]:
     """Yields a temporary path beside `path`, which replaces `path` on success and is removed on failure.
 
-    The temporary name keeps the suffix, since many libraries choose the format by it.
+    The temporary name keeps the suffix, since many libraries choose the format by it. A process that is killed leaves the
+    temporary file behind, see `sweep_temporaries`.
+
+    Args:
+        path: the file.
+        durable: have the disk hold it, name and content, before the block ends: it outlives a power failure.
 
     Raises:
         OutputError: the folder cannot be created or written, or the disk is full.
@@ -147,13 +153,17 @@ def atomic_write(path: PathLike) -> Iterator[Path]:
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         # Shortened: the temporary name must not exceed the file system's limit where the target's own just fits.
-        handle, name = tempfile.mkstemp(prefix=f".{target.stem[:32]}-", suffix=target.suffix, dir=target.parent)
+        handle, name = tempfile.mkstemp(prefix=_temporary_prefix(target), suffix=target.suffix, dir=target.parent)
         os.close(handle)
         temporary = Path(name)
         os.chmod(temporary, 0o666 & ~_umask())
         yield temporary
+        if durable:
+            _flush_to_disk(temporary)
         os.replace(temporary, target)
         temporary = None
+        if durable and os.name == "posix":  # other systems cannot open a folder
+            _flush_to_disk(target.parent)
     except OSError as error:
         is_single = error.errno in _OWN_REASONS
         remedy = "choose another name" if is_single else "choose another output or free some space"
@@ -162,6 +172,28 @@ def atomic_write(path: PathLike) -> Iterator[Path]:
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
+
+
+def _temporary_prefix(target: Path) -> str:
+    return f".{target.stem[:32]}-"
+
+
+def _flush_to_disk(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sweep_temporaries(path: PathLike) -> None:
+    """Removes the temporary files that killed processes left of `atomic_write(path)`; none may be writing it now."""
+    target = Path(path)
+    prefix = _temporary_prefix(target)
+    length = len(prefix) + 8 + len(target.suffix)  # tempfile draws 8 characters
+    for item in target.parent.glob(f"{glob.escape(prefix)}*{glob.escape(target.suffix)}"):
+        if len(item.name) == length:
+            item.unlink(missing_ok=True)
 
 
 def _umask() -> int:
@@ -201,7 +233,8 @@ def output_folder(path: PathLike) -> Path:
 def locked_folder(path: PathLike) -> Iterator[Path]:
     """Creates a folder as `output_folder` does, and keeps others from locking it while the block runs.
 
-    The lock is the process's: it ends with it, however that ends. File systems and systems without locks have none.
+    The lock is the process's: it ends with it, however that ends, whatever processes it has forked. File systems and systems
+    without locks have none.
 
     Raises:
         OutputError: another process holds the lock, or the folder cannot be written to.
@@ -216,10 +249,27 @@ def locked_folder(path: PathLike) -> Iterator[Path]:
         raise OutputError(f"{folder}: another process writes into it; wait for its end, or choose another folder") from error
     except OSError as error:
         log.debug("%s cannot be locked: %s", folder, error)
+    _LOCKS.add(descriptor)
     try:
         yield folder
     finally:
+        _LOCKS.discard(descriptor)
         os.close(descriptor)
+
+
+_LOCKS: set[int] = set()
+"""Descriptors of the folders that this process holds."""
+
+
+def _leave_locks() -> None:
+    """Closes a forked process's copies of the locks, which would outlive the process that holds them."""
+    for descriptor in _LOCKS:
+        os.close(descriptor)
+    _LOCKS.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_leave_locks)
 
 
 def check_writable(path: PathLike) -> None:

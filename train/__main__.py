@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import logging
+import math
+import os
 import shlex
 from pathlib import Path
 
@@ -12,15 +14,20 @@ from runtime.datasets import options as data_options
 from runtime.datasets.options import add_data_options, made_split
 from runtime.errors import InputError
 from runtime.spec import RESIZE_MODES
-from train import checkpoint
+from train.checkpoint import Checkpoint
 from train.config import PRECISIONS, TrainConfig
-from train.loop import RunOptions, train
+from train.distributed import World, joined
+from train.loop import train
 from train.model.complexity import complexity
 from train.recipes import PAPER_AP, RECIPES, recipe
+from train.run.folder import LAST, find_checkpoint, holds_run
+from train.run.options import RunOptions
 
 log = logging.getLogger("train")
 
 _DEFAULT_RECIPE = "yolov3-asff"
+_FROM_OUTPUT = Path("\0")
+"""Value of `--resume` without a folder; no folder has this name."""
 
 _OVERRIDES = (
     *("size", "epochs", "batch", "learning_rate", "resize", "evaluate_every", "seed"),
@@ -36,14 +43,22 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         "Train a detector on a labeled dataset.",
         "python -m train --data datasets/bccd --recipe yolov3-asff-small --output runs/bccd\n"
         "  python -m train --data datasets/mine --init darknet53.conv.74\n"
-        "  python -m train --data datasets/bccd --resume runs/bccd",
+        "  python -m train --data datasets/bccd --resume runs/bccd\n"
+        "  torchrun --nproc-per-node 8 -m train --data datasets/coco --output runs/coco --resume",
     )
     add_data_options(parser, "needed unless --list", required=False)
     parser.add_argument("--recipe", help="named variant (default: yolov3-asff); see --list")
     parser.add_argument("--list", action="store_true", help="list the recipes and exit")
     parser.add_argument("--output", type=Path, help="run folder (default: runs/<recipe>)")
     parser.add_argument("--overwrite", action="store_true", help="replace an earlier run in --output")
-    parser.add_argument("--resume", type=Path, metavar="RUN", help="continue an interrupted run from its folder")
+    parser.add_argument(
+        "--resume",
+        type=Path,
+        nargs="?",
+        const=_FROM_OUTPUT,
+        metavar="RUN",
+        help="continue an interrupted run from its folder; without RUN, continue the one in --output, or start it there",
+    )
     parser.add_argument(
         "--init", type=Path, metavar="FILE", help="weights to start from: a checkpoint, published ones, a backbone"
     )
@@ -51,12 +66,29 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--val-split", help="split to evaluate on (default: the one that plays `val`)")
     parser.add_argument("--size", type=cli.image_side, help="input side, a multiple of 32 (default: the recipe's)")
     parser.add_argument("--epochs", type=cli.positive, help="default: the recipe's")
-    parser.add_argument("--batch", type=cli.positive, help="images a step (default: the recipe's)")
+    parser.add_argument("--batch", type=cli.positive, help="images a step, on all devices together (default: the recipe's)")
+    parser.add_argument(
+        "--device-batch",
+        type=cli.positive,
+        metavar="N",
+        help="images that a device computes at a time, where its share of the batch does not fit (default: its share)",
+    )
     parser.add_argument("--learning-rate", type=float, help="peak rate (default: the recipe's)")
     parser.add_argument("--resize", choices=RESIZE_MODES, help="default: the recipe's")
     parser.add_argument("--evaluate-every", type=cli.positive, metavar="EPOCHS", help="default: the recipe's")
     parser.add_argument("--seed", type=cli.count, help="default: the recipe's")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ... (default: auto)")
+    parser.add_argument(
+        "--save-every",
+        type=_interval,
+        nargs="+",
+        metavar="N",
+        default=[],
+        help="checkpoints within an epoch: after so many steps (500), minutes (10min), or both (default: 15min)",
+    )
+    parser.add_argument(
+        "--keep", type=cli.positive, default=2, metavar="N", help="checkpoints kept to continue from (default: 2)"
+    )
     parser.add_argument("--workers", type=cli.count, help="processes that prepare batches (default: by the cores)")
     parser.add_argument("--precision", choices=PRECISIONS, help="auto: bf16 where the device has it, else fp32")
     parser.add_argument("--compile", action="store_true", help="compile the network: a slow start, then faster steps")
@@ -71,6 +103,13 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--decay-all", action="store_true", default=None, help="weight decay on norms and biases too")
     parser.add_argument("--strict", action="store_true", help="fail on the first image that cannot be read")
     return parser.parse_args(arguments)
+
+
+def _interval(text: str) -> tuple[str, float]:
+    """Parses steps (`500`) or minutes (`10min`) to (field of `RunOptions`, number)."""
+    if text.endswith("min"):
+        return "save_minutes", cli.positive_number(text.removesuffix("min"))
+    return "save_steps", cli.positive(text)
 
 
 def configure(options: argparse.Namespace) -> TrainConfig:
@@ -105,41 +144,73 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
     if options.data is None:
         raise InputError("no dataset given; add --data FOLDER")
-    resume = None
-    if options.resume:
-        given = [name for name in (*_OVERRIDES, "recipe", "output", "init") if getattr(options, name) is not None]
-        if given or options.overwrite:
-            name = (*given, "overwrite")[0].replace("_", "-")
-            raise InputError(f"--resume continues a run as it was begun; leave out --{name}")
-        folder = options.resume.parent if options.resume.is_file() else options.resume
-        resume = checkpoint.load(folder / "last.pt")
-        config = resume.config
-    else:
-        config = configure(options)
-        folder = options.output or Path("runs") / config.recipe
-        if any((folder / name).exists() for name in ("last.pt", "best.pt")) and not options.overwrite:
-            raise InputError(
-                f"{folder} already holds a run; continue it with --resume {folder}, or use --overwrite or another --output"
-            )
+    with joined(options.device) as world:
+        best = _train(options, world)
+        if world.is_main:
+            print(best)
+    return 0
+
+
+def _train(options: argparse.Namespace, world: World) -> Path:
+    """Starts or continues a run as the options say; returns its best checkpoint's path."""
+    folder, resume = world.from_main(lambda: _find_run(options))
+    config = resume.config if resume and not _is_configured(options) else configure(options)
+    intervals = dict(options.save_every)
+    if "save_steps" in intervals:
+        intervals.setdefault("save_minutes", math.inf)
     run = RunOptions(
         data=options.data,
         output=folder,
         init=options.init,
         device=options.device,
+        device_batch=options.device_batch,
         workers=options.workers,
+        keep=options.keep,
         compile_with="inductor" if options.compile else None,
         strict=options.strict,
         made_split=made_split(options, resume.spec if resume else None),
         follow_links=options.follow_links,
+        **intervals,
     )
     try:
-        best = train(config, run, resume)
+        return train(config, run, resume, world)
     except KeyboardInterrupt:
-        command = shlex.join(["python", "-m", "train", *data_options.to_arguments(options), "--resume", str(folder)])
+        launcher = ["torchrun", "--nproc-per-node", os.environ.get("LOCAL_WORLD_SIZE", "1")] if world.size > 1 else ["python"]
+        command = shlex.join([*launcher, "-m", "train", *data_options.to_arguments(options), "--resume", str(folder)])
         log.warning("stopped; continue with: %s", command)
         raise
-    print(best)
-    return 0
+
+
+def _is_configured(options: argparse.Namespace) -> bool:
+    return any(getattr(options, name) is not None for name in (*_OVERRIDES, "recipe"))
+
+
+def _find_run(options: argparse.Namespace) -> tuple[Path, Checkpoint | None]:
+    """Returns the run's folder, and the checkpoint to continue from if there is one.
+
+    Raises:
+        InputError: options that exclude each other, no run to continue, or one that would be replaced.
+    """
+    if options.resume in (None, _FROM_OUTPUT):
+        folder = options.output or Path("runs") / recipe(options.recipe or _DEFAULT_RECIPE).recipe
+        if options.resume and options.overwrite:
+            raise InputError("--resume continues a run; leave out --overwrite")
+        if options.resume:
+            return folder, find_checkpoint(folder)
+        if holds_run(folder) and not options.overwrite:
+            raise InputError(
+                f"{folder} already holds a run; continue it with --resume {folder}, or use --overwrite or another --output"
+            )
+        return folder, None
+    given = [name for name in (*_OVERRIDES, "recipe", "output", "init") if getattr(options, name) is not None]
+    if given or options.overwrite:
+        name = (*given, "overwrite")[0].replace("_", "-")
+        raise InputError(f"--resume continues a run as it was begun; leave out --{name}")
+    folder = options.resume.parent if options.resume.is_file() else options.resume
+    found = find_checkpoint(folder)
+    if not found:
+        raise InputError(f"{folder / LAST}: no such checkpoint")
+    return folder, found
 
 
 if __name__ == "__main__":

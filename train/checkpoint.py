@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import io
 import os
@@ -41,6 +42,23 @@ _UNREADABLE = (
 
 
 @dataclass(frozen=True)
+class Progress:
+    """How far a run has come, beyond its completed epochs.
+
+    Attributes:
+        step: batches done of the epoch that follows the completed ones.
+        sums: of the losses over these batches, by name.
+        rows: of `metrics.csv`, one a completed epoch.
+        data: hashes of the data, see `train.run.identity`.
+    """
+
+    step: int = 0
+    sums: dict[str, float] = field(default_factory=dict)
+    rows: tuple[dict[str, str], ...] = ()
+    data: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class Checkpoint:
     """Content of a checkpoint file.
 
@@ -53,6 +71,7 @@ class Checkpoint:
         best_ap: the best AP so far, -1 before the first evaluation.
         average: state of the moving average of the weights; empty where there is none.
         scaler: state of the loss scaling; empty where there is none.
+        progress: None in a file that is made for use alone.
     """
 
     config: TrainConfig
@@ -63,10 +82,17 @@ class Checkpoint:
     best_ap: float
     average: dict[str, torch.Tensor] = field(default_factory=dict)
     scaler: dict[str, Any] = field(default_factory=dict)
+    progress: Progress | None = None
 
 
-def save(path: PathLike, checkpoint: Checkpoint) -> None:
-    """Writes a checkpoint, whole or not at all."""
+def save(path: PathLike, checkpoint: Checkpoint, keep: int = 1) -> None:
+    """Writes a checkpoint, whole or not at all, so that it outlives a power failure.
+
+    Args:
+        path: the file.
+        checkpoint: its content.
+        keep: files kept: this one and the earlier ones, see `earlier`.
+    """
     content = {
         "kind": KIND,
         "version": _VERSION,
@@ -79,16 +105,39 @@ def save(path: PathLike, checkpoint: Checkpoint) -> None:
         "average": checkpoint.average,
         "scaler": checkpoint.scaler,
     }
-    write(path, content)
+    if checkpoint.progress:
+        content["progress"] = {**dataclasses.asdict(checkpoint.progress), "rows": list(checkpoint.progress.rows)}
+    write(path, content, keep)
 
 
-def write(path: PathLike, content: dict[str, Any]) -> None:
-    """Writes tensors and plain values as a PyTorch file, whole or not at all."""
+def write(path: PathLike, content: dict[str, Any], keep: int = 1) -> None:
+    """Writes tensors and plain values as a PyTorch file; see `save`."""
     # Through memory: given a path, torch writes the (temporary) name into the file, and hides the reason when the disk is full.
     stream = io.BytesIO()
     torch.save(content, stream)
-    with atomic_write(path) as temporary:
+    with atomic_write(path, durable=True) as temporary:
         temporary.write_bytes(stream.getbuffer())
+        _shift(Path(path), keep)
+
+
+def earlier(path: PathLike, number: int) -> Path:
+    """Returns the name of the version of a file from `number` saves before: `last-1.pt` of `last.pt`."""
+    return Path(path).with_stem(f"{Path(path).stem}-{number}")
+
+
+def _shift(path: Path, keep: int) -> None:
+    """Gives the earlier versions of a file their next names; `path` itself stays until it is replaced."""
+    if keep < 2 or not path.exists():
+        return
+    for number in range(keep - 1, 1, -1):
+        with contextlib.suppress(FileNotFoundError):
+            os.replace(earlier(path, number - 1), earlier(path, number))
+    first = earlier(path, 1)
+    first.unlink(missing_ok=True)
+    try:
+        os.link(path, first)
+    except OSError:  # a file system without links
+        os.replace(path, first)
 
 
 def load(path: PathLike) -> Checkpoint:
@@ -163,11 +212,21 @@ def parse(path: PathLike, content: dict[str, Any]) -> Checkpoint:
             float(content["best_ap"]),
             dict(content.get("average", {})),
             dict(content.get("scaler", {})),
+            _progress(content.get("progress")),
         )
     except InputError as error:
         raise ModelError(f"{path}: {error}") from error
     except (KeyError, TypeError, ValueError) as error:
         raise ModelError(f"{path}: the checkpoint lacks or misstates {error}") from error
+
+
+def _progress(saved: Any) -> Progress | None:
+    """Parses a `Progress`; None where there is none, as in files made for use and by earlier versions."""
+    if saved is None:
+        return None
+    rows = tuple({str(name): str(value) for name, value in dict(row).items()} for row in saved["rows"])
+    sums = {str(name): float(value) for name, value in dict(saved["sums"]).items()}
+    return Progress(int(saved["step"]), sums, rows, {str(name): str(value) for name, value in dict(saved["data"]).items()})
 
 
 def store_threshold(path: PathLike, threshold: float) -> None:

@@ -8,9 +8,9 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch import distributed as dist
 
 from runtime.errors import CheckFailed
+from train.distributed import World
 
 _MOST_OVERFLOWS = 50  # in a row: from any start, a sane loss scale is reached in fewer halvings
 
@@ -19,76 +19,86 @@ class _Sent(NamedTuple):
     """Values of one step on their way to this process.
 
     Attributes:
-        values: float64 `[2 * V]` on the host: the values, then 1 where a process found one that is not finite.
+        values: float64 `[V + 1 + R]` on the host, means over the R ranks: the values, whether to stop, and at a rank's place
+            whether its own values are not finite.
         arrived: fires when they are there; None where nothing is to be waited for.
         where: epoch and batch in words.
-        sources: the files of the batch.
+        sources: the files of this rank's share of the batch.
+        planned: the images that the plan has for the batch, of all ranks.
     """
 
     values: Tensor
     arrived: torch.cuda.Event | None
     where: str
     sources: Sequence[str]
+    planned: Sequence[str]
 
 
 class StepMonitor:
-    """Sums the values of steps and checks that they are finite.
+    """Averages the values of steps over the ranks, sums them and checks that they are finite.
 
-    Every process of a distributed run finds the same step at fault, so that all of them stop.
+    Every rank finds the same step at fault, and the same step to stop behind.
 
     Attributes:
         sums: of the finite values of all steps read so far, by name.
         steps: read so far.
+        asked: True once a rank is known to have asked to stop.
         overflows: steps in a row that were left out because scaled gradients overflowed.
     """
 
-    def __init__(self, names: Sequence[str], scaled: bool) -> None:
+    def __init__(
+        self, names: Sequence[str], scaled: bool, world: World | None = None, sums: dict[str, float] | None = None
+    ) -> None:
         """Starts with nothing read.
 
         Args:
             names: of the values of a step; `gradient` is the norm of the gradient.
             scaled: the loss is scaled, so that a gradient which is not finite is no fault by itself.
+            world: the ranks; None for this process alone.
+            sums: where to sum up; None for new sums.
         """
-        self.names, self.scaled = tuple(names), scaled
-        self.sums, self.steps, self.overflows = dict.fromkeys(self.names, 0.0), 0, 0
+        self.names, self.scaled, self._world = tuple(names), scaled, world or World()
+        self.sums = dict.fromkeys(self.names, 0.0) if sums is None else sums
+        self.steps, self.overflows, self.asked = 0, 0, False
         self._sent: _Sent | None = None
         self._buffers: list[Tensor] = []
 
     @torch.no_grad()
-    def add(self, values: Sequence[Tensor], where: str, sources: Sequence[str]) -> None:
+    def add(
+        self, values: Sequence[Tensor], where: str, sources: Sequence[str], planned: Sequence[str] = (), stop: bool = False
+    ) -> bool:
         """Sends a step's values on their way and reads those of the step before.
 
         Args:
             values: scalars in the order of the names.
             where: epoch and batch in words.
-            sources: the files of the batch.
+            sources: the files of this rank's share of the batch.
+            planned: the images that the plan has for the batch, of all ranks.
+            stop: ask all ranks to stop.
+
+        Returns:
+            True if a rank asked to stop in a step before: on all ranks with the same step, whoever has flushed.
 
         Raises:
             CheckFailed: the step before was not finite; the message names its batch.
         """
         held = torch.stack([value.detach().double() for value in values])
-        broken = (~torch.isfinite(held)).double()
-        if dist.is_available() and dist.is_initialized():
-            dist.all_reduce(broken, dist.ReduceOp.MAX)
-        sent = self._send(torch.cat([held, broken]), where, sources)
-        before, self._sent = self._sent, sent
+        marks = held.new_zeros(1 + self._world.size)
+        marks[0].fill_(stop)
+        marks[1 + self._world.rank].copy_((~torch.isfinite(held)).any())
+        means = self._world.mean(torch.cat([held, marks]))
+        before, self._sent = self._sent, self._send(means, _Sent(means, None, where, sources, planned))
         self._read(before)
+        return self.asked
 
     def flush(self) -> None:
         """Reads the last step, which waits for it; raises as `add`."""
         before, self._sent = self._sent, None
         self._read(before)
 
-    def means(self) -> dict[str, float]:
-        """Reads the last step; returns the mean of each value and starts anew."""
-        self.flush()
-        result = {name: total / max(self.steps, 1) for name, total in self.sums.items()}
-        self.sums, self.steps = dict.fromkeys(self.names, 0.0), 0
-        return result
-
-    def _send(self, values: Tensor, where: str, sources: Sequence[str]) -> _Sent:
+    def _send(self, values: Tensor, sent: _Sent) -> _Sent:
         if values.device.type != "cuda":
-            return _Sent(values, None, where, sources)
+            return sent
         if len(self._buffers) < 2:  # one is read while the other is written
             self._buffers.append(torch.empty(values.shape, dtype=values.dtype, pin_memory=True))
         buffer = self._buffers.pop(0)
@@ -96,7 +106,7 @@ class StepMonitor:
         buffer.copy_(values, non_blocking=True)
         arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
         arrived.record()
-        return _Sent(buffer, arrived, where, sources)
+        return sent._replace(values=buffer, arrived=arrived)
 
     def _read(self, sent: _Sent | None) -> None:
         if sent is None:
@@ -105,19 +115,23 @@ class StepMonitor:
             sent.arrived.synchronize()
         numbers: list[float] = sent.values.cpu().numpy().tolist()
         values = dict(zip(self.names, numbers))
-        broken = [name for name, flag in zip(self.names, numbers[len(self.names) :]) if flag]
+        stopping, *guilty = numbers[len(self.names) :]
+        self.asked = self.asked or stopping > 0
+        broken = [name for name, value in values.items() if not math.isfinite(value)]
         overflowed = self.scaled and broken == ["gradient"]
         self.overflows = self.overflows + 1 if overflowed else 0
         if broken and (not overflowed or self.overflows > _MOST_OVERFLOWS):
-            raise CheckFailed(self._explain(broken, values, sent))
+            raise CheckFailed(self._explain(broken, [rank for rank, share in enumerate(guilty) if share], sent))
         self.steps += 1
         for name, value in values.items():
             self.sums[name] += value if math.isfinite(value) else 0.0
 
-    def _explain(self, broken: Sequence[str], values: dict[str, float], sent: _Sent) -> str:
-        names = ", ".join(sent.sources[:8]) + (" ..." if len(sent.sources) > 8 else "")
-        if all(math.isfinite(values[name]) for name in broken):
-            names = f"on another rank, not with its own images ({names})"
+    def _explain(self, broken: Sequence[str], guilty: Sequence[int], sent: _Sent) -> str:
+        suspects = sent.sources
+        if self._world.size > 1 and guilty != [self._world.rank]:
+            ranks = guilty or range(self._world.size)
+            suspects = [name for rank in ranks for name in sent.planned[rank :: self._world.size]]
+        names = ", ".join(suspects[:8]) + (" ..." if len(suspects) > 8 else "")
         advice = "check these labels or lower --learning-rate"
         if self.scaled:
             advice += ", or use --precision bf16 or fp32"

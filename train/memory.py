@@ -1,4 +1,4 @@
-"""Bounds the memory that a step may take, so that a hostile file cannot exhaust the machine."""
+"""Bounds the memory that a step may take, so that a hostile file cannot exhaust the machine; tells what ran out of it."""
 
 from __future__ import annotations
 
@@ -30,11 +30,17 @@ def memory_limit(size: int) -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        if "not enough memory" in str(error) or "can't allocate memory" in str(error):  # as PyTorch says it
+        if is_out_of_memory(error):
             raise MemoryError(str(error)) from error
         raise
     finally:
         resource.setrlimit(resource.RLIMIT_DATA, (soft, hard))
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """True for an error that says that memory ran out, of the processor or the GPU."""
+    texts = ("not enough memory", "can't allocate memory", "out of memory")  # as PyTorch says it
+    return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and any(text in str(error) for text in texts))
 
 
 def _data_size() -> int | None:

@@ -6,7 +6,7 @@ import contextlib
 import csv
 import io
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,42 +27,58 @@ class RunLogger:
     """Writes a run's metrics and images under its folder.
 
     Args:
-        epoch: epochs already completed; later rows of an interrupted run are dropped.
+        epoch: epochs already completed; TensorBoard drops the later ones of an interrupted run.
         components: names of the loss's parts.
     """
 
     def __init__(self, folder: Path, epoch: int, components: Sequence[str]) -> None:
-        logging.getLogger("tensorboard").setLevel(logging.ERROR)
-        from torch.utils.tensorboard import SummaryWriter  # slow to import, and nobody else needs it
+        self._folder, self._losses = folder, (*components, "total")
+        self._columns = ("epoch", "learning_rate", *self._losses, "AP", "AP50")
+        self._board = _open_board(folder, epoch + 1)
 
-        self._folder, self._file = folder, folder / "metrics.csv"
-        self._losses = (*components, "total")
-        self._columns = ("epoch", "learning_rate", *self._losses, "AP", "AP50", "images_per_second")
-        self._rows = [row for row in read_metrics(self._file) if int(row["epoch"]) <= epoch and set(row) <= set(self._columns)]
-        self._board: Any = SummaryWriter(str(folder / "tensorboard"), purge_step=epoch + 1)
-
-    def record(self, epoch: int, values: dict[str, float]) -> None:
-        """Adds one epoch's row; a column without value stays empty."""
-        self._rows.append({"epoch": str(epoch), **{name: f"{value:.6g}" for name, value in values.items()}})
+    def write_table(self, rows: Sequence[dict[str, str]]) -> None:
+        """Writes all rows of `metrics.csv`; a column without value stays empty."""
         text = io.StringIO()
-        writer = csv.DictWriter(text, self._columns, lineterminator="\n")
+        writer = csv.DictWriter(text, self._columns, lineterminator="\n", extrasaction="ignore")
         writer.writeheader()
-        writer.writerows(self._rows)
-        write_text(self._file, text.getvalue())
-        for name, value in values.items():
-            group = "loss" if name in self._losses else "accuracy" if name.startswith("AP") else "run"
-            self._board.add_scalar(f"{group}/{name}", value, epoch)
-        self._board.flush()
+        writer.writerows(rows)
+        write_text(self._folder / "metrics.csv", text.getvalue())
+
+    def add_scalars(self, epoch: int, values: dict[str, float]) -> None:
+        """Adds one epoch's values to TensorBoard."""
+        with self._reopened(epoch):
+            for name, value in values.items():
+                group = "loss" if name in self._losses else "accuracy" if name.startswith("AP") else "run"
+                self._board.add_scalar(f"{group}/{name}", value, epoch)
+            self._board.flush()
 
     def add_image(self, name: str, image: Image, epoch: int) -> None:
         """Writes a uint8 BGR image as `<name>.jpg` and to TensorBoard."""
         write_image(self._folder / f"{name}.jpg", image)
-        self._board.add_image(name, image[..., ::-1], epoch, dataformats="HWC")
+        with self._reopened(epoch):
+            self._board.add_image(name, image[..., ::-1], epoch, dataformats="HWC")
+
+    @contextlib.contextmanager
+    def _reopened(self, epoch: int) -> Iterator[None]:
+        """Opens TensorBoard's file anew after an error of the block: a writer that failed once, as on a full disk, is dead."""
+        try:
+            yield
+        except OSError:
+            self.close()
+            self._board = _open_board(self._folder, epoch)
+            raise
 
     def close(self) -> None:
         """Flushes everything; on a full disk the rest is dropped, since the run's own error says more."""
         with contextlib.suppress(OSError):
             self._board.close()
+
+
+def _open_board(folder: Path, first: int) -> Any:
+    logging.getLogger("tensorboard").setLevel(logging.ERROR)
+    from torch.utils.tensorboard import SummaryWriter  # slow to import, and nobody else needs it
+
+    return SummaryWriter(str(folder / "tensorboard"), purge_step=first)
 
 
 def read_metrics(file: Path) -> list[dict[str, str]]:

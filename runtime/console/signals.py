@@ -19,6 +19,11 @@ class Terminated(KeyboardInterrupt):
     """SIGTERM or SIGHUP; whatever cleans up after Ctrl-C cleans up after it too."""
 
 
+def number_of(error: BaseException) -> int:
+    """Returns the signal that an error stands for."""
+    return signal.SIGTERM if isinstance(error, Terminated) else signal.SIGINT
+
+
 @contextlib.contextmanager
 def raised() -> Iterator[list[int]]:
     """Lets the signals raise in the main thread while the block runs: KeyboardInterrupt, or Terminated.
@@ -40,12 +45,28 @@ def raised() -> Iterator[list[int]]:
 
 
 @contextlib.contextmanager
-def held() -> Iterator[None]:
-    """Holds the signals that Python handles back until the block ends: C code in it may swallow what they raise."""
+def held(most: Optional[int] = None) -> Iterator[list[int]]:
+    """Holds the signals that Python handles back until the block ends: C code in it may swallow what they raise.
+
+    Args:
+        most: signals held back; the next one acts at once. None for all.
+
+    Yields:
+        The signals held back so far, so that a long block can end early.
+    """
     received: list[int] = []
+    earlier = {number: signal.getsignal(number) for number in ENDING}
+
+    def hold(number: int, frame: Optional[FrameType]) -> None:
+        handler = earlier[number]
+        if most is not None and len(received) >= most and callable(handler):
+            handler(number, frame)
+        else:
+            received.append(number)
+
     try:
-        with _handled_by(lambda number, frame: received.append(number), lambda number: callable(signal.getsignal(number))):
-            yield
+        with _handled_by(hold, lambda number: callable(earlier[number])):
+            yield received
     finally:
         for number in received:
             signal.raise_signal(number)

@@ -87,23 +87,78 @@ def evaluate(
         ModelError: the model's classes are not the dataset's.
         InputError: `strict` and a bad image, or no image can be read.
     """
+    return score_predictions(
+        dataset, [predict_share(predict, dataset, class_names, batch=batch, strict=strict, progress=progress)]
+    )
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """Detections in a part of a split.
+
+    Attributes:
+        results: COCO result records, in the order of the images.
+        scored: ids of the images that were read.
+        skipped: one line for each image that could not be read.
+    """
+
+    results: list[dict[str, Any]] = field(default_factory=list)
+    scored: list[int] = field(default_factory=list)
+    skipped: list[str] = field(default_factory=list)
+
+
+def predict_share(
+    predict: Predict,
+    dataset: Dataset,
+    class_names: Sequence[str],
+    *,
+    batch: int = 1,
+    strict: bool = False,
+    progress: bool = True,
+    share: tuple[int, int] = (0, 1),
+) -> Predictions:
+    """Runs `predict` over every n-th batch of a split; see `evaluate` for errors.
+
+    Args:
+        predict: see `evaluate`.
+        dataset: the split.
+        class_names: see `evaluate`.
+        batch: number of images a call of `predict`.
+        strict: see `evaluate`.
+        progress: show a progress bar on a terminal.
+        share: (first batch, n). Whole batches are shared out, so that each is the same whoever has it.
+    """
     category_ids = match_classes(class_names, dataset)
-    results: list[dict[str, Any]] = []
-    scored: list[int] = []
-    skipped: list[str] = []
-    bar = tqdm(total=len(dataset), desc="evaluate", unit="image", disable=None if progress else True, leave=False)
+    found_here = Predictions()
+    first, step = share
+    batches = [dataset.images[start : start + batch] for start in range(first * batch, len(dataset), step * batch)]
+    total = sum(map(len, batches))
+    bar = tqdm(total=total, desc="evaluate", unit="image", disable=None if progress else True, leave=False)
     with bar:
-        for start in range(0, len(dataset), batch):
-            chosen = dataset.images[start : start + batch]
-            entries, images = _read(chosen, strict, skipped)
+        for chosen in batches:
+            entries, images = _read(chosen, strict, found_here.skipped)
             for entry, found in zip(entries, predict(images) if images else []):
-                scored.append(entry.image_id)
-                results.extend(to_coco_results(entry.image_id, found, category_ids))
+                found_here.scored.append(entry.image_id)
+                found_here.results.extend(to_coco_results(entry.image_id, found, category_ids))
             bar.update(len(chosen))
+    return found_here
+
+
+def score_predictions(dataset: Dataset, shares: Sequence[Predictions]) -> Evaluation:
+    """Scores the detections of all shares of a split as one.
+
+    Raises:
+        InputError: no image could be read.
+    """
+    skipped = [line for part in shares for line in part.skipped]
+    scored = sorted(image_id for part in shares for image_id in part.scored)
+    assert len(set(scored)) == len(scored) == len(dataset) - len(skipped), "an image was scored twice, or never"
     if not scored:
         raise InputError(f"{dataset.root}: none of the {len(dataset)} images of {dataset.split} can be read ({skipped[0]})")
     if skipped:
         log.warning("%d of %d images could not be read and count in no metric", len(skipped), len(dataset))
+    order = {image.image_id: number for number, image in enumerate(dataset.images)}
+    results = sorted((item for part in shares for item in part.results), key=lambda item: order[item["image_id"]])
     metrics, per_class, matches = score(dataset, results, scored)
     return Evaluation(metrics, per_class, len(scored), tuple(skipped), results, matches)
 

@@ -26,6 +26,7 @@ from runtime.files import (
     read_json,
     read_text,
     sha256,
+    sweep_temporaries,
     write_json,
     write_text,
 )
@@ -241,12 +242,38 @@ def test_what_another_file_need_not_have_is_the_items_own(name: str, tmp_path: P
 
 
 HOLD = """
-import sys
+import os, sys
 from runtime.files import locked_folder
 with locked_folder(sys.argv[1]):
+    if os.fork() == 0:  # as the workers of a data loader are: it outlives the holder and must not hold on to the lock
+        os.close(1)
+        os.read(0, 1)
+        os._exit(0)
     print("locked", flush=True)
     sys.stdin.read()
 """
+
+
+def test_a_durable_write_is_on_the_disk_before_it_has_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[tuple[str, bool]] = []
+    real = os.fsync
+
+    def note(descriptor: int) -> None:
+        seen.append((Path(os.readlink(f"/proc/self/fd/{descriptor}")).suffix, (tmp_path / "a.pt").exists()))
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", note)
+    with atomic_write(tmp_path / "a.pt", durable=True) as temporary:
+        temporary.write_bytes(b"1")
+    assert seen == [(".pt", False), ("", True)]  # the file, then the folder that names it
+
+
+def test_what_a_killed_write_left_is_swept_and_nothing_else(tmp_path: Path) -> None:
+    kept = ["last.pt", "last-1.pt", ".last-mine.pt", ".best-abcdefgh.pt", ".last-abcdefgh.txt"]
+    for name in [*kept, ".last-abcdefgh.pt", ".last-_1234567.pt"]:
+        (tmp_path / name).touch()
+    sweep_temporaries(tmp_path / "last.pt")
+    assert sorted(item.name for item in tmp_path.iterdir()) == sorted(kept)
 
 
 def test_a_locked_folder_is_free_again_once_its_holder_ends_in_any_way(tmp_path: Path) -> None:
@@ -258,6 +285,7 @@ def test_a_locked_folder_is_free_again_once_its_holder_ends_in_any_way(tmp_path:
         with pytest.raises(OutputError, match="run: another process writes into it; wait"), locked_folder(tmp_path / "run"):
             pass
         holder.kill()
-    for _ in range(2):
-        with locked_folder(tmp_path / "run") as folder:
-            assert list(folder.iterdir()) == []
+        holder.wait()
+        for _ in range(2):
+            with locked_folder(tmp_path / "run") as folder:
+                assert list(folder.iterdir()) == []

@@ -23,17 +23,22 @@ from runtime.errors import CheckFailed, InputError, MissingComponentError, Model
 from runtime.evaluation.coco import Evaluation
 from runtime.evaluation.matching import AREAS, IOU_THRESHOLDS, ClassMatches, Matches
 from runtime.evaluation.operating_point import between
+from tests.support.detect_command import Command
 from tests.support.small_models import CLASSES, tiny
 from train import checkpoint
 from train import loop as training
-from train.__main__ import configure, parse
+from train.__main__ import _find_run, configure, main, parse
 from train.config import LossConfig, TrainConfig
 from train.data import AugmentConfig
-from train.loop import RunOptions, choose_device, train
+from train.loop import set_dropblock, train
 from train.model import build_model
 from train.model.blocks import DropBlock
+from train.model.complexity import Complexity
 from train.precision import prefers_bfloat16
-from train.recipes import recipe
+from train.recipes import RECIPES, recipe
+from train.run.device import choose_device
+from train.run.options import RunOptions
+from train.run.prepare import without_pointless_smoothing
 from train.validate import main as validate
 
 ROOT = Path(__file__).parents[2]
@@ -133,7 +138,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(coco_set: Path, tmp_path: Pat
     with pytest.MonkeyPatch.context() as patch:
 
         def until_two(state: object, *rest: object) -> None:
-            if state.epoch == 2:  # type: ignore[attr-defined]
+            if state.state.epoch == 2:  # type: ignore[attr-defined]
                 raise KeyboardInterrupt
             original(state, *rest)  # type: ignore[arg-type]
 
@@ -188,7 +193,8 @@ def test_the_best_weights_carry_the_operating_threshold_that_they_were_measured_
     assert checkpoint.load(folder / "last.pt").spec.operating_threshold is None  # its weights are others
     checkpoint.store_threshold(folder / "last.pt", 0.5)
     longer = checkpoint.load(folder / "last.pt")
-    train(config(epochs=5), options(coco_set, folder), longer)
+    longer = dataclasses.replace(longer, config=longer.config.replace(epochs=5))
+    train(longer.config, options(coco_set, folder), longer)
     assert (checkpoint.load(best).epoch, checkpoint.load(best).spec.operating_threshold) == (5, None)  # nothing was right
     assert checkpoint.load(folder / "last.pt").spec.operating_threshold is None
 
@@ -236,7 +242,7 @@ def test_images_in_both_splits_are_warned_of(coco_set: Path, tmp_path: Path, cap
 
 def test_smoothing_is_off_where_it_says_nothing() -> None:
     smooth = tiny().replace(loss=LossConfig(label_smoothing=True))
-    assert [training._without_pointless_smoothing(smooth, n).loss.label_smoothing for n in (1, 2, 3)] == [False, False, True]
+    assert [without_pointless_smoothing(smooth, n).loss.label_smoothing for n in (1, 2, 3)] == [False, False, True]
 
 
 @pytest.mark.parametrize(("native", "expected"), [(False, False), (True, True)])
@@ -265,44 +271,64 @@ def test_splits_with_other_classes_are_refused(coco_set: Path, tmp_path: Path) -
         train(config(), options(coco_set, tmp_path / "run"))
 
 
-def command(*arguments: object) -> list[str]:
-    return [sys.executable, "-m", "train", *map(str, arguments)]
+def expect_failure(command: Command, code: int, message: str, *arguments: object) -> None:
+    found, _, err = command(main, *arguments)
+    assert found == code and re.search(message, err) and "Traceback" not in err, err
 
 
-def run(*arguments: object) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(command(*arguments), cwd=ROOT, capture_output=True, text=True, timeout=300)
-
-
-def expect_failure(code: int, message: str, *arguments: object) -> None:
-    result = run(*arguments)
-    assert result.returncode == code, result.stderr
-    assert re.search(message, result.stderr), result.stderr
-    assert "Traceback" not in result.stderr
-
-
-def test_bad_input_is_one_line_and_a_code(coco_set: Path, tmp_path: Path) -> None:
-    expect_failure(2, "no dataset given", "--recipe", "demo")
-    expect_failure(2, "no such dataset folder", "--data", tmp_path / "none")
-    expect_failure(2, "no recipe 'nothing'; there are yolov3, ", "--data", coco_set, "--recipe", "nothing")
-    expect_failure(2, "multiple of 32", "--data", coco_set, "--size", 100)
-    expect_failure(2, "no such checkpoint", "--data", coco_set, "--resume", tmp_path)
-    expect_failure(2, "at least 0", "--data", coco_set, "--workers", -1)
-    expect_failure(2, "at least 0", "--data", coco_set, "--seed", -1)
+def test_bad_input_is_one_line_and_a_code(command: Command, coco_set: Path, tmp_path: Path) -> None:
+    expect_failure(command, 2, "no dataset given", "--recipe", "demo")
+    expect_failure(command, 2, "no such dataset folder", "--data", tmp_path / "none")
+    expect_failure(command, 2, "no recipe 'nothing'; there are yolov3, ", "--data", coco_set, "--recipe", "nothing")
+    expect_failure(command, 2, "multiple of 32", "--data", coco_set, "--size", 100)
+    expect_failure(command, 2, "no such checkpoint", "--data", coco_set, "--resume", tmp_path)
+    expect_failure(command, 2, "at least 0", "--data", coco_set, "--workers", -1)
+    expect_failure(command, 2, "at least 0", "--data", coco_set, "--seed", -1)
     (tmp_path / "file").touch()
-    expect_failure(2, "cannot write", "--data", coco_set, "--recipe", "demo", "--output", tmp_path / "file" / "run")
+    expect_failure(command, 2, "cannot write", "--data", coco_set, "--recipe", "demo", "--output", tmp_path / "file" / "run")
 
 
-def test_the_list_names_every_recipe() -> None:
-    result = run("--list")
-    assert result.returncode == 0
-    assert "yolov3-mobilenetv2-asff-small" in result.stdout
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ([], {}),
+        (["--save-every", "500"], {"save_steps": 500}),
+        (["--save-every", "10min"], {"save_minutes": 10.0}),
+        (["--save-every", "500", "2.5min"], {"save_steps": 500, "save_minutes": 2.5}),
+    ],
+)
+def test_checkpoints_come_after_steps_or_minutes(given: list[str], expected: dict[str, float]) -> None:
+    assert dict(parse(["--data", "d", *given]).save_every) == expected
 
 
-def test_ctrl_c_leaves_a_checkpoint_to_resume_from(coco_set: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("wrong", ["0", "min", "-1min", "0min", "10h", "1.5"])
+def test_other_intervals_are_refused(wrong: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        parse(["--save-every", wrong])
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_resume_alone_takes_the_folder_of_output(coco_set: Path, tmp_path: Path) -> None:
+    started = parse(["--data", str(coco_set), "--recipe", "demo", "--output", str(tmp_path), "--resume"])
+    assert _find_run(started) == (tmp_path, None)
+    with pytest.raises(InputError, match="leave out --overwrite"):
+        _find_run(parse(["--data", str(coco_set), "--output", str(tmp_path), "--resume", "--overwrite"]))
+    (tmp_path / "best.pt").touch()
+    with pytest.raises(InputError, match=r"best\.pt, but no checkpoint to continue from"):
+        _find_run(started)
+
+
+def test_the_list_names_every_recipe(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("train.__main__.complexity", lambda *_: Complexity(10**6, {416: 10**9, 608: 10**9}))
+    code, out, _ = command(main, "--list")
+    assert code == 0 and [line.split()[0] for line in out.splitlines()[2:]] == list(RECIPES)
+
+
+def test_ctrl_c_leaves_a_checkpoint_to_resume_from(command: Command, coco_set: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     arguments = ("--data", coco_set, "--recipe", "demo", "--size", 64, "--batch", 4, "--output", folder)
     process = subprocess.Popen(
-        command(*arguments, "--epochs", 10000, "--evaluate-every", 10000),
+        [sys.executable, "-m", "train", *map(str, arguments), "--epochs", "10000", "--evaluate-every", "10000"],
         cwd=ROOT,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -310,7 +336,8 @@ def test_ctrl_c_leaves_a_checkpoint_to_resume_from(coco_set: Path, tmp_path: Pat
         start_new_session=True,
     )
     deadline = time.monotonic() + 120
-    while not (folder / "metrics.csv").exists() and time.monotonic() < deadline:
+    metrics = folder / "metrics.csv"
+    while not (metrics.exists() and metrics.read_text().count("\n") > 1) and time.monotonic() < deadline:
         time.sleep(0.2)
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to the workers too
     try:
@@ -323,9 +350,9 @@ def test_ctrl_c_leaves_a_checkpoint_to_resume_from(coco_set: Path, tmp_path: Pat
     saved = checkpoint.load(folder / "last.pt")
     assert saved.epoch >= 1
     assert not [item for item in folder.iterdir() if item.name.startswith(".")]
-    expect_failure(2, "already holds a run", *arguments)
+    expect_failure(command, 2, "already holds a run", *arguments)
     for refused in (("--epochs", 3), ("--recipe", "demo"), ("--overwrite",), ("--train-split", "val"), ("--precision", "fp32")):
-        expect_failure(2, f"leave out {refused[0]}", "--data", coco_set, "--resume", folder, *refused)
+        expect_failure(command, 2, f"leave out {refused[0]}", "--data", coco_set, "--resume", folder, *refused)
 
 
 @pytest.mark.parametrize(
@@ -335,8 +362,8 @@ def test_dropblock_follows_its_schedule(epoch: int, sizes: tuple[int, int, int])
     star = recipe("yolov3-asff-star")
     with torch.device("meta"):
         model = build_model(star.model, 2)
-    training._set_dropblock(model, star, 200)
-    training._set_dropblock(model, star, epoch)
+    set_dropblock(model, star, 200)
+    set_dropblock(model, star, epoch)
     neck = model.neck
     blocks = [next(m for m in part.modules() if isinstance(m, DropBlock)) for part in (neck.p5, neck.p4, neck.p3)]
     assert tuple(block.size for block in blocks) == sizes

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from typing import Any, Optional
 
 import pytest
@@ -9,19 +11,20 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from runtime.errors import CheckFailed
+from runtime.errors import CheckFailed, InputError
 from tests.support.small_models import CLASSES, tiny
 from train.config import LossConfig, TrainConfig
 from train.data.device_feed import DeviceBatch, to_device
 from train.data.normalizer import Normalizer
 from train.data.training_set import Batch
+from train.distributed import World
 from train.ema import WeightAverage
 from train.finite import StepMonitor
 from train.model import DetectorModel, build_model
 from train.optim import build_optimizer
 from train.precision import set_up
+from train.run.step import Stepper
 from train.spec import model_spec
-from train.step import take_step
 
 CPU = torch.device("cpu")
 WAITS = (
@@ -81,12 +84,13 @@ class Run:
         self.optimizer = build_optimizer(self.model, config)
         self.average = WeightAverage(self.model, config.ema) if config.ema else None
         self.monitor = StepMonitor((*self.model.components, "total", "gradient"), self.precision.scales)
+        self.take_step = Stepper(config, self.model, self.optimizer, self.precision, self.average)
         normalizer = Normalizer(model_spec(config, CLASSES), device, self.precision.channels_last)
         self.batches = list(to_device([batch(self.model, config, rows)] * 3, normalizer, device))
         self.model.train()
 
     def step(self, found: DeviceBatch) -> None:
-        values = take_step(self.model, self.optimizer, self.precision, self.average, found, self.config)
+        values = self.take_step([found], self.config.learning_rate, 0)
         self.monitor.add(values, "epoch 1, batch 1", found.batch.sources)
 
 
@@ -118,8 +122,7 @@ def test_no_operator_of_a_step_waits(name: str, rows: str) -> None:
     with NoWaits():
         run.step(run.batches[0])
         run.step(run.batches[1])
-    assert run.monitor.steps == 1
-    assert run.monitor.means()["total"] > 0
+    assert run.monitor.steps == 1 and run.monitor.sums["total"] > 0
 
 
 @pytest.mark.parametrize(
@@ -143,7 +146,8 @@ def test_no_step_waits_on_a_gpu(name: str) -> None:
         run.step(run.batches[2])
     finally:
         torch.cuda.set_sync_debug_mode("default")
-    assert run.monitor.means()["total"] > 0
+    run.monitor.flush()
+    assert run.monitor.sums["total"] > 0
 
 
 @pytest.mark.parametrize("name", ["asff", "ignore area", "retinanet"])
@@ -166,21 +170,26 @@ def test_a_fault_is_found_a_step_late_and_names_its_own_batch() -> None:
         monitor.add([good, good], "epoch 3, batch 3", ["third.jpg"])
 
 
-@pytest.mark.parametrize("end", ["flush", "means"])
-def test_a_fault_of_the_last_step_is_found_at_the_end(end: str) -> None:
+def test_a_fault_of_the_last_step_is_found_at_the_end() -> None:
     monitor = StepMonitor(("total",), scaled=False)
     monitor.add([torch.tensor(float("inf"))], "epoch 1, batch 9", ["last.jpg"])
     with pytest.raises(CheckFailed, match=r"epoch 1, batch 9: last\.jpg"):
-        getattr(monitor, end)()
+        monitor.flush()
 
 
-def test_means_are_of_the_steps_since_the_last_ones() -> None:
-    monitor = StepMonitor(("total",), scaled=False)
+def test_sums_go_on_from_those_of_a_checkpoint() -> None:
+    monitor = StepMonitor(("total",), scaled=False, sums={"total": 4.0})
     for value in (1.0, 2.0, 6.0):
         monitor.add([torch.tensor(value)], "", [])
-    assert monitor.means() == {"total": 3.0}
-    monitor.add([torch.tensor(5.0)], "", [])
-    assert monitor.means() == {"total": 5.0}
+    assert monitor.sums == {"total": 7.0} and monitor.steps == 2  # the last one is still on its way
+    monitor.flush()
+    assert monitor.sums == {"total": 13.0}
+
+
+def test_a_request_to_stop_is_heard_a_step_late() -> None:
+    monitor = StepMonitor(("total",), scaled=False)
+    assert not monitor.add([torch.tensor(1.0)], "", [], stop=True)
+    assert monitor.add([torch.tensor(1.0)], "", [])
 
 
 def test_overflows_of_scaled_gradients_stop_nothing_until_they_do_not_end() -> None:
@@ -189,7 +198,7 @@ def test_overflows_of_scaled_gradients_stop_nothing_until_they_do_not_end() -> N
     for number in range(50):
         monitor.add([good, over], f"batch {number}", [])
     monitor.flush()
-    assert monitor.means() == {"total": 1.0, "gradient": 0.0}
+    assert monitor.sums == {"total": 50.0, "gradient": 0.0}
     monitor.add([good, over], "batch 50", ["a.jpg"])
     with pytest.raises(CheckFailed, match=r"batch 50: a\.jpg; .* --precision bf16 or fp32"):
         monitor.flush()
@@ -197,3 +206,61 @@ def test_overflows_of_scaled_gradients_stop_nothing_until_they_do_not_end() -> N
     monitor.add([over, over], "batch 1", ["a.jpg"])  # the loss itself is no matter of scale
     with pytest.raises(CheckFailed, match="total, gradient"):
         monitor.flush()
+
+
+class TwoRanks(World):
+    """A world in which the other rank has values of its own."""
+
+    def __init__(self, rank: int, other: Sequence[float]) -> None:
+        super().__init__(rank, 2)
+        object.__setattr__(self, "other", other)
+
+    def mean(self, values: Tensor) -> Tensor:
+        return (values + torch.tensor(self.other, dtype=values.dtype)) / 2  # type: ignore[attr-defined]
+
+
+NAN = float("nan")
+
+
+@pytest.mark.parametrize(
+    ("rank", "mine", "other", "named"),
+    [
+        (0, [NAN, 1.0], [1.0, 1.0, 0, 0, 0], "mine + mixed"),
+        (0, [1.0, 1.0], [NAN, 1.0, 0, 0, 1], "b, d"),
+        (1, [1.0, 1.0], [NAN, 1.0, 0, 1, 0], "a, c"),
+        (1, [1.0, NAN], [1.0, NAN, 0, 1, 0], "a, c, b, d"),
+    ],
+)
+def test_every_rank_names_the_images_of_the_one_at_fault(rank: int, mine: list[float], other: list[float], named: str) -> None:
+    monitor = StepMonitor(("total", "gradient"), scaled=False, world=TwoRanks(rank, other))
+    monitor.add([torch.tensor(value) for value in mine], "epoch 1, batch 1", ["mine + mixed"], ["a", "b", "c", "d"])
+    with pytest.raises(CheckFailed, match=rf"in epoch 1, batch 1: {re.escape(named)}; the last checkpoint is intact"):
+        monitor.flush()
+
+
+@pytest.mark.parametrize(
+    ("fitting", "message"),
+    [
+        (
+            2,
+            "4 images of 64x64 pixels at a time do not fit into the memory of cpu, but 2 do: add --device-batch 2, which keeps",
+        ),
+        (1, "but 1 do: add --device-batch 1"),
+        (0, "and neither does one; lower --size, or choose a smaller recipe"),
+    ],
+)
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory"), MemoryError()], ids=["gpu", "cpu"])
+def test_out_of_memory_says_what_fits(fitting: int, message: str, error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = Run(tiny(), labels())
+    before = {name: value.clone() for name, value in run.model.named_parameters()}
+    loss = run.model.loss
+
+    def limited(images: Tensor, *rest: Any) -> dict[str, Tensor]:
+        if len(images) > fitting:
+            raise error
+        return loss(images, *rest)
+
+    monkeypatch.setattr(run.model, "loss", limited)
+    with pytest.raises(InputError, match=re.escape(message)):
+        run.step(run.batches[0])
+    assert all(torch.equal(value, before[name]) for name, value in run.model.named_parameters())

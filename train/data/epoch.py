@@ -22,6 +22,7 @@ class Purpose(IntEnum):
     SIZES = 2
     SUBSTITUTE = 3
     PARTNER_SUBSTITUTE = 4
+    NETWORK = 5
 
 
 def generator(seed: int, epoch: int, position: int, purpose: Purpose) -> np.random.Generator:
@@ -48,6 +49,18 @@ class SampleIndex(NamedTuple):
     image: int
     size: tuple[int, int]
     mixup: bool
+
+
+def shared_batches(
+    batches: Sequence[Sequence[SampleIndex]], rank: int = 0, size: int = 1, parts: int = 1
+) -> list[Sequence[SampleIndex]]:
+    """Takes one rank's share of each planned batch, every `size`-th image from number `rank` on, in `parts` as even as can be.
+
+    Returns:
+        The parts of all batches, one after the other.
+    """
+    shares = [batch[rank::size] for batch in batches]
+    return [share[part * len(share) // parts : (part + 1) * len(share) // parts] for share in shares for part in range(parts)]
 
 
 def epoch_batches(

@@ -30,6 +30,7 @@ from train.losses.packing import PackedTargets
 
 _AHEAD = 2  # batches that each worker prepares ahead
 _MOST_WORKERS = 16
+_GRACE = 20  # seconds that a worker lives on after SIGTERM, while the main process comes to its end
 
 
 def default_workers(device: torch.device) -> int:
@@ -299,8 +300,10 @@ def _as_it_is(batch: Any) -> Any:
 
 
 def _start_worker(_: int) -> None:
-    """Limits a worker to one thread and leaves Ctrl-C to the main process, which ends the workers in order."""
+    """Limits a worker to one thread and leaves signals to the main process, which ends the workers in order."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(signal, "alarm"):  # a scheduler's SIGTERM goes to all processes: the main one may still need the batches
+        signal.signal(signal.SIGTERM, lambda number, frame: signal.alarm(_GRACE))
     sys.excepthook = _report_unless_parted
     cv2.setNumThreads(1)
 

@@ -106,6 +106,10 @@ class TrainingSet:
     def __len__(self) -> int:
         return len(self.dataset)
 
+    def source(self, index: int) -> str:
+        """Returns the file of an image."""
+        return str(self.dataset.images[index].path)
+
     def sample(self, position: SampleIndex, unreadable: dict[int, str]) -> tuple[Sample, str]:
         """Returns the augmented sample in input pixels and its source; adds unreadable images to `unreadable`.
 

@@ -52,7 +52,11 @@ class RetinaMatcher:
 
 
 def retina_loss(
-    maps: Sequence[Tensor], targets: Tensor | PackedTargets, anchors: Anchors, strides: Sequence[int]
+    maps: Sequence[Tensor],
+    targets: Tensor | PackedTargets,
+    anchors: Anchors,
+    strides: Sequence[int],
+    normalizer: Tensor | None = None,
 ) -> dict[str, Tensor]:
     """Computes the loss components, each summed over levels and divided by the batch's positive anchors (or 1).
 
@@ -63,6 +67,7 @@ def retina_loss(
             class loss alone.
         anchors: (width, height) in pixels, per level.
         strides: of the levels in pixels.
+        normalizer: what to divide by instead of the positive anchors, where these images are a part of a batch.
 
     Returns:
         Scalars `classes`, `boxes` and `total`.
@@ -74,9 +79,19 @@ def retina_loss(
     unpacker = Unpacker(targets)
     levels = [unpacker.take(LevelMatches) for _ in maps]
     parts = [_level_loss(raw, level, len(sides)) for raw, level, sides in zip(maps, levels, anchors)]
-    positives = sum(len(level.place) for level in levels)
-    classes, boxes = (torch.stack(values).sum() / max(positives, 1) for values in zip(*parts))
+    divisor = max(_positives(levels), 1) if normalizer is None else normalizer
+    classes, boxes = (torch.stack(values).sum() / divisor for values in zip(*parts))
     return {"classes": classes, "boxes": boxes, "total": classes + boxes}
+
+
+def count_positives(targets: PackedTargets, levels: int) -> int:
+    """Counts the positive anchors in the targets of a batch with so many levels."""
+    unpacker = Unpacker(targets)
+    return _positives([unpacker.take(LevelMatches) for _ in range(levels)])
+
+
+def _positives(levels: Sequence[LevelMatches]) -> int:
+    return sum(len(level.place) for level in levels)
 
 
 def _level_loss(raw: Tensor, level: LevelMatches, count: int) -> tuple[Tensor, Tensor]:

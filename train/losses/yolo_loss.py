@@ -56,6 +56,7 @@ def detection_loss(
     anchors: AnchorSet,
     num_classes: int,
     config: LossConfig,
+    normalizer: Tensor | None = None,
 ) -> dict[str, Tensor]:
     """Computes the loss components, each summed over levels and divided by the batch size.
 
@@ -66,6 +67,7 @@ def detection_loss(
         anchors: of all levels.
         num_classes: C.
         config: switches of the loss.
+        normalizer: what to divide by instead of the batch size, where these images are a part of a batch.
 
     Returns:
         Scalars by the names of `COMPONENTS`, and their `total`.
@@ -82,7 +84,8 @@ def detection_loss(
         _LevelLoss(output, labels, per_level[level], sides[level], anchors.strides[level], num_classes, config)
         for level, output in enumerate(outputs)
     ]
-    losses = {name: torch.stack([getattr(level, name)() for level in levels]).sum() / len(raw) for name in COMPONENTS}
+    divisor = len(raw) if normalizer is None else normalizer
+    losses = {name: torch.stack([getattr(level, name)() for level in levels]).sum() / divisor for name in COMPONENTS}
     losses["total"] = torch.stack(list(losses.values())).sum()
     return losses
 

@@ -59,22 +59,35 @@ class DetectorModel(nn.Module, ABC):
         """Makes the targets of `loss` from labels, apart from the model."""
 
     @abstractmethod
-    def loss(self, images: Tensor, targets: Tensor | PackedTargets) -> dict[str, Tensor]:
+    def normalizer(self, images: Tensor, targets: PackedTargets) -> int:
+        """Returns what these images add to the number that the loss of their whole batch is divided by.
+
+        Args:
+            images: as for `loss`; their values do not matter.
+            targets: from `matcher`, on any device.
+        """
+
+    @abstractmethod
+    def loss(self, images: Tensor, targets: Tensor | PackedTargets, normalizer: Optional[Tensor] = None) -> dict[str, Tensor]:
         """Computes the loss.
 
         Args:
             images: normalized, float `[N, 3, H, W]`.
             targets: from `matcher`, on the device of the images; or labels `[N, M, 5 or 6]` (class, cx, cy, w, h in input
                 pixels[, mixing weight]; all-zero rows are padding), which are matched first: a GPU waits for that.
+            normalizer: scalar to divide the sums by where these images are a part of a batch, see `normalizer`; None for
+                their own.
 
         Returns:
             Scalars by the names of `components`, and their `total`.
         """
 
-    def forward(self, images: Tensor, targets: Optional[Tensor | PackedTargets] = None) -> Tensor | dict[str, Tensor]:
+    def forward(
+        self, images: Tensor, targets: Optional[Tensor | PackedTargets] = None, normalizer: Optional[Tensor] = None
+    ) -> Tensor | dict[str, Tensor]:
         """Returns decoded predictions (see `decode`); with targets or labels, the losses (see `loss`)."""
         if targets is not None:
-            return self.loss(images, targets)
+            return self.loss(images, targets, normalizer)
         return self.decode(self.maps(images))
 
     def inspect(self, images: Tensor) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from runtime.spec import Anchors
 from train.losses.head_output import upcast
 from train.losses.packing import PackedTargets
-from train.losses.retinanet_loss import COMPONENTS, RetinaMatcher, retina_loss
+from train.losses.retinanet_loss import COMPONENTS, RetinaMatcher, count_positives, retina_loss
 from train.losses.retinanet_targets import anchor_boxes, decode_boxes
 from train.model.backbones.resnet import ResNet
 from train.model.detector import DetectorModel
@@ -119,6 +119,10 @@ class RetinaNet(DetectorModel):
         """See `DetectorModel.matcher`."""
         return RetinaMatcher(self.level_anchors, self.strides)
 
-    def loss(self, images: Tensor, targets: Tensor | PackedTargets) -> dict[str, Tensor]:
+    def normalizer(self, images: Tensor, targets: PackedTargets) -> int:
+        """The number of positive anchors; see `DetectorModel.normalizer`."""
+        return count_positives(targets, len(self.strides))
+
+    def loss(self, images: Tensor, targets: Tensor | PackedTargets, normalizer: Tensor | None = None) -> dict[str, Tensor]:
         """Scalars `classes, boxes, total`; see `retina_loss`."""
-        return retina_loss((self.compiled or self.outputs)(images), targets, self.level_anchors, self.strides)
+        return retina_loss((self.compiled or self.outputs)(images), targets, self.level_anchors, self.strides, normalizer)

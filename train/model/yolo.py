@@ -78,10 +78,14 @@ class YOLOv3(DetectorModel):
         """See `DetectorModel.matcher`."""
         return YoloMatcher(self.anchors, self.loss_config)
 
-    def loss(self, images: Tensor, targets: Tensor | PackedTargets) -> dict[str, Tensor]:
+    def normalizer(self, images: Tensor, targets: PackedTargets) -> int:
+        """The number of images; see `DetectorModel.normalizer`."""
+        return len(images)
+
+    def loss(self, images: Tensor, targets: Tensor | PackedTargets, normalizer: Tensor | None = None) -> dict[str, Tensor]:
         """Scalars `anchor, iou, offset, objectness, classes, total` (paper section 2 and 3; see `detection_loss`)."""
         outputs = (self.compiled or self.outputs)(images)
-        return detection_loss(outputs, targets, self.anchors, self.num_classes, self.loss_config)
+        return detection_loss(outputs, targets, self.anchors, self.num_classes, self.loss_config, normalizer)
 
 
 def decode_maps(maps: Sequence[Tensor], anchors: Anchors, strides: Sequence[int]) -> Tensor:

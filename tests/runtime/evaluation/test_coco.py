@@ -16,7 +16,7 @@ from runtime.datasets.dataset import Dataset
 from runtime.datasets.open import open_dataset
 from runtime.detections import Detections
 from runtime.errors import InputError, ModelError
-from runtime.evaluation.coco import METRICS, Evaluation, evaluate, match_classes
+from runtime.evaluation.coco import METRICS, Evaluation, evaluate, match_classes, predict_share, score_predictions
 from runtime.ops.image import Image
 
 MakeCoco = Callable[..., Path]
@@ -260,3 +260,20 @@ def test_evaluation_does_not_change_the_dataset(make_coco: MakeCoco) -> None:
     first = evaluate(replay([[(BIG, 0.9, 1)]]), dataset, NAMES, progress=False)
     second = evaluate(replay([[(BIG, 0.9, 1)]]), dataset, NAMES, progress=False)
     assert first == second and json.dumps(dataset.annotations) == before
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3, 5])
+def test_shares_are_scored_as_one(make_coco: MakeCoco, ranks: int) -> None:
+    """Whatever the number of ranks, each image counts once and keeps its place; one cannot be read, one rank may have none."""
+    root = make_coco([(n, 200, 200, 0) for n in range(1, 8)], [(n, 9, BIG) for n in range(1, 8)])
+    (root / "val2017" / "4.png").write_bytes(b"no image")
+    dataset = open_dataset(root, "val")
+
+    def predict(images: Sequence[Image]) -> list[Detections]:
+        return [detections([(BIG, 0.5, 1), ((0, 0, 9, 9), 0.25, 0)]) for _ in images]
+
+    whole = evaluate(predict, dataset, NAMES, batch=2, progress=False)
+    shares = [predict_share(predict, dataset, NAMES, batch=2, progress=False, share=(rank, ranks)) for rank in range(ranks)]
+    assert score_predictions(dataset, shares) == whole
+    with pytest.raises(AssertionError, match="scored twice"):
+        score_predictions(dataset, [*shares, shares[0]])

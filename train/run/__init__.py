@@ -1,0 +1,1 @@
+"""Holds one run: its state, its steps, and the files in its folder."""
