@@ -97,6 +97,13 @@ static Item *around(Kind kind, const char *from, size_t size) {
     return NULL;
 }
 
+/* The one that begins there; the end of a neighbor may have the same address. */
+static Item *at(Kind kind, const char *memory) {
+    for (Item *item = items; item; item = item->next)
+        if (item->kind == kind && start(item) == memory) return item;
+    return NULL;
+}
+
 int is_pinned(const void *host, size_t size) { return around(PINNED, host, size) != NULL; }
 
 void *on_gpu(Address address, size_t size) {
@@ -117,8 +124,8 @@ static char *take(Kind kind, size_t size, unsigned flags) {
 }
 
 static Result give_back(Kind kind, char *memory) {
-    Item *item = around(kind, memory, 0);
-    if (!item || start(item) != memory) return fault("memory that is not allocated is freed"), INVALID_VALUE;
+    Item *item = at(kind, memory);
+    if (!item) return fault("memory that is not allocated is freed"), INVALID_VALUE;
     drain_all(); /* the driver waits too */
     if (kind == DEVICE) used -= item->size;
     madvise(memory, item->size, MADV_DONTNEED);
@@ -150,7 +157,7 @@ Result cuMemFreeHost(void *memory) {
 }
 Result cuMemHostGetDevicePointer_v2(Address *address, void *memory, unsigned flags) {
     ENTER(CONTEXT);
-    Item *item = around(PINNED, memory, 0);
+    Item *item = at(PINNED, memory);
     if (flags || !item || !(item->flags & MAPPED)) return leave(INVALID_VALUE);
     *address = (Address)(uintptr_t)memory ^ HIGH;
     return leave(SUCCESS);

@@ -232,7 +232,10 @@ class FiveLevels(DetectorModel):
     def matcher(self) -> Matcher:
         raise NotImplementedError
 
-    def loss(self, images: Tensor, targets: Tensor | PackedTargets) -> dict[str, Tensor]:
+    def normalizer(self, images: Tensor, targets: PackedTargets) -> int:
+        raise NotImplementedError
+
+    def loss(self, images: Tensor, targets: Tensor | PackedTargets, normalizer: Tensor | None = None) -> dict[str, Tensor]:
         raise NotImplementedError
 
 
