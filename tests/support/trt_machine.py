@@ -107,7 +107,7 @@ def install(
         return SimpleNamespace(deserialize_cuda_engine=load)
 
     api.Runtime = runtime
-    for name in ("tensorrt", "tensorrt_rtx", "tensorrt_lean"):
+    for name in ("tensorrt", "tensorrt_rtx", "tensorrt_lean", "tensorrt_lean_bindings"):
         monkeypatch.setitem(sys.modules, name, None)
     flavor = "tensorrt_rtx" if version.startswith("1.") else "tensorrt_lean" if is_lean else "tensorrt"
     monkeypatch.setitem(sys.modules, flavor, api)
