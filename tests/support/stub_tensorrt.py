@@ -44,4 +44,4 @@ def load_stubs(package: str) -> None:
             file = f"lib{name}.so.{linked[1].decode()}"
             command = [compiler, "-shared", "-fPIC", "-x", "c", "-", f"-Wl,-soname,{file}", "-o", f"{folder}/{file}"]
             subprocess.run(command, input=code, text=True, check=True)
-            ctypes.CDLL(f"{folder}/{file}", ctypes.RTLD_GLOBAL)
+            ctypes.CDLL(f"{folder}/{file}")  # not for all: TensorRT-RTX looks for symbols of the same names
