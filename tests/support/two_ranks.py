@@ -1,4 +1,4 @@
-"""What each of two processes does in the tests of distributed training; started by `torchrun`, results in a folder."""
+"""Runs in each of two processes for the tests of distributed training; started by `torchrun`, results in a folder."""
 
 from __future__ import annotations
 

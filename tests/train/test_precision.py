@@ -1,4 +1,4 @@
-"""What a step computes in: number formats, loss scaling, layout, compilation, and the average of the weights."""
+"""Number formats of a step, loss scaling, layout, compilation, and the average of the weights."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What an engine is configured to run on, with fake libraries: checks the calls that they get, not what a Jetson does."""
+"""Targets of engines (other GPUs, DLA), with fake libraries: checks the calls that they get, not what a Jetson does."""
 
 from __future__ import annotations
 
