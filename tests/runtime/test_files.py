@@ -246,10 +246,10 @@ import os, sys
 from runtime.files import locked_folder
 with locked_folder(sys.argv[1]):
     if os.fork() == 0:  # as the workers of a data loader are: it outlives the holder and must not hold on to the lock
+        os.write(1, b"locked\\n")  # by the child: it has let go of its copy of the lock
         os.close(1)
         os.read(0, 1)
         os._exit(0)
-    print("locked", flush=True)
     sys.stdin.read()
 """
 
