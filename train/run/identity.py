@@ -22,24 +22,23 @@ _PACKAGES = ("runtime", "train")
 
 def data_hashes(splits: Sequence[Dataset]) -> dict[str, str]:
     """Hashes the `labels` and the `images` of the splits, wherever their folder lies."""
-    labels = hashlib.sha256()
+    labels, paths = hashlib.sha256(), []
     for split in splits:
-        labels.update(repr((split.class_names, [str(_below(split, image.path)) for image in split.images])).encode())
-        for image in split.images:
-            labels.update(f"{image.width} {image.height} {image.image_id}".encode())
-            _add(labels, image.boxes, image.class_ids, image.crowd)
+        names, records = [], bytearray()
+        for image in split.images:  # once: they are made anew at every access
+            paths.append(image.path)
+            names.append(os.path.relpath(image.path, split.root))
+            records += f"{image.width} {image.height} {image.image_id}".encode()
+            records += _bytes(image.boxes, image.class_ids, image.crowd)
         truth = split.truth
-        _add(labels, truth.image_ids, truth.class_ids, truth.boxes, truth.areas, truth.crowd)
-    return {"labels": labels.hexdigest(), "images": _images_hash([image.path for split in splits for image in split.images])}
+        labels.update(repr((split.class_names, names)).encode())
+        labels.update(records)
+        labels.update(_bytes(truth.image_ids, truth.class_ids, truth.boxes, truth.areas, truth.crowd))
+    return {"labels": labels.hexdigest(), "images": _images_hash(paths)}
 
 
-def _add(digest: hashlib._Hash, *arrays: NDArray[Any]) -> None:
-    for array in arrays:
-        digest.update(array.tobytes())
-
-
-def _below(split: Dataset, path: Path) -> str:
-    return os.path.relpath(path, split.root)
+def _bytes(*arrays: NDArray[Any]) -> bytes:
+    return b"".join(array.tobytes() for array in arrays)
 
 
 def _images_hash(paths: Sequence[Path]) -> str:
