@@ -80,7 +80,8 @@ def prepare(config: TrainConfig, options: RunOptions, resume: Checkpoint | None,
     )
     config = without_pointless_smoothing(config, len(train_data.class_names))
     data = data_hashes((train_data, val_data))
-    world.check_agreement({"recipe": config.to_json(), **data, "code": code_hash(), "PyTorch": torch.__version__})
+    if world.size > 1:
+        world.check_agreement({"recipe": config.to_json(), **data, "code": code_hash(), "PyTorch": torch.__version__})
     if resume:
         check_same_run(resume, config, data, options)
     spec = resume.spec.replace(operating_threshold=None) if resume else model_spec(config, train_data.class_names)
