@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -24,14 +24,14 @@ class _Sent(NamedTuple):
         arrived: fires when they are there; None where nothing is to be waited for.
         where: epoch and batch in words.
         sources: the files of this rank's share of the batch.
-        planned: the images that the plan has for the batch, of all ranks.
+        planned: lists the images that the plan has for the batch, of all ranks.
     """
 
     values: Tensor
     arrived: torch.cuda.Event | None
     where: str
     sources: Sequence[str]
-    planned: Sequence[str]
+    planned: Callable[[], Sequence[str]]
 
 
 class StepMonitor:
@@ -65,7 +65,12 @@ class StepMonitor:
 
     @torch.no_grad()
     def add(
-        self, values: Sequence[Tensor], where: str, sources: Sequence[str], planned: Sequence[str] = (), stop: bool = False
+        self,
+        values: Sequence[Tensor],
+        where: str,
+        sources: Sequence[str],
+        planned: Callable[[], Sequence[str]] = tuple,
+        stop: bool = False,
     ) -> bool:
         """Sends a step's values on their way and reads those of the step before.
 
@@ -73,7 +78,7 @@ class StepMonitor:
             values: scalars in the order of the names.
             where: epoch and batch in words.
             sources: the files of this rank's share of the batch.
-            planned: the images that the plan has for the batch, of all ranks.
+            planned: lists the images that the plan has for the batch, of all ranks; called where they are named alone.
             stop: ask all ranks to stop.
 
         Returns:
@@ -130,7 +135,8 @@ class StepMonitor:
         suspects = sent.sources
         if self._world.size > 1 and guilty != [self._world.rank]:
             ranks = guilty or range(self._world.size)
-            suspects = [name for rank in ranks for name in sent.planned[rank :: self._world.size]]
+            planned = sent.planned()
+            suspects = [name for rank in ranks for name in planned[rank :: self._world.size]]
         names = ", ".join(suspects[:8]) + (" ..." if len(suspects) > 8 else "")
         advice = "check these labels or lower --learning-rate"
         if self.scaled:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from runtime.viz.annotate import draw
 from train.checkpoint import Checkpoint
 from train.config import TrainConfig
 from train.data.device_feed import DeviceBatch, to_device
-from train.data.epoch import epoch_batches, shared_batches
+from train.data.epoch import SampleIndex, epoch_batches, shared_batches
 from train.data.normalizer import Normalizer
 from train.distributed import World
 from train.finite import StepMonitor
@@ -151,10 +152,11 @@ def _train_epoch(run: Run) -> float:
                     run.logger.add_image("training", show_batch(parts[0].batch, state.spec), epoch + 1)
             rate = learning_rate(epoch + (state.step + 1) / len(plan), config)
             values = run.step(parts, rate, step_seed(config, epoch, state.step * config.batch + world.rank))
-            planned = [run.training_set.source(position.image) for position in plan[state.step]]
+            planned = plan[state.step]
             state.step += 1
             where, sources = f"epoch {epoch + 1}, batch {state.step}", [name for part in parts for name in part.batch.sources]
-            stop = monitor.add(values, where, sources, planned, stop=bool(received))
+            files = functools.partial(_files, run, planned)
+            stop = monitor.add(values, where, sources, files, stop=bool(received))
             images += len(planned)
             if stop:
                 break
@@ -167,6 +169,11 @@ def _train_epoch(run: Run) -> float:
     if monitor.asked:  # by another rank: what this one received is raised above
         raise signals.Terminated
     return images / (time.perf_counter() - start)
+
+
+def _files(run: Run, positions: Sequence[SampleIndex]) -> list[str]:
+    """Lists the images that a batch was planned with."""
+    return [run.training_set.source(position.image) for position in positions]
 
 
 def set_dropblock(model: DetectorModel, config: TrainConfig, epoch: int) -> None:

@@ -233,7 +233,7 @@ NAN = float("nan")
 )
 def test_every_rank_names_the_images_of_the_one_at_fault(rank: int, mine: list[float], other: list[float], named: str) -> None:
     monitor = StepMonitor(("total", "gradient"), scaled=False, world=TwoRanks(rank, other))
-    monitor.add([torch.tensor(value) for value in mine], "epoch 1, batch 1", ["mine + mixed"], ["a", "b", "c", "d"])
+    monitor.add([torch.tensor(value) for value in mine], "epoch 1, batch 1", ["mine + mixed"], lambda: ["a", "b", "c", "d"])
     with pytest.raises(CheckFailed, match=rf"in epoch 1, batch 1: {re.escape(named)}; the last checkpoint is intact"):
         monitor.flush()
 
