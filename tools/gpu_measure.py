@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -89,32 +90,26 @@ def soak(model: Path, images: NDArray[Any], seconds: float) -> dict[str, Any]:
 def _run_in_threads(backend: Backend, images: NDArray[Any], seconds: float) -> int:
     """Returns the number of runs; each must give what the first one of its thread gave, bit for bit."""
     end = time.monotonic() + seconds
-    counts: list[int] = []
-    problems: list[BaseException] = []
+    has_failed = threading.Event()
 
-    def work() -> None:
+    def work(_: int) -> int:
         count = 0
         try:
             first = [output.copy() for output in backend.infer(images)]
-            while count == 0 or (time.monotonic() < end and not problems):
+            while count == 0 or (time.monotonic() < end and not has_failed.is_set()):
                 count += 1
                 for output, expected in zip(backend.infer(images), first):
                     if not np.array_equal(output, expected):
                         raise CheckFailed(
                             f"run {count} of a thread differs from its first, by {np.abs(output - expected).max()}"
                         )
-            counts.append(count)
-        except BaseException as error:
-            problems.append(error)
+        except BaseException:
+            has_failed.set()
+            raise
+        return count
 
-    threads = [threading.Thread(target=work) for _ in range(_THREADS)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    if problems:
-        raise problems[0]
-    return sum(counts)
+    with ThreadPoolExecutor(_THREADS) as threads:
+        return sum(threads.map(work, range(_THREADS)))
 
 
 def end(model: Path) -> dict[str, Any]:
@@ -147,7 +142,5 @@ def _finish(name: str, process: subprocess.Popen[str]) -> tuple[bool, str]:
             process.kill()
             return False, f"did not end within {_LONGEST_END} s"
     lines = err.splitlines()
-    return (process.returncode, lines[-1:]) == (
-        expected,
-        last,
-    ), f"exit code {process.returncode} {' '.join(lines[-3:])}".strip()
+    is_good = process.returncode == expected and lines[-1:] == last
+    return is_good, f"exit code {process.returncode} {' '.join(lines[-3:])}".strip()

@@ -21,9 +21,8 @@ def result_paths(
     """Chooses the path of each source's annotated copy in `folder`.
 
     That is the source's own name, to which .mp4 or .png is appended where its kind cannot be written, unless `usual_name` says
-    otherwise. Where an input, a
-    folder or another result has that name, a number is put before the suffix. Names count as equal if a file system that
-    ignores case and Unicode forms would take them for one.
+    otherwise. Where an input, a folder or another result has that name, a number is put before the suffix. Names count as
+    equal if a file system that ignores case and Unicode forms would take them for one.
 
     Example:
         >>> sources = [Source(Path("in") / name, Path(name)) for name in ("a.gif", "a.gif.png", "b.jpg")]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 from collections import Counter
@@ -94,6 +95,18 @@ def test_classes_and_the_best_score(command: Command, tiny_onnx: Path, good: Pat
     assert "no class 'rinf'; do you mean ring" in one_error(command(main, *arguments, "rinf")[2])
 
 
+def failing(function: Callable[..., Any], call: int, error: Any) -> Callable[..., Any]:
+    """The function, whose call of that number, from 0, raises the error instead."""
+    calls = itertools.count()
+
+    def called(*arguments: Any) -> Any:
+        if next(calls) == call:
+            raise error
+        return function(*arguments)
+
+    return called
+
+
 @pytest.mark.parametrize("first", [("--save", "jsonl,txt"), ("--save", "jsonl,txt", "--resume")])
 def test_resume_after_an_interrupt(
     first: tuple[str, ...],
@@ -103,17 +116,9 @@ def test_resume_after_an_interrupt(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    calls = iter(range(100))
-    yolo = writer.to_yolo
-
-    def interrupted(*arguments: Any) -> str:
-        if next(calls) == 4:  # in the middle of the video
-            raise KeyboardInterrupt
-        return yolo(*arguments)
-
     arguments = ("--engine", tiny_onnx, "--source", photos, "--recursive", "--output", tmp_path / "out", "--json")
     with monkeypatch.context() as context:
-        context.setattr(writer, "to_yolo", interrupted)
+        context.setattr(writer, "to_yolo", failing(writer.to_yolo, 4, KeyboardInterrupt))  # in the middle of the video
         code, begun, err = command(main, *arguments, *first)
     assert code == 130 and "what was found so far is kept in " in err and "--resume goes on" in err
     assert "detections.jsonl" not in made(tmp_path / "out")
@@ -198,15 +203,7 @@ def test_a_stream_that_is_interrupted(
     error: Any, command: Command, tiny_onnx: Path, endless: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Ctrl-C is how most streams end; what fails keeps the journal."""
-    calls = iter(range(100))
-    draw = writer.draw
-
-    def interrupted(*arguments: Any) -> Any:
-        if next(calls) == 1:  # a busy machine drops most frames
-            raise error
-        return draw(*arguments)
-
-    monkeypatch.setattr(writer, "draw", interrupted)
+    monkeypatch.setattr(writer, "draw", failing(writer.draw, 1, error))  # early: a busy machine drops most frames
     code, _, err = command(
         main, "--engine", tiny_onnx, "--source", endless, "--save", "video,csv", "--output", tmp_path / "out"
     )

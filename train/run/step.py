@@ -55,6 +55,7 @@ class Stepper:
         self._average, self._world, self._part, self.parts = average, world or World(), part, 1
         self._device = next(model.parameters()).device
         self._net = self._world.wrap(model)
+        self._norms = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
 
     def plan(self, images: int) -> None:
         """Prepares for batches of so many images, on all ranks together.
@@ -69,9 +70,8 @@ class Stepper:
             )
         # All ranks make the same number of passes, since they wait for each other in each.
         self.parts = min(-(-most // self._part), least) if self._part else 1
-        for module in self._model.modules():
-            if isinstance(module, nn.modules.batchnorm._BatchNorm):  # the parts of a step together move it once
-                module.momentum = 1 - (1 - self._config.norm_momentum) ** (1 / self.parts)
+        for norm in self._norms:  # the parts of a step together move it once
+            norm.momentum = 1 - (1 - self._config.norm_momentum) ** (1 / self.parts)
 
     def __call__(self, parts: Sequence[DeviceBatch], rate: float, seed: int) -> list[Tensor]:
         """Updates the weights by one batch; nothing in it waits for the device.
@@ -152,8 +152,7 @@ class Stepper:
 
     def _fits(self, part: DeviceBatch, count: int) -> bool:
         """Tries a forward and backward pass of so many images, by this rank alone."""
-        norms = [module for module in self._model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
-        for norm in norms:
+        for norm in self._norms:
             norm.eval()  # which does not wait for other ranks
         try:
             with self._precision.autocast():
