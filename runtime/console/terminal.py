@@ -21,7 +21,7 @@ _LONGEST_NAME = 300  # characters of a name in a message that is not an error
 
 def printable(value: object, longest: int = _LONGEST) -> str:
     """Returns a value as one line: control characters are escaped, and the middle of a long text is left out."""
-    return _CONTROLS.sub(_escaped, shortened(str(value), longest))
+    return shortened(_CONTROLS.sub(_escaped, shortened(str(value), longest)), longest)  # cut twice: an escape is longer
 
 
 def unexpected(error: BaseException) -> str:

@@ -32,6 +32,7 @@ def test_printable(value: object, text: str) -> None:
 def test_long_text_loses_its_middle(length: int) -> None:
     found = printable("a" * 5 + "x" * (length - 10) + "z" * 5, 40)
     assert len(found) == min(length, 40) and found[:5] == "aaaaa" and found[-5:] == "zzzzz"
+    assert len(printable("\x1b" * length, 40)) == 40, "escapes are longer than what they stand for"
 
 
 @pytest.mark.parametrize(
