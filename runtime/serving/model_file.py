@@ -7,12 +7,11 @@ from pathlib import Path
 from typing import Any, Optional
 
 from runtime.errors import DetectorError
+from runtime.evaluation.store import CURVE_DETAIL
 from runtime.files import PathLike, sha256
 from runtime.manifest import manifest_path, read_manifest
 
 AS_OPENED, REPLACED, MISSING = "as opened", "replaced", "missing"
-CURVE_DETAIL = "operating_curve"
-"""Of a manifest: precision, recall and F1 by score threshold, see `Curve.sample`."""
 
 
 class ModelFile:
