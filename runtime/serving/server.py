@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 
 _CONNECTIONS = 512  # a process may commonly open 1024 files
 _HEAD_SECONDS = 10.0
-_IDLE_SECONDS = 5
+_IDLE_SECONDS = 65  # longer than clients and proxies keep a connection, or they would send into one that is being closed
 _BACKLOG = 256
 _LAST_PORT = 65535
 _LATE = b"HTTP/1.1 408 Request Timeout\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
