@@ -27,16 +27,20 @@ _HEAD_SECONDS = 10.0
 _IDLE_SECONDS = 65  # longer than clients and proxies keep a connection, or they would send into one that is being closed
 _BACKLOG = 256
 _LAST_PORT = 65535
-_LATE = b"HTTP/1.1 408 Request Timeout\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
+_END = b"Connection: close\r\nContent-Length: 0\r\n\r\n"
+_LATE = b"HTTP/1.1 408 Request Timeout\r\n" + _END
+_FULL = b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 1\r\n" + _END
 
 
 class _Protocol(H11Protocol):
-    """HTTP that gives up on clients which do not send the head of a request in time; uvicorn waits for ever."""
+    """HTTP with bounded connections, and a time for the head of a request: uvicorn alone holds any number for ever."""
 
     _deadline: Optional[asyncio.TimerHandle] = None
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
+        if len(self.connections) > _CONNECTIONS:
+            self._end(_FULL)
         self._watch()
 
     def data_received(self, data: bytes) -> None:
@@ -52,16 +56,16 @@ class _Protocol(H11Protocol):
         if not is_waiting:
             self._unwatch()
         elif self._deadline is None:
-            self._deadline = self.loop.call_later(_HEAD_SECONDS, self._give_up)
+            self._deadline = self.loop.call_later(_HEAD_SECONDS, self._end, _LATE)
 
     def _unwatch(self) -> None:
         if self._deadline is not None:
             self._deadline.cancel()
             self._deadline = None
 
-    def _give_up(self) -> None:
+    def _end(self, answer: bytes) -> None:
         if not self.transport.is_closing():
-            self.transport.write(_LATE)
+            self.transport.write(answer)
             self.transport.close()
 
 
@@ -131,7 +135,6 @@ def configure(app: Any, limits: Limits) -> uvicorn.Config:
         log_config=None,
         access_log=False,
         server_header=False,
-        limit_concurrency=_CONNECTIONS,
         timeout_keep_alive=_IDLE_SECONDS,
         timeout_graceful_shutdown=math.ceil(limits.upload_seconds + limits.answer_seconds) + 1,
     )

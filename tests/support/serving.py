@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import re
@@ -16,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from runtime.backends.open import open_backend
+from runtime.serving.limits import Limits
 
 ROOT = Path(__file__).parents[2]
 
@@ -57,6 +59,24 @@ def served(model: Path, *arguments: str) -> Iterator[tuple[subprocess.Popen[str]
     finally:
         process.kill()
         process.communicate()
+
+
+@contextlib.contextmanager
+def running(app: Any, **limits: Any) -> Iterator[int]:
+    """Serves an application from a thread of this process; yields the port."""
+    import uvicorn
+
+    from runtime.serving import server
+
+    with server.listen("127.0.0.1", 0) as listener:
+        service = uvicorn.Server(server.configure(app, Limits(**limits)))
+        thread = threading.Thread(target=lambda: asyncio.run(service.serve(sockets=[listener])))
+        thread.start()
+        try:
+            yield listener.getsockname()[1]
+        finally:
+            service.should_exit = True
+            thread.join(20)
 
 
 def send(port: int, data: bytes) -> socket.socket:

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
-import threading
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
@@ -17,35 +15,18 @@ from runtime.manifest import write_manifest
 from runtime.media.image import write_image
 from tests.support.browser import Tab, needs_chromium, open_tab
 from tests.support.detect_command import white
+from tests.support.serving import running
 
 pytest.importorskip("fastapi")
 pytest.importorskip("prometheus_client")
 pytest.importorskip("websockets")
 pytest.importorskip("uvicorn")
 
-import uvicorn
-
-from runtime.serving import server
 from runtime.serving.app import create_app
-from runtime.serving.limits import Limits
 from runtime.serving.model_file import ModelFile
 
 NASTY = "<img src=x onerror=alert(1)>"
 CURVE = {"thresholds": [0.1, 0.5, 0.9], "precision": [0.5, 0.75, 1.0], "recall": [1.0, 0.5, None], "f1": [0.6, 0.6, None]}
-
-
-@contextlib.contextmanager
-def running(app: Any) -> Iterator[str]:
-    """Serves an application from a thread; yields its address."""
-    with server.listen("127.0.0.1", 0) as listener:
-        uvicorn_server = uvicorn.Server(server.configure(app, Limits()))
-        thread = threading.Thread(target=lambda: asyncio.run(uvicorn_server.serve(sockets=[listener])))
-        thread.start()
-        try:
-            yield f"http://127.0.0.1:{listener.getsockname()[1]}/"
-        finally:
-            uvicorn_server.should_exit = True
-            thread.join()
 
 
 def browse(address: str, main: Callable[[Tab], Coroutine[Any, Any, None]], width: int = 1200) -> None:
@@ -104,8 +85,8 @@ def test_boxes_follow_the_slider_without_a_new_request(model: Path, tmp_path: Pa
         assert tab.told == []
 
     file = ModelFile(model)
-    with Detector(model, score_threshold=0.05) as detector, running(create_app(detector, model_file=file)) as address:
-        browse(address, main)
+    with Detector(model, score_threshold=0.05) as detector, running(create_app(detector, model_file=file)) as port:
+        browse(f"http://127.0.0.1:{port}/", main)
 
 
 @needs_chromium
@@ -141,5 +122,5 @@ def test_a_phone_a_token_a_dropped_file_and_a_bad_one(model: Path, tmp_path: Pat
         )
         assert await tab.run("window.hacked") is None  # the policy lets no other script run
 
-    with Detector(model, score_threshold=0.05) as detector, running(create_app(detector, token=token)) as address:
-        browse(address, main, width=390)
+    with Detector(model, score_threshold=0.05) as detector, running(create_app(detector, token=token)) as port:
+        browse(f"http://127.0.0.1:{port}/", main, width=390)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import os
 import re
@@ -16,9 +15,18 @@ from pathlib import Path
 import pytest
 
 from runtime import serve
+from runtime.detector import Detector
+from runtime.serving.limits import Limits
 from tests.support.detect_command import Command, white
 from tests.support.image_files import encode
-from tests.support.serving import head, received, send, served
+from tests.support.serving import head, received, running, send, served
+
+pytest.importorskip("fastapi")
+pytest.importorskip("uvicorn")
+pytest.importorskip("prometheus_client")
+
+from runtime.serving import server
+from runtime.serving.app import create_app
 
 WHITE = encode(".png", white())
 
@@ -28,11 +36,6 @@ def test_without_its_packages_it_names_the_extra(command: Command, tiny_onnx: Pa
     monkeypatch.delitem(sys.modules, "runtime.serving.app", raising=False)
     code, _, err = command(serve.main, "--engine", tiny_onnx)
     assert (code, err) == (3, "error: fastapi is not installed; run `pip install 'yolov3-asff-tensorrt[serve]'`\n")
-
-
-pytest.importorskip("fastapi")
-pytest.importorskip("uvicorn")
-pytest.importorskip("prometheus_client")
 
 
 @pytest.mark.parametrize(
@@ -104,55 +107,47 @@ def test_a_second_signal_ends_it_at_once(tiny_onnx: Path) -> None:
 def test_clients_that_are_slow_or_refused_get_an_answer_and_leave_nothing(
     tiny_onnx: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The server in a thread of this process, so that its threads and descriptors can be counted."""
-    import uvicorn
-
-    from runtime.detector import Detector
-    from runtime.serving import server
-    from runtime.serving.app import create_app
-    from runtime.serving.limits import Limits
-
+    """The server runs in a thread of this process, so that its threads and descriptors can be counted."""
     monkeypatch.setattr(server, "_HEAD_SECONDS", 0.3)
     descriptors, threads = len(os.listdir("/proc/self/fd")), threading.active_count()
     limits = Limits(most_bytes=100_000, upload_seconds=0.5)
-    with Detector(tiny_onnx) as detector, server.listen("127.0.0.1", 0) as listener:
-        port = listener.getsockname()[1]
-        running: list[uvicorn.Server] = []
-
-        def run() -> None:
-            config = server.configure(create_app(detector, limits=limits), limits)
-            running.append(uvicorn.Server(config))
-            asyncio.run(running[0].serve(sockets=[listener]))
-
-        thread = threading.Thread(target=run)
-        thread.start()
-        body = WHITE + bytes(50_000)
-        refused: list[tuple[bytes, bytes]] = [
-            (b"", b"408 Request Timeout"),  # says nothing
-            (b"POST /detect HTTP/1.1\r\nHost: lo", b"408 Request Timeout"),
-            (head(len(body)) + body[:1000], b"408 Request Timeout"),
-            (head(10**9) + bytes(2000), b"413 "),
-            (head(200_000) + bytes(200_000), b"413 "),
-            (head(50_000, "/nowhere") + bytes(50_000), b"404 "),
-            (head(50_000, "/nowhere") + bytes(500), b"404 "),
-            (b"\x16\x03\x01\x02\x00\x01\x00" + b"\r\n\r\n", b"400 "),  # TLS
-            (b"POST /detect HTTP/1.1\r\nHost: a\r\nContent-Length: x\r\n\r\n", b"400 "),
-            (head(9, more="Expect: 100-continue\r\nContent-Type: multipart/x\r\n"), b"415 "),
-        ]
-        slow = [(send(port, data), status) for data, status in refused * 5]
+    body = WHITE + bytes(50_000)
+    requests = [
+        (b"", b"408 Request Timeout"),  # says nothing
+        (b"POST /detect HTTP/1.1\r\nHost: lo", b"408 Request Timeout"),
+        (head(len(body)) + body[:1000], b"408 Request Timeout"),
+        (head(10**9) + bytes(2000), b"413 "),
+        (head(200_000) + bytes(200_000), b"413 "),
+        (head(50_000, "/nowhere") + bytes(50_000), b"404 "),
+        (head(50_000, "/nowhere") + bytes(500), b"404 "),
+        (b"\x16\x03\x01\x02\x00\x01\x00" + b"\r\n\r\n", b"400 "),  # TLS
+        (b"POST /detect HTTP/1.1\r\nHost: a\r\nContent-Length: x\r\n\r\n", b"400 "),
+        (head(9, more="Expect: 100-continue\r\nContent-Type: multipart/x\r\n"), b"415 "),
+    ]
+    with Detector(tiny_onnx) as detector, running(create_app(detector, limits=limits)) as port:
+        slow = [(send(port, data), status) for data, status in requests * 5]
         with send(port, head(len(WHITE)) + WHITE + b"GET /health HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n") as good:
             start = time.monotonic()
             answer = received(good)
             assert answer.count(b"HTTP/1.1 200 OK") == 2 and time.monotonic() - start < 2  # they do not hold up the others
         for connection, status in slow:
-            with connection:
-                if status == b"404 " or status == b"413 ":
-                    connection.shutdown(socket.SHUT_WR)
-                answer = received(connection)
-                assert answer.partition(b" ")[2].startswith(status), (answer, status)
-        running[0].should_exit = True
-        thread.join(10)
+            if status in (b"404 ", b"413 "):
+                connection.shutdown(socket.SHUT_WR)
+            answer = received(connection)
+            assert answer.partition(b" ")[2].startswith(status), (answer, status)
     assert (len(os.listdir("/proc/self/fd")), threading.active_count()) == (descriptors, threads)
+
+
+def test_connections_are_bounded(tiny_onnx: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server, "_CONNECTIONS", 4)
+    with Detector(tiny_onnx) as detector, running(create_app(detector)) as port:
+        held = [send(port, b"") for _ in range(4)]
+        time.sleep(0.1)
+        assert received(send(port, b"")).startswith(b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 1\r\n")
+        for connection in held:
+            connection.sendall(b"GET /health HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
+            assert received(connection).startswith(b"HTTP/1.1 200 OK")
+        assert received(send(port, b"GET / HTTP/1.0\r\n\r\n")).startswith(b"HTTP/1.1 200 OK")
 
 
 def test_the_token_comes_from_the_environment_too(tiny_onnx: Path, monkeypatch: pytest.MonkeyPatch) -> None:
