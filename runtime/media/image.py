@@ -121,7 +121,10 @@ def _check_whole(path: PathLike, data: bytes) -> None:
     if not data:
         raise InputError(f"{path}: the file is empty")
     if data.startswith(jpeg.START):
-        is_whole = jpeg.is_whole(data)
+        scans = jpeg.scan_count(data)
+        if scans > jpeg.MOST_SCANS:
+            raise InputError(f"{path}: a JPEG of {scans} scans, at most {jpeg.MOST_SCANS} are read; save it anew")
+        is_whole = scans > 0
     elif data.startswith(b"\x89PNG"):
         is_whole = any(kind == b"IEND" for kind, *_ in header.png_chunks(data))
     else:
