@@ -8,6 +8,7 @@ import os
 from typing import Optional
 
 from runtime import cli
+from runtime.backends.open import open_backend
 from runtime.components import load
 from runtime.detector import DEFAULT_SCORE, Detector
 from runtime.errors import InputError
@@ -108,8 +109,6 @@ def main(arguments: Optional[list[str]] = None) -> int:
 
 def _open_detector(options: argparse.Namespace) -> Detector:
     """Opens the model at the lowest threshold that a request may ask for."""
-    from runtime.backends.open import open_backend
-
     backend = open_backend(options.engine, options.backend)
     own = DEFAULT_SCORE if backend.spec.operating_threshold is None else backend.spec.operating_threshold
     default = own if options.conf is None else options.conf
