@@ -164,32 +164,34 @@ class Detector:
         """
         return DetectionQueue(self._detect, self._batch(batch))
 
+    def timed(self, images: Sequence[Image], times: RunStatistics) -> list[Detections]:
+        """Detects in a list of images as a call does, and adds the time of its stages to `times` alone."""
+        return self._detect(images, times)
+
     def _batch(self, wanted: Optional[int]) -> int:
         if wanted is not None and wanted < 1:
             raise InputError(f"batch: expected at least 1, got {wanted}")
         return wanted or self._backend.batch_size or 1
 
-    def _detect(self, images: Sequence[Image]) -> list[Detections]:
+    def _detect(self, images: Sequence[Image], times: Optional[RunStatistics] = None) -> list[Detections]:
+        times = self._statistics if times is None else times
         for image in images:
             check_image(image)
         step = self._backend.batch_size or _LARGEST_BATCH
         found: list[Detections] = []
         for start in range(0, len(images), step):
-            with self._timed("preprocess"):
+            with _timed("preprocess", times):
                 inputs, geometries = zip(*(preprocess(image, self.spec) for image in images[start : start + step]))
                 batch = as_batch(inputs)
-            with self._timed("infer"):
+            with _timed("infer", times):
                 outputs = self._infer(batch)
-            with self._timed("postprocess"):
+            with _timed("postprocess", times):
                 rows = [[output[i] for output in outputs] for i in range(len(geometries))]
                 part = [self.postprocess(row, geometry) for row, geometry in zip(rows, geometries)]
             found += part
             if self._statistics is not None:
                 self._record(self._statistics, part, rows)
         return found
-
-    def _timed(self, stage: str) -> AbstractContextManager[None]:
-        return contextlib.nullcontext() if self._statistics is None else self._statistics.time(stage)
 
     def _record(self, statistics: RunStatistics, part: list[Detections], rows: Sequence[Sequence[NDArray[np.float32]]]) -> None:
         """Counts the images of a batch; while nothing was found in any, looks for the highest score below the threshold."""
@@ -243,6 +245,10 @@ class Detector:
         self, kind: Optional[type[BaseException]], error: Optional[BaseException], trace: Optional[TracebackType]
     ) -> None:
         self.close()
+
+
+def _timed(stage: str, times: Optional[RunStatistics]) -> AbstractContextManager[None]:
+    return contextlib.nullcontext() if times is None else times.time(stage)
 
 
 def as_batch(inputs: Sequence[NDArray[Any]]) -> NDArray[Any]:
