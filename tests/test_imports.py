@@ -30,7 +30,7 @@ OPTIONAL = (
         "pycocotools",
         "tensorboard",
     ),
-    *("yaml", "av", "simplejpeg", "anyascii", "PIL"),
+    *("yaml", "av", "simplejpeg", "anyascii", "PIL", "ray", "pyarrow", "tritonclient"),
 )
 
 
@@ -110,6 +110,7 @@ def test_the_public_names_of_the_runtime_exist() -> None:
     "module",
     [
         "runtime.benchmark",
+        "runtime.bulk",
         "runtime.detect",
         "runtime.evaluate",
         "runtime.visualize",
