@@ -123,6 +123,7 @@ def test_the_public_names_of_the_runtime_exist() -> None:
         "export.engine",
         "export.verify",
         "export.chain",
+        "export.triton",
         "export.demo",
     ],
 )

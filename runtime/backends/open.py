@@ -9,6 +9,7 @@ from typing import Optional
 from runtime.backends.base import Backend
 from runtime.backends.gpu import find_gpu
 from runtime.backends.onnx_base import OnnxBackend
+from runtime.backends.triton import SCHEME, TritonBackend
 from runtime.components import is_installed, load
 from runtime.errors import InputError
 from runtime.files import PathLike
@@ -23,7 +24,7 @@ def open_backend(path: PathLike, backend: str = "auto", threads: Optional[int] =
     """Opens a model file; logs the library it runs in and why.
 
     Args:
-        path: an exported `.onnx` file, or an `.engine`, which TensorRT runs.
+        path: an exported `.onnx` file, an `.engine`, which TensorRT runs, or `triton://host:port/model` of a Triton server.
         backend: one of `BACKENDS`. `auto`: ONNX Runtime, on an NVIDIA GPU where there is one and the library is built for it;
             OpenVINO where ONNX Runtime is not installed. Any other choice has no fallback.
         threads: of one run on the CPU; all cores by default.
@@ -36,6 +37,10 @@ def open_backend(path: PathLike, backend: str = "auto", threads: Optional[int] =
     file = Path(path)
     if backend not in BACKENDS:
         raise InputError(f"backend: expected one of {', '.join(BACKENDS)}, got {backend!r}")
+    if str(path).startswith(SCHEME):
+        if backend != "auto":
+            raise InputError(f"{path}: a served model runs on its server; leave out --backend {backend}")
+        return TritonBackend(str(path))
     if not file.is_file():
         raise InputError(f"{file}: no such model file")
     if file.suffix == ".onnx":

@@ -14,7 +14,7 @@ from tqdm import tqdm
 from runtime import cli
 from runtime.bulk.cluster import choose_pool, connected, load_ray, make_shards
 from runtime.bulk.libraries import parquet
-from runtime.bulk.run import open_job, remove_attempts
+from runtime.bulk.run import finish, open_job
 from runtime.bulk.shards import Counts, read_counts, shard_path
 from runtime.bulk.worker import Job
 from runtime.detector_options import DetectorOptions, add_detector
@@ -80,8 +80,9 @@ def main(arguments: Optional[list[str]] = None) -> int:
             log.info("%d of %d shards are there; %d are left", job.plan.shards - len(missing), job.plan.shards, len(missing))
         start = time.perf_counter()
         new = _make(job, missing, earlier, options) if missing else Counts()
-        _report(job, earlier, new, time.perf_counter() - start, as_json=options.json)
-        remove_attempts(folder)
+        seconds = time.perf_counter() - start
+        finish(job)
+        _report(job, earlier, new, seconds, as_json=options.json)
     return 0
 
 

@@ -6,6 +6,7 @@ import hashlib
 import json
 import logging
 import os
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Optional
@@ -56,7 +57,7 @@ def open_job(folder: Path, source: str, chosen: DetectorOptions, *, shard_size: 
         plan = write_plan(folder, images, shard_size)
         content = {"kind": _KIND, "version": _VERSION, "settings": settings, "plan": plan.sha256, "base": os.getcwd()}
         write_json(path, content)
-    _sweep(folder, plan)
+    sweep(folder, plan)
     metadata = {
         "class_names": json.dumps(spec.class_names),
         "spec_sha256": hashlib.sha256(json.dumps(spec.to_metadata(), sort_keys=True).encode()).hexdigest(),
@@ -141,16 +142,14 @@ def _check_new(folder: Path) -> None:
         raise InputError(f"{folder}: holds shards, but not {MANIFEST} that says what they are of; choose another --output")
 
 
-def _sweep(folder: Path, plan: Plan) -> None:
-    """Removes what killed workers left half written."""
+def sweep(folder: Path, plan: Plan) -> None:
+    """Removes what killed workers left half written; none may be at work."""
     if any(folder.glob(".shard-*.parquet")):
         for shard in range(plan.shards):
             sweep_temporaries(shard_path(folder, shard))
 
 
-def remove_attempts(folder: Path) -> None:
-    """Removes the notes of attempts, if none is left in them."""
-    try:
-        (folder / FOLDER).rmdir()
-    except OSError:
-        log.debug("%s is kept", folder / FOLDER)
+def finish(job: Job) -> None:
+    """Removes what a run needed only until its last shard was written."""
+    sweep(job.folder, job.plan)
+    shutil.rmtree(job.folder / FOLDER, ignore_errors=True)

@@ -219,3 +219,20 @@ def test_errors_of_workers_keep_their_kind() -> None:
         assert type(as_error(kind, "why")) is expected
     assert type(as_error("MemoryError", "")) is MemoryError
     assert str(as_error("KeyError", "'x'")) == "a worker failed: KeyError: 'x'"
+
+
+def test_nothing_of_killed_workers_stays(
+    command: Command, arguments: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker is killed as it writes a shard, and another one before it forgets its attempts."""
+    written = worker.write_shard
+
+    def write(path: Path, *given: Any) -> Any:
+        path.with_name(f".{path.stem}-abcdefgh.parquet").write_bytes(b"half")
+        counts = written(path, *given)
+        (tmp_path / "out" / "_attempts" / "000099").write_text("start\n")
+        return counts
+
+    monkeypatch.setattr(worker, "write_shard", write)
+    assert command(main, *arguments)[0] == 0
+    assert not [path.name for path in (tmp_path / "out").iterdir() if not path.name.startswith(("shard-", "_plan", "_run"))]
