@@ -37,7 +37,7 @@ class Detector:
     """Detects objects in images. Thread-safe; `close` waits for inference that runs in other threads.
 
     Args:
-        model: an exported `.onnx` file, or an opened `Backend`.
+        model: an exported `.onnx` file, another model that `open_backend` takes, or an opened `Backend`.
         backend: what runs a file, see `open_backend`.
         score_threshold: detections below it are dropped, in [0, 1]; by default the operating threshold in the model's spec,
             or 0.25 where it has none.

@@ -8,6 +8,7 @@ from typing import Any, Optional
 
 from runtime import cli
 from runtime.backends.open import open_backend
+from runtime.backends.triton import SCHEME
 from runtime.detector import Detector, default_score_threshold
 from runtime.files import sha256
 from runtime.results.classes import parse_classes
@@ -71,7 +72,7 @@ class DetectorOptions:
     def settings(self, spec: ModelSpec) -> dict[str, Any]:
         """Returns what decides the results, so that a run which is resumed goes on with the same."""
         return {
-            "model": sha256(self.engine),
+            "model": f"{self.engine} {spec.source_sha256}" if self.engine.startswith(SCHEME) else sha256(self.engine),
             "score threshold": default_score_threshold(spec) if self.conf is None else self.conf,
             "IoU threshold": spec.nms_threshold if self.iou is None else self.iou,
             "max detections": self.max_detections,

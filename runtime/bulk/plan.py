@@ -124,6 +124,12 @@ class Plan:
             found: list[Optional[bytes]] = file.read_row_group(shard).column("path").to_pylist()
         return found
 
+    def all_names(self) -> list[Optional[bytes]]:
+        """Returns the names of all images, in order."""
+        with _opened(self.path) as file:
+            found: list[Optional[bytes]] = file.read(["path"]).column("path").to_pylist()
+        return found
+
 
 def write_plan(folder: Path, images: Images, shard_size: int) -> Plan:
     """Writes the plan of a run into its output folder."""

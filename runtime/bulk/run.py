@@ -13,6 +13,7 @@ from typing import Any, Optional
 
 from runtime.backends.open import open_backend
 from runtime.backends.tensorrt.engine_info import read_engine_info
+from runtime.backends.triton import SCHEME
 from runtime.bulk.attempts import FOLDER
 from runtime.bulk.plan import Images, Plan, find_images, open_plan, write_plan
 from runtime.bulk.shards import shard_path
@@ -43,6 +44,8 @@ def open_job(folder: Path, source: str, chosen: DetectorOptions, *, shard_size: 
     Raises:
         InputError: the source has no images, or the folder holds a run with other settings, or other files.
     """
+    if chosen.engine.startswith(SCHEME):
+        raise InputError(f"{chosen.engine}: expected a model file; a served model is run by runtime.detect")
     spec = read_spec(chosen)
     images = find_images(source, leave_out=folder)
     decisive = {**chosen.settings(spec), "backend": chosen.backend, "images per shard": shard_size}
@@ -128,7 +131,7 @@ def _resume(folder: Path, content: Mapping[str, Any], images: Images, source: st
     if plan.sha256 != content["plan"]:
         raise InputError(f"{plan.path}: changed since the run began; choose another --output")
     if content["settings"]["list"] is None:
-        planned = {name for shard in range(plan.shards) for name in plan.names(shard)}
+        planned = set(plan.all_names())
         new = sum(name not in planned for name in images.names)
         if new:
             log.warning(
@@ -144,8 +147,9 @@ def _check_new(folder: Path) -> None:
 
 def sweep(folder: Path, plan: Plan) -> None:
     """Removes what killed workers left half written; none may be at work."""
-    if any(folder.glob(".shard-*.parquet")):
-        for shard in range(plan.shards):
+    halves = {path.name[: len(f".{shard_path(folder, 0).stem}")] for path in folder.glob(".shard-*.parquet")}
+    for shard in range(plan.shards) if halves else ():
+        if f".{shard_path(folder, shard).stem}" in halves:
             sweep_temporaries(shard_path(folder, shard))
 
 

@@ -15,10 +15,12 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from export.triton import main
+from runtime import detect
 from runtime.backends.open import open_backend
 from runtime.detector import Detector
 from runtime.errors import InputError, ModelError
 from runtime.manifest import Origin, find_changes, read_manifest, write_manifest
+from runtime.media.image import write_image
 from runtime.spec import ModelSpec
 from tests.support.detect_command import Command, one_error, white
 from tests.support.engine_manifests import FACTS
@@ -106,6 +108,12 @@ def test_a_served_model_finds_the_same(kind: str, batch: int | None, build: Any,
         for name in ("boxes", "scores", "class_ids"):
             np.testing.assert_array_equal(getattr(one, name), getattr(other, name))
             np.testing.assert_array_equal(getattr(one, name), getattr(third, name))
+    if kind == "square":
+        write_image(tmp_path / "a.png", white())
+        with serve(folder / "1" / "model.onnx", as_json(config)) as (address, _):
+            given = ("--engine", address, "--source", tmp_path / "a.png", "--output", tmp_path, "--save", "csv")
+            assert command(detect.main, *given)[0] == 0
+        assert len((tmp_path / "detections.csv").read_text().splitlines()) == 2
     assert [len(item) > 0 for item in found] == [True, False, True, True, True, True]
 
 
