@@ -13,7 +13,6 @@ from runtime.bulk.libraries import arrow, parquet
 from runtime.console.terminal import printable
 from runtime.errors import InputError
 from runtime.files import PathLike, atomic_write, sha256
-from runtime.media.source_lists import locate
 from runtime.media.sources import find_files
 
 PLAN = "_plan.parquet"
@@ -30,10 +29,12 @@ class Images:
     Attributes:
         names: as results call them, in bytes, since a file's name need not be text; None in a table without an entry.
         table: absolute path of the Parquet file whose column `bytes` holds them, row by row; None where the names are files.
+        folder: absolute path that file names are relative to before the working folder; None for that alone.
     """
 
     names: Sequence[Optional[bytes]]
     table: Optional[str] = None
+    folder: Optional[str] = None
 
 
 def find_images(source: str, leave_out: Optional[PathLike] = None) -> Images:
@@ -65,7 +66,8 @@ def _of_table(path: Path) -> Images:
         for name in columns:
             _check_type(path, name, file.schema_arrow.field(name).type, "string" if name == "path" else "binary")
         names = _names(path, file, has_paths="path" in columns, has_bytes="bytes" in columns)
-    return Images(names, os.path.abspath(path) if "bytes" in columns else None)
+    place = os.path.abspath(path)
+    return Images(names, place) if "bytes" in columns else Images(names, folder=os.path.dirname(place))
 
 
 def _check_type(path: Path, name: str, kind: Any, wanted: str) -> None:
@@ -80,7 +82,7 @@ def _names(path: Path, file: Any, *, has_paths: bool, has_bytes: bool) -> list[O
     names = file.read(["path"]).column("path").to_pylist()
     if has_bytes:
         return [os.fsencode(f"{path.name}#{row}" if name is None else name) for row, name in enumerate(names)]
-    return [None if name is None else os.fsencode(locate(name, path.parent)) for name in names]
+    return [None if name is None else os.fsencode(name) for name in names]
 
 
 @contextlib.contextmanager

@@ -69,10 +69,9 @@ def open_job(folder: Path, source: str, chosen: DetectorOptions, *, shard_size: 
         "settings": json.dumps(decisive),
     }
     # Absolute: a worker may run in another folder.
+    bases = tuple(filter(None, (images.folder, content["base"])))
     folder = Path(os.path.abspath(folder))
-    return Job(
-        _absolute(chosen), settings["model"], folder, _moved(plan, folder), content["base"], images.table, metadata, batch
-    )
+    return Job(_absolute(chosen), settings["model"], folder, _moved(plan, folder), bases, images.table, metadata, batch)
 
 
 def _absolute(chosen: DetectorOptions) -> DetectorOptions:

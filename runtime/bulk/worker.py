@@ -34,7 +34,7 @@ class Job:
         model_sha256: of the model file.
         folder: of the results.
         plan: of the run.
-        base: folder that relative names are relative to.
+        bases: folders that names may be relative to, the first one first.
         table: Parquet file that holds the images, see `Images`.
         metadata: of each shard.
         batch: images that are run together; None for the model's fixed batch size, or 1.
@@ -44,7 +44,7 @@ class Job:
     model_sha256: str
     folder: Path
     plan: Plan
-    base: str
+    bases: tuple[str, ...]
     table: Optional[str]
     metadata: dict[str, str]
     batch: Optional[int]
@@ -141,9 +141,13 @@ class ShardWorker:
                 raise InputError(f"{text(name) or 'a row'}: the table has no {'path' if name is None else 'bytes'} here")
             if content is not None:
                 return name, decode_image(content, os.fsdecode(name))
-            return name, read_image(os.path.join(self._job.base, os.fsdecode(name)))
+            return name, read_image(self._place(os.fsdecode(name)))
         except InputError as error:
             return name, error
+
+    def _place(self, name: str) -> str:
+        places = [os.path.join(base, name) for base in self._job.bases]
+        return next(filter(os.path.exists, places), places[0])
 
 
 def _detect(detector: Detector, part: list[_Read]) -> Iterator[Row]:

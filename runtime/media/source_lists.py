@@ -78,14 +78,13 @@ def listed_files(title: str, content: bytes, folder: Path) -> list[Path]:
         content = os.fsencode(content.decode("utf-16", "replace"))
     lines = content.removeprefix(b"\xef\xbb\xbf").split(b"\0" if b"\0" in content else b"\n")
     names = [os.fsdecode(line) for line in (line.strip(b"\r\n") for line in lines) if line.strip()]
-    files = list(dict.fromkeys(locate(name, folder) for name in names))
+    files = list(dict.fromkeys(_place(name, folder) for name in names))
     if not any(file.exists() for file in files[:_SOME]):
         first = f"there is no {names[0]}" if names else "it is empty"
         raise InputError(f"{title}: not an image that can be decoded, and no list of files ({first})")
     return files
 
 
-def locate(name: str, folder: Path) -> Path:
-    """Returns the path of a listed name: relative to the list's folder, or to the working folder if it is there alone."""
+def _place(name: str, folder: Path) -> Path:
     place = folder / name
     return Path(name) if not place.exists() and Path(name).exists() else place

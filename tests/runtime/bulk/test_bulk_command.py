@@ -123,6 +123,27 @@ def test_bytes_of_a_table(command: Command, arguments: list[Any], tmp_path: Path
     assert "made with list " in one_error(command(main, *arguments, "--source", tmp_path / "a.parquet")[2])
 
 
+def test_paths_of_a_table(command: Command, arguments: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are relative to the table's folder, else to the working folder of the first run; rows stay as they are named."""
+    (tmp_path / "here").mkdir()
+    (tmp_path / "here" / "5.png").write_bytes((tmp_path / "in" / "0.png").read_bytes())
+    names = ["sub/1.png", None, "5.png", "gone.png", "sub/1.png", str(tmp_path / "in" / "2.png"), "a\0.png"]
+    pq.write_table(pa.table({"path": names}), tmp_path / "in" / "a.parquet")
+    monkeypatch.chdir(tmp_path / "here")
+    assert command(main, *arguments, "--source", tmp_path / "in" / "a.parquet")[0] == 0
+    rows = read_rows(tmp_path / "out")
+    assert [row["path"] for row in rows] == names
+    assert [len(row["boxes"]) for row in rows] == [1, 0, 1, 0, 1, 1, 0]
+    assert [row["error"].rpartition("(")[2] for row in rows if row["error"]][1:] == [
+        "No such file or directory)",
+        "embedded null byte)",
+    ]
+    shard_path(tmp_path / "out", 1).unlink()
+    monkeypatch.chdir(tmp_path)
+    assert command(main, *arguments, "--source", tmp_path / "in" / "a.parquet")[0] == 0
+    assert read_rows(tmp_path / "out") == rows
+
+
 def test_names_that_are_no_text(command: Command, arguments: list[Any], tmp_path: Path) -> None:
     name = b"\xff\n.png".decode("utf-8", "surrogateescape")
     (tmp_path / "in" / name).write_bytes((tmp_path / "in" / "0.png").read_bytes())
