@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import io
 import logging
 import os
 import secrets
@@ -60,7 +59,6 @@ def load_ray(*, local: bool) -> Any:
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_BACKEND_LOG_LEVEL": "fatal",
         "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
-        "RAY_DEDUP_LOGS": "0",
     }.items():
         os.environ.setdefault(name, value)
     load("ray.data", EXTRA)
@@ -85,7 +83,7 @@ def connected(address: Optional[str], folder: Path, workers: Optional[int]) -> I
     """
     ray = load_ray(local=address is None)
     quiet = {"log_to_driver": False, "logging_level": "CRITICAL"}
-    with contextlib.redirect_stdout(io.StringIO()), contextlib.ExitStack() as stack:
+    with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere), contextlib.ExitStack() as stack:
         if address is None:
             temporary = stack.enter_context(_session_folder(folder))
             local = {"num_cpus": max(cores(), workers or 1), "object_store_memory": _OBJECTS, "_temp_dir": str(temporary)}
@@ -201,7 +199,7 @@ def _remove(path: Path) -> None:
 @contextlib.contextmanager
 def _kept_signals() -> Iterator[None]:
     """Puts the handlers of signals back that Ray replaces by its own."""
-    earlier = {number: signal.getsignal(number) for number in ENDING}
+    earlier = {number: handler for number in ENDING if (handler := signal.getsignal(number)) is not None}
     try:
         yield
     finally:
