@@ -9,6 +9,7 @@ import os
 import secrets
 import shutil
 import signal
+import socket
 import stat
 import sys
 import tempfile
@@ -30,6 +31,7 @@ from runtime.errors import DetectorError, InputError, OutputError
 _OBJECTS = 100 << 20  # bytes of Ray's object store: only the numbers of shards and their counts pass through it
 _LONGEST_FOLDER = 40  # characters: Ray puts sockets into it, whose paths have a limit of 107
 _CORES_PER_WORKER = 4
+_ANSWER = 10.0  # seconds that a cluster may take to answer
 
 
 @dataclass(frozen=True)
@@ -89,6 +91,7 @@ def connected(address: Optional[str], folder: Path, workers: Optional[int]) -> I
             local = {"num_cpus": max(cores(), workers or 1), "object_store_memory": _OBJECTS, "_temp_dir": str(temporary)}
             quiet.update(local, address="local", include_dashboard=False)
         else:
+            check_answers(address)
             quiet.update(address=address)
         stack.callback(ray.shutdown)
         try:
@@ -99,6 +102,19 @@ def connected(address: Optional[str], folder: Path, workers: Optional[int]) -> I
             remedy = "" if address is None else "; start one with `ray start --head`"
             raise InputError(f"{where} ({printable(error, 300)}){remedy}") from error
         yield ray
+
+
+def check_answers(address: str) -> None:
+    """Raises InputError unless something answers at `host:port`; Ray would try for minutes."""
+    host, _, port = address.rpartition(":")
+    if address == "auto":
+        return
+    try:
+        if not host or not port.isdigit():
+            raise ValueError("expected auto or host:port")
+        socket.create_connection((host, int(port)), timeout=_ANSWER).close()
+    except (OSError, OverflowError, ValueError) as error:
+        raise InputError(f"--address {address}: no Ray cluster there ({error}); start one with `ray start --head`") from error
 
 
 def cores() -> int:

@@ -14,7 +14,7 @@ import pytest
 
 from runtime.bulk import worker
 from runtime.bulk.__main__ import main
-from runtime.bulk.cluster import as_error
+from runtime.bulk.cluster import as_error, check_answers
 from runtime.bulk.shards import shard_path
 from runtime.detector import Detector
 from runtime.errors import InputError, MissingComponentError, OutputError
@@ -239,6 +239,20 @@ def test_a_missing_library_is_named(
     code, _, err = command(main, *arguments)
     assert code == 3 and one_error(err) == f"error: {name} is not installed; run `pip install 'yolov3-asff-tensorrt[bulk]'`\n"
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("address", "reason"),
+    [
+        ("127.0.0.1:9", "refused"),
+        ("nowhere", "expected auto or host:port"),
+        ("ray://127.0.0.1:port", "expected auto or host:port"),
+        ("127.0.0.1:99999", "no Ray cluster there"),
+    ],
+)
+def test_no_cluster(address: str, reason: str) -> None:
+    with pytest.raises(InputError, match=reason):
+        check_answers(address)
 
 
 def test_errors_of_workers_keep_their_kind() -> None:
