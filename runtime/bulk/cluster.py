@@ -100,7 +100,7 @@ def connected(address: Optional[str], folder: Path, workers: Optional[int]) -> I
         except (ConnectionError, ValueError, RuntimeError) as error:
             where = "a local Ray cluster does not start" if address is None else f"--address {address}: no Ray cluster there"
             remedy = "" if address is None else "; start one with `ray start --head`"
-            raise InputError(f"{where} ({printable(error, 300)}){remedy}") from error
+            raise InputError(f"{where} ({printable(error.__cause__ or error, 400)}){remedy}") from error
         yield ray
 
 
