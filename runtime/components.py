@@ -13,10 +13,12 @@ from runtime.console import signals
 from runtime.console.terminal import printable
 from runtime.errors import MissingComponentError
 
-_PROJECT = "yolov3-asff-tensorrt"
+DISTRIBUTION = "yolov3-asff-tensorrt"
+"""Name by which pip knows this project."""
 
 # No library may report to its maker what runs here, whoever imports it; see docs/security.md.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # read by ONNX Runtime when it is imported
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # likewise, by Ray
 sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  # OpenVINO takes a stub of its own instead
 
 
@@ -42,7 +44,7 @@ def load(name: str, extra: str = "") -> Any:
         missing = isinstance(error, ModuleNotFoundError) and error.name in (name, package)
         problem = "is not installed" if missing else f"is installed but does not load ({reason(error)})"
         remedy = "" if missing else "--force-reinstall "
-        wanted = f"'{_PROJECT}[{extra}]'" if extra and missing else package
+        wanted = f"'{DISTRIBUTION}[{extra}]'" if extra and missing else package
         raise MissingComponentError(f"{package} {problem}; run `pip install {remedy}{wanted}`") from error
 
 

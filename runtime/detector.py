@@ -37,7 +37,7 @@ class Detector:
     """Detects objects in images. Thread-safe; `close` waits for inference that runs in other threads.
 
     Args:
-        model: an exported `.onnx` file, or an opened `Backend`.
+        model: an exported `.onnx` file, another model that `open_backend` takes, or an opened `Backend`.
         backend: what runs a file, see `open_backend`.
         score_threshold: detections below it are dropped, in [0, 1]; by default the operating threshold in the model's spec,
             or 0.25 where it has none.
@@ -74,8 +74,7 @@ class Detector:
         if max_detections < 1:
             raise InputError(f"max detections: expected at least 1, got {max_detections}")
         self._backend: Backend = model if hasattr(model, "infer") else open_backend(model, backend)  # type: ignore[assignment]
-        own = DEFAULT_SCORE if self.spec.operating_threshold is None else self.spec.operating_threshold
-        self._score_threshold = own if score_threshold is None else score_threshold
+        self._score_threshold = default_score_threshold(self.spec) if score_threshold is None else score_threshold
         self._iou_threshold = self.spec.nms_threshold if iou_threshold is None else iou_threshold
         self._max_detections = max_detections
         self._class_ids = None if class_ids is None else np.asarray(class_ids, np.int64)
@@ -245,6 +244,11 @@ class Detector:
         self, kind: Optional[type[BaseException]], error: Optional[BaseException], trace: Optional[TracebackType]
     ) -> None:
         self.close()
+
+
+def default_score_threshold(spec: ModelSpec) -> float:
+    """Returns the lowest score of a detection where the caller names none."""
+    return DEFAULT_SCORE if spec.operating_threshold is None else spec.operating_threshold
 
 
 def _timed(stage: str, times: Optional[RunStatistics]) -> AbstractContextManager[None]:

@@ -10,7 +10,7 @@ from typing import Optional
 from runtime import cli
 from runtime.backends.open import open_backend
 from runtime.components import load
-from runtime.detector import DEFAULT_SCORE, Detector
+from runtime.detector import Detector, default_score_threshold
 from runtime.errors import InputError
 from runtime.serving.limits import Limits
 
@@ -110,8 +110,7 @@ def main(arguments: Optional[list[str]] = None) -> int:
 def _open_detector(options: argparse.Namespace) -> Detector:
     """Opens the model at the lowest threshold that a request may ask for."""
     backend = open_backend(options.engine, options.backend)
-    own = DEFAULT_SCORE if backend.spec.operating_threshold is None else backend.spec.operating_threshold
-    default = own if options.conf is None else options.conf
+    default = default_score_threshold(backend.spec) if options.conf is None else options.conf
     lowest = min(_LOWEST, default) if options.min_conf is None else options.min_conf
     try:
         if lowest > default:

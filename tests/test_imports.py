@@ -30,7 +30,7 @@ OPTIONAL = (
         "pycocotools",
         "tensorboard",
     ),
-    *("yaml", "av", "simplejpeg", "anyascii", "PIL"),
+    *("yaml", "av", "simplejpeg", "anyascii", "PIL", "ray", "pyarrow", "tritonclient"),
 )
 OF_AN_EXTRA = ("runtime.serving.app", "runtime.serving.metrics", "runtime.serving.middleware", "runtime.serving.schema")
 OF_AN_EXTRA += ("runtime.serving.server", "runtime.serving.service")
@@ -113,6 +113,7 @@ def test_the_public_names_of_the_runtime_exist() -> None:
     "module",
     [
         "runtime.benchmark",
+        "runtime.bulk",
         "runtime.detect",
         "runtime.evaluate",
         "runtime.serve",
@@ -126,6 +127,7 @@ def test_the_public_names_of_the_runtime_exist() -> None:
         "export.engine",
         "export.verify",
         "export.chain",
+        "export.triton",
         "export.demo",
     ],
 )

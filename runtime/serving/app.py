@@ -17,7 +17,7 @@ from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from starlette.requests import ClientDisconnect, HTTPConnection
 
 from runtime.console.terminal import printable
-from runtime.detector import DEFAULT_SCORE, Detector
+from runtime.detector import Detector, default_score_threshold
 from runtime.errors import InputError
 from runtime.results.records import to_record
 from runtime.serving import page, schema
@@ -118,8 +118,7 @@ class _Server:
         self.lowest = detector.score_threshold
         if threshold is not None and not self.lowest <= threshold <= 1:
             raise InputError(f"threshold: expected a number from {self.lowest:g}, the detector's, to 1, got {threshold}")
-        own = DEFAULT_SCORE if detector.spec.operating_threshold is None else detector.spec.operating_threshold
-        self.threshold = max(own, self.lowest) if threshold is None else threshold
+        self.threshold = max(default_score_threshold(detector.spec), self.lowest) if threshold is None else threshold
         self.metrics = Metrics()
         self.uploads = Uploads(limits)
         self.service = Service(detector, limits, batch, self.metrics)
