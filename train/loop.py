@@ -82,7 +82,7 @@ def _run_epoch(run: Run) -> None:
     number = state.epoch + 1
     speed = _train_epoch(run)
     losses = {name: total / state.step for name, total in state.sums.items() if name != "gradient"}
-    values = {"learning_rate": learning_rate(number, config), **losses}
+    values = {"learning_rate": learning_rate(number, config, state.step), **losses}
     message = f"epoch {number}/{config.epochs}  loss {losses['total']:.2f}  {speed:.1f} images/s"
     if number % config.evaluate_every == 0 or number == config.epochs:
         try:
@@ -150,7 +150,7 @@ def _train_epoch(run: Run) -> float:
             if run.logger and state.step == 0 and epoch % 10 == 0:
                 with surviving():
                     run.logger.add_image("training", show_batch(parts[0].batch, state.spec), epoch + 1)
-            rate = learning_rate(epoch + (state.step + 1) / len(plan), config)
+            rate = learning_rate(epoch + (state.step + 1) / len(plan), config, len(plan))
             values = run.step(parts, rate, step_seed(config, epoch, state.step * config.batch + world.rank))
             planned = plan[state.step]
             state.step += 1

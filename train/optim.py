@@ -22,11 +22,25 @@ def build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimi
     return torch.optim.SGD(groups, lr=config.learning_rate, momentum=config.momentum, fused=fused)
 
 
-def learning_rate(epoch: float, config: TrainConfig) -> float:
-    """Computes the rate at a (fractional) epoch: 4th-power warm-up, cosine decay, flat tail."""
-    if epoch < config.warmup_epochs:
-        return config.learning_rate * (epoch / config.warmup_epochs) ** 4
-    fall = max(config.epochs - config.tail_epochs - config.warmup_epochs, 1e-9)
-    done = min((epoch - config.warmup_epochs) / fall, 1.0)
+def warmup_span(config: TrainConfig, steps: int | None = None) -> float:
+    """Returns the epochs of the warm-up: the configured ones, at least `warmup_steps`, and at most a third of all.
+
+    Args:
+        config: of the run.
+        steps: of an epoch; None leaves `warmup_steps` out of account.
+    """
+    if not config.warmup_epochs:
+        return 0.0
+    floor = config.warmup_steps / steps if steps else 0.0
+    return min(max(config.warmup_epochs, floor), config.epochs / 3)
+
+
+def learning_rate(epoch: float, config: TrainConfig, steps: int | None = None) -> float:
+    """Computes the rate at a (fractional) epoch: 4th-power warm-up, cosine decay, flat tail; `steps` as in `warmup_span`."""
+    warmup = warmup_span(config, steps)
+    if epoch < warmup:
+        return config.learning_rate * (epoch / warmup) ** 4
+    fall = max(config.epochs - config.tail_epochs - warmup, 1e-9)
+    done = min((epoch - warmup) / fall, 1.0)
     share = (1 + math.cos(math.pi * done)) / 2
     return config.final_learning_rate + (config.learning_rate - config.final_learning_rate) * share
