@@ -30,6 +30,7 @@ from train.finite import StepMonitor
 from train.model import DetectorModel
 from train.model.blocks import DropBlock
 from train.optim import learning_rate
+from train.parts import frozen_parts
 from train.run.folder import BEST, surviving
 from train.run.options import RunOptions
 from train.run.prepare import Run, prepare
@@ -142,7 +143,7 @@ def _train_epoch(run: Run) -> float:
     monitor = StepMonitor(state.names, state.precision.scales, world, state.sums)
     normalizer = Normalizer(state.spec, run.device, state.precision.channels_last)
     set_dropblock(state.model, config, epoch)
-    state.model.train()
+    run.step.freeze(frozen_parts(config, epoch))
     start, images = time.perf_counter(), 0
     with signals.held(most=1) as received:
         batches = _grouped(to_device(run.feed.batches(shares), normalizer, run.device), run.step.parts)

@@ -3,18 +3,29 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import nn
 
 from train.config import TrainConfig
+from train.parts import part_of, rate_factor, trainable
 
 
 def build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
-    """Builds SGD with momentum, or AdamW, fused where the device has it; weight decay as `config.decay_all` says."""
-    decayed = [p for p in model.parameters() if p.requires_grad and (p.ndim > 1 or config.decay_all)]
-    plain = [p for p in model.parameters() if p.requires_grad and not (p.ndim > 1 or config.decay_all)]
-    groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": plain, "weight_decay": 0.0}]
+    """Builds SGD with momentum, or AdamW, fused where the device has it; weight decay as `config.decay_all` says.
+
+    A group of parameters holds its factor on the learning rate as `rate_factor`. What never trains is in none.
+    """
+    named = trainable(model, config)
+    # What thaws later is apart: fused SGD takes weights with and without momentum in one group for an error.
+    kinds = [(rate_factor(config, name), dict(config.freeze).get(part_of(name), 0)) for name, _ in named]
+    groups: list[dict[str, Any]] = []
+    for factor, thaw in dict.fromkeys(kinds):
+        own = [p for (_, p), kind in zip(named, kinds) if kind == (factor, thaw)]
+        for decay, decays in ((config.weight_decay, True), (0.0, False)):
+            params = [p for p in own if (p.ndim > 1 or config.decay_all) == decays]
+            groups.append({"params": params, "weight_decay": decay, "rate_factor": factor})
     # The fused form is one kernel, and skips a step whose scaled gradients overflowed without asking the device.
     fused = all(p.device.type in ("cpu", "cuda") and p.is_floating_point() for p in model.parameters())
     if config.optimizer == "adamw":

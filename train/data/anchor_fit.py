@@ -39,7 +39,11 @@ class Fit:
 
 def box_shapes(dataset: Dataset, size: int, resize: str) -> Floats:
     """Returns (width, height) of the boxes to train on, in pixels of a square input of that side, float64 `[N, 2]`."""
-    scale = functools.lru_cache(maxsize=1024)(lambda *image: preprocess.fit(*image, (size, size), resize).scale)
+
+    @functools.lru_cache(maxsize=1024)
+    def scale(width: int, height: int) -> tuple[float, float]:
+        return preprocess.fit(width, height, (size, size), resize).scale
+
     found = []
     for image in dataset.images:
         boxes = image.boxes[~image.crowd].astype(np.float64)
@@ -105,7 +109,7 @@ def _cluster(shapes: Floats, count: int, rng: np.random.Generator) -> Floats:
 
 def _first_centers(shapes: Floats, count: int, rng: np.random.Generator) -> Floats:
     """Draws boxes as centers, the likelier the worse the ones before fit them (k-means++)."""
-    chosen = shapes[rng.integers(len(shapes))][None]
+    chosen: Floats = shapes[rng.integers(len(shapes))][None]
     while len(chosen) < count:
         distance = (1 - _shape_iou(shapes, chosen).max(axis=1)).clip(min=0) ** 2
         total = distance.sum()
