@@ -32,7 +32,7 @@ _FROM_OUTPUT = Path("\0")
 
 _OVERRIDES = (
     *("size", "epochs", "batch", "learning_rate", "resize", "evaluate_every", "seed"),
-    *("train_split", "val_split", "precision", "ema", "decay_all", "anchors", "freeze", "part_rates"),
+    *("train_split", "val_split", "precision", "ema", "decay_all", "anchors", "freeze", "part_rates", "patience"),
 )
 
 
@@ -120,6 +120,12 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         type=parts("=", cli.positive_number),
         metavar="PARTS",
         help="factors on the learning rate, such as backbone=0.1,neck=0.5",
+    )
+    parser.add_argument(
+        "--patience",
+        type=cli.positive,
+        metavar="N",
+        help="end after N evaluations in a row that, by their interval, gained nothing worth having (default: never)",
     )
     parser.add_argument("--strict", action="store_true", help="fail on the first image that cannot be read")
     return parser.parse_args(arguments)

@@ -184,6 +184,8 @@ class TrainConfig:
     """Largest norm of the whole gradient; 0 for no limit."""
     evaluate_every: int = 5
     """Epochs between evaluations; the last epoch always has one."""
+    patience: int = 0
+    """Evaluations in a row without a gain worth having that end the run early, see `train.run.early_stopping`; 0 for none."""
     seed: int = 0
     """Of everything random."""
 
@@ -208,6 +210,7 @@ class TrainConfig:
         _require(self.optimizer in OPTIMIZERS, f"optimizer {self.optimizer!r}, expected one of {', '.join(OPTIMIZERS)}")
         _require(self.precision in PRECISIONS, f"precision {self.precision!r}, expected one of {', '.join(PRECISIONS)}")
         _require(0 <= self.ema < 1, "ema must be at least 0 and below 1")
+        _require(self.patience >= 0, "patience must be at least 0")
         _require(0 <= self.seed < 2**63, "seed must be at least 0 and below 2^63")
         _require(self.batch > 1 or min(self.sizes) > 32, "a batch of 1 at 32 pixels leaves batch norm a single value")
         _require(

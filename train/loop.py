@@ -65,8 +65,10 @@ def train(config: TrainConfig, options: RunOptions, resume: Checkpoint | None = 
             "training %s on %d images of %s (%s), %s",
             *(state.spec.name, len(training_set), options.data, training_set.dataset.split, run.title),
         )
-        while state.epoch < state.config.epochs:
+        while not state.is_complete:
             _run_epoch(run)
+    if state.stopping.ends:
+        log.info("ended after epoch %d: %d evaluations gained nothing worth having", state.epoch, state.stopping.stale)
     if training_set.unreadable:
         log.warning("%d of %d images could not be read and were left out", len(training_set.unreadable), len(training_set))
     if run.world.is_main and not (options.output / BEST).is_file():
@@ -102,13 +104,16 @@ def _run_epoch(run: Run) -> None:
 def _evaluate_epoch(run: Run, number: int, values: dict[str, float]) -> str:
     """Evaluates the model as it is, adds its metrics to `values`, keeps it if it is the best, and says so."""
     state, result = run.state, _evaluate(run)
+    is_best = bool(result and result.ap >= max(state.best_ap, 0))
+    state.stopping.judge(result.matches if result else None, is_best)
+    state.stopping.agree(run.world)
     figures = run.world.from_main(lambda: {"AP": result.ap, "AP50": result.ap50} if result else {})
     values.update((name, value) for name, value in figures.items() if value >= 0)  # -1: no readable image has an object
     message = "".join(f"  {name} {value * 100:.1f}" if value >= 0 else f"  {name} –" for name, value in figures.items())
     if result and run.logger and run.folder:
         with surviving():
             run.logger.add_image("validation", _show_detections(run), number)
-        if result.ap >= max(state.best_ap, 0):
+        if is_best:
             state.best_ap = result.ap
             best = measure_curve(result.matches.by_area["all"]).best_f1()
             message += f"  F1 {best.f1 * 100:.1f} from a score of {best.threshold:.2f}" if best else ""
@@ -121,7 +126,7 @@ def _write_epoch(run: Run, values: dict[str, float]) -> None:
     state = run.state
     if not run.logger or not run.folder:
         return
-    is_last = state.epoch == state.config.epochs
+    is_last = state.is_complete
     with surviving():
         run.logger.add_scalars(state.epoch, values)
     with contextlib.nullcontext() if is_last else surviving():
