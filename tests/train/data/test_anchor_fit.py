@@ -3,22 +3,33 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
+from unittest.mock import MagicMock
 
 import numpy as np
 import pytest
 import torch
 
 from runtime.errors import InputError
+from tests.support.small_models import CLASSES, settled
 from tests.support.training_runs import random_recipe, run_options
-from train import checkpoint
+from train import checkpoint, run_log
 from train.anchors import main
+from train.checkpoint import Checkpoint
 from train.data.anchor_fit import _shape_iou, fit_anchors, measure_fit
 from train.loop import train
 from train.losses.yolo_targets import AnchorSet, match
 from train.run.folder import find_checkpoint
+from train.spec import model_spec
 
 CENTERS = tuple((8.0 * 1.6**k, 8.0 * 1.6 ** ((k * 5) % 9)) for k in range(9))
+
+
+@pytest.fixture(autouse=True)
+def without_tensorboard(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its files take time, and nothing here looks at them."""
+    monkeypatch.setattr(run_log, "_open_board", lambda *_: MagicMock())
 
 
 @pytest.fixture
@@ -102,3 +113,19 @@ def test_a_run_fits_its_anchors_once_and_keeps_them(varied_set: Path, tmp_path: 
     train(config, run_options(varied_set, tmp_path), find_checkpoint(tmp_path))
     with pytest.raises(InputError, match="anchor_source recipe, not auto"):
         train(config.replace(anchor_source="recipe"), run_options(varied_set, tmp_path), find_checkpoint(tmp_path))
+
+
+def test_a_run_from_a_detector_keeps_the_anchors_of_its_heads(coco_set: Path, tmp_path: Path) -> None:
+    other = replace(random_recipe().model, anchors=CENTERS)
+    config = random_recipe(epochs=1, model=other)
+    first = Checkpoint(config, model_spec(config, CLASSES), settled(config).state_dict(), None, 0, -1.0)
+    checkpoint.save(tmp_path / "m.pt", first)
+    wanted = random_recipe(epochs=1)
+    options = run_options(coco_set, tmp_path / "run", init=tmp_path / "m.pt")
+    train(wanted, options)
+    found = checkpoint.load(tmp_path / "run" / "last.pt")
+    assert (found.config.anchor_source, found.config.model.anchors) == ("weights", CENTERS)
+    train(wanted, options, find_checkpoint(tmp_path / "run"))  # the same command again
+    given = wanted.replace(anchor_source="given")
+    train(given, run_options(coco_set, tmp_path / "given", init=tmp_path / "m.pt"))
+    assert checkpoint.load(tmp_path / "given" / "last.pt").config.model.anchors == wanted.model.anchors
