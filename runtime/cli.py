@@ -9,6 +9,7 @@ import argparse
 import errno
 import logging
 import os
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -18,12 +19,20 @@ import cv2
 
 from runtime.backends.gpu import show_only
 from runtime.backends.open import BACKENDS
-from runtime.console import signals, terminal
+from runtime.console import extras, signals, terminal
 from runtime.console.startup import exit_code
 from runtime.console.terminal import printable, unexpected
-from runtime.errors import UNEXPECTED, DetectorError, InputError
+from runtime.errors import UNEXPECTED, DetectorError, InputError, MissingComponentError
 
 log = logging.getLogger(__name__)
+
+PROGRAMS: dict[str, str] = {}
+"""How the user calls a command, by its module, where that is not `python -m`; the console command fills it."""
+
+
+def _as_called(text: str) -> str:
+    """Names commands in a text as the user calls them."""
+    return re.sub(r"python\s+-m\s+([\w.]*\w)", lambda found: PROGRAMS.get(found[1], found[0]), text)
 
 
 def run(main: Callable[[], int]) -> NoReturn:
@@ -77,9 +86,11 @@ def _report(error: BaseException, received: list[int]) -> int:
     elif isinstance(error, BrokenPipeError) and terminal.reader_is_gone():
         line, code = "", 0  # as with `| head`
     elif isinstance(error, DetectorError):
-        line, code = f"error: {printable(error)}", error.exit_code
+        line, code = f"error: {_as_called(printable(error))}", error.exit_code
     elif isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # PyTorch's has no other common base
         line, code = "error: out of memory; try a smaller --batch or --size", InputError.exit_code
+    elif isinstance(error, ModuleNotFoundError) and error.name:  # of a library that is imported late
+        line, code = f"error: {extras.missing(error.name.partition('.')[0])}", MissingComponentError.exit_code
     elif isinstance(error, OSError):
         remedy = "; free some space, or set TMPDIR to another folder" if error.errno == errno.ENOSPC else ""
         line, code = f"error: {printable(error)}{remedy}", InputError.exit_code
@@ -110,16 +121,26 @@ class _Device(argparse.Action):
 
 
 class _Parser(argparse.ArgumentParser):
-    """Parser that reports wrong usage in one line."""
+    """Parser that reports wrong usage in one line, and ends a command whose libraries are missing once it is to run."""
+
+    def parse_args(self, *given: Any) -> argparse.Namespace:  # type: ignore[override]
+        options: argparse.Namespace = super().parse_args(*given)
+        missed = extras.stand_aside()
+        if missed:
+            raise MissingComponentError(extras.missing(missed[0]))
+        return options
+
+    def format_help(self) -> str:
+        return _as_called(super().format_help())
 
     def error(self, message: str) -> NoReturn:
-        self.exit(InputError.exit_code, f"error: {printable(message)}; see {self.prog} --help\n")
+        self.exit(InputError.exit_code, f"error: {_as_called(printable(message))}; see {self.prog} --help\n")
 
 
 def parser(module: str, description: str, example: str) -> argparse.ArgumentParser:
     """Creates a parser whose `--help` ends with an example."""
     made = _Parser(
-        prog=f"python -m {module}",
+        prog=PROGRAMS.get(module, f"python -m {module}"),
         description=description,
         epilog=f"example:\n  {example}",
         formatter_class=argparse.RawDescriptionHelpFormatter,

@@ -10,11 +10,9 @@ import sys
 from typing import Any, Optional
 
 from runtime.console import signals
+from runtime.console.extras import DISTRIBUTION
 from runtime.console.terminal import printable
 from runtime.errors import MissingComponentError
-
-DISTRIBUTION = "yolov3-asff-tensorrt"
-"""Name by which pip knows this project."""
 
 # No library may report to its maker what runs here, whoever imports it; see docs/security.md.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # read by ONNX Runtime when it is imported

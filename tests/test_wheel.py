@@ -9,7 +9,7 @@ import zipfile
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-PACKAGES = ("runtime", "calibration", "train", "export")
+PACKAGES = ("asff", "runtime", "calibration", "train", "export")
 
 
 def tracked_files() -> set[str]:

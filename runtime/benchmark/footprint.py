@@ -14,7 +14,6 @@ from typing import Optional
 
 import numpy as np
 
-from runtime import cli
 from runtime.backends.gpu import memory_used
 from runtime.backends.open import open_backend
 from runtime.detector import Detector
@@ -23,6 +22,15 @@ from runtime.ops.preprocess import preprocess
 log = logging.getLogger(__name__)
 
 _STATUS = Path("/proc/self/status")
+_ROOT = str(Path(__file__).parents[2])
+# Ours come first: `-m` would put the working folder there, and PYTHONPATH another one, which may hold modules of our names.
+_CHILD = """
+import json, sys
+sys.path = json.loads(sys.argv.pop(1))
+from runtime import cli
+from runtime.benchmark.footprint import main
+cli.run(main)
+"""
 
 
 @dataclass(frozen=True)
@@ -44,7 +52,7 @@ class Footprint:
 
 def measure(engine: Path, backend: str, batches: Sequence[int]) -> Optional[Footprint]:
     """Opens a model in a new process and detects in a batch of each size; None where that cannot be done."""
-    command = [sys.executable, "-m", "runtime.benchmark.footprint", str(engine), backend, *map(str, batches)]
+    command = [sys.executable, "-c", _CHILD, json.dumps([_ROOT, *sys.path]), str(engine), backend, *map(str, batches)]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         log.warning("%s: its memory is not known (%s)", engine, (done.stderr.splitlines() or ["the process was ended"])[-1])
@@ -89,7 +97,3 @@ def main() -> int:
     engine, backend, *batches = sys.argv[1:]
     print(json.dumps(asdict(take(Path(engine), backend, list(map(int, batches))))))
     return 0
-
-
-if __name__ == "__main__":
-    cli.run(main)

@@ -9,6 +9,8 @@ import os
 import signal
 import sys
 
+from runtime.console import extras
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from types import FrameType, TracebackType
@@ -43,6 +45,7 @@ def _guard_imports() -> None:
         for number in filter(is_handled, ENDING):
             signal.signal(number, _leave)
         sys.excepthook = _reporter()
+        extras.stand_in()
 
 
 def _leave(number: int, frame: Optional[FrameType]) -> None:
@@ -70,8 +73,7 @@ def _reporter() -> _ExceptHook:
         if "--debug" in sys.argv:
             sys.__excepthook__(kind, error, trace)
         if isinstance(error, ModuleNotFoundError) and error.name:
-            package = error.name.partition(".")[0]
-            print(f"error: {package} is not installed; run `pip install {package}`, or `make setup` for all", file=sys.stderr)
+            print(f"error: {extras.missing(error.name.partition('.')[0])}", file=sys.stderr)
             sys.exit(MissingComponentError.exit_code)
         print(unexpected(error), file=sys.stderr)
         sys.exit(UNEXPECTED)

@@ -45,3 +45,11 @@ def test_a_system_that_does_not_tell(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(footprint, "_STATUS", tmp_path / "status")
     with pytest.raises(OSError, match="has no VmHWM"):
         peak()
+
+
+def test_modules_of_the_user_do_not_shadow_ours(tiny_onnx: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "runtime.py").write_text("raise SystemExit('decoy')")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert measure(tiny_onnx, "auto", (1,)) is not None
