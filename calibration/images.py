@@ -26,6 +26,7 @@ DEFAULT_IMAGES = 512
 SEARCH_IMAGES = 400
 """Number of images that methods and layers are chosen by, at most."""
 MIN_SEARCH = 50
+_MOST_RANGED, _LEAST_RANGED, _RANGED_SHARE = 16, 8, 1 / 16
 
 
 @dataclass(frozen=True)
@@ -175,3 +176,13 @@ def dataset_sha256(dataset: Dataset) -> str:
         image = sha256(entry.path) if entry.path.is_file() else "missing"
         total.update(f"{entry.image_id} {entry.path.name} {image}\n".encode())
     return total.hexdigest()
+
+
+def range_image_count(available: int) -> int:
+    """Returns the number of images by whose detections ranges are searched.
+
+    Args:
+        available: number of images to calibrate and to search on; of few a share is taken, so that the search stays below a
+            fifth of what scoring every layer on all of them would run.
+    """
+    return min(_MOST_RANGED, max(_LEAST_RANGED, int(_RANGED_SHARE * available)))

@@ -18,6 +18,7 @@ from calibration.budget import CONFIDENCE, PASSED, judge
 from calibration.cache import read_values, write_values
 from calibration.collect import cache_key, collect
 from calibration.graph import Graph
+from calibration.images import range_image_count
 from calibration.placement import place
 from calibration.quantize import quantize
 from calibration.range_search import search_ranges
@@ -37,7 +38,6 @@ from runtime.spec import ModelSpec
 log = logging.getLogger(__name__)
 
 _JUDGED = 4  # images on which a layer's signal-to-noise ratio is measured
-_RANGED = 16  # images by whose detections ranges are searched
 _SCORED = 5  # the worst layers, whose AP drop is measured too
 
 
@@ -152,7 +152,8 @@ class _Work:
 
     def _searched_ranges(self) -> dict[str, Range]:
         """Searches the ranges by their effect on the detections; resumes an interrupted search."""
-        key = hashlib.sha256(f"{self.key}{self.request.target}{_RANGED}".encode()).hexdigest()
+        count = range_image_count(len(self.images) + len(self.search.images if self.search else ()))
+        key = hashlib.sha256(f"{self.key}{self.request.target}{count}".encode()).hexdigest()
         path = self.request.output.with_name(f"{self.request.output.name}.search.json")
         widest = {name: find_range(histogram, "minmax") for name, histogram in self.histograms.items()}
         return search_ranges(
@@ -160,7 +161,7 @@ class _Work:
             self.spec.replace(top_k=0),
             widest,
             self.request.target,
-            self._batches(_RANGED),
+            self._batches(count),
             read_values(path, key),
             lambda found: write_values(path, key, found),
         )

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from calibration.images import MIN_SEARCH, choose_apart, find_shared, group_copies
+from calibration.images import MIN_SEARCH, choose_apart, find_shared, group_copies, range_image_count
 from runtime.datasets.dataset import Dataset, GroundTruth, LabeledImage
 from runtime.errors import InputError
 from runtime.files import sha256
@@ -85,3 +85,19 @@ def test_shared_files_are_found_by_their_contents(make: Made) -> None:
 def test_copies_are_numbered_alike(make: Made) -> None:
     dataset = make(count=6, copies=3)
     assert group_copies(dataset, [5, 0, 3, 2, 1, 4]).tolist() == [0, 1, 2, 1, 1, 3]
+
+
+@pytest.mark.parametrize(
+    ("available", "count"),
+    [
+        (0, 8),
+        (51, 8),
+        (143, 8),
+        (144, 9),
+        (205, 12),
+        (256, 16),
+        (912, 16),
+    ],
+)
+def test_small_datasets_search_ranges_on_fewer_images(available: int, count: int) -> None:
+    assert range_image_count(available) == count
