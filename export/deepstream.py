@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import logging
-import os
 import shutil
-import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
+from export.model_folder import copy_model, new_folder
 from runtime import cli
 from runtime.backends.open import open_backend
 from runtime.detector import DEFAULT_SCORE
-from runtime.errors import InputError, OutputError
-from runtime.files import output_folder, sha256
+from runtime.errors import InputError
+from runtime.files import sha256
 from runtime.spec import CANDIDATES_NAME, ModelSpec
 
 log = logging.getLogger("deepstream")
@@ -52,7 +49,7 @@ def main(arguments: list[str] | None = None) -> int:
     losses = differences(spec)
     config = build_config(spec, options.batch, conf, [f"made from {sha256(options.engine)}", *losses])
     with new_folder(options.output) as folder:
-        shutil.copyfile(options.engine, folder / _MODEL)
+        copy_model(options.engine, spec, folder / _MODEL, options.output / _MODEL)
         (folder / "config_infer_primary.txt").write_text(config, encoding="utf-8")
         (folder / "labels.txt").write_text("".join(f"{label(name)}\n" for name in spec.class_names), encoding="utf-8")
         (folder / "asff_model.h").write_text(model_header(spec), encoding="utf-8")
@@ -73,7 +70,7 @@ def read_model(path: Path, batch: int) -> ModelSpec:
     """
     if path.suffix != ".onnx":
         raise InputError(f"--engine {path}: expected an .onnx file; the engine is built where DeepStream runs")
-    with open_backend(path, "onnxruntime") as backend:
+    with open_backend(path) as backend:
         spec, fixed = backend.spec, backend.batch_size
     if not spec.top_k:
         raise InputError(f"{path}: has raw maps, the parser reads decoded rows; export it again with --topk 300")
@@ -153,29 +150,6 @@ def model_header(spec: ModelSpec) -> str:
 def label(name: str) -> str:
     """Returns a class name as a line of nvinfer's labels, where a semicolon would end it."""
     return name.replace(";", ",")
-
-
-@contextlib.contextmanager
-def new_folder(target: Path) -> Iterator[Path]:
-    """Gives a temporary folder that becomes `target` when the block ends; after an error nothing is left.
-
-    Raises:
-        InputError: `target` is there already.
-        OutputError: it cannot be written.
-    """
-    if os.path.lexists(target):
-        raise InputError(f"--output {target}: is there already; remove it, or choose another")
-    parent = output_folder(target.parent)
-    try:
-        with tempfile.TemporaryDirectory(dir=parent, prefix=".new-") as temporary:
-            folder = Path(temporary) / target.name
-            folder.mkdir()
-            yield folder
-            os.rename(folder, target)
-    except OSError as error:
-        raise OutputError(
-            f"cannot write {target}: {error.strerror or error}; choose another output or free some space"
-        ) from error
 
 
 if __name__ == "__main__":

@@ -19,6 +19,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 from export import deepstream
 from export.deepstream import main
+from export.model_folder import copy_model
+from runtime.manifest import Origin, find_changes, read_manifest, write_manifest
 from runtime.ops import boxes as box_ops
 from runtime.ops.decode import decode
 from runtime.ops.nms import nms
@@ -28,7 +30,8 @@ from tests.support.detect_command import Command, one_error
 STUB = Path(__file__).parents[1] / "support" / "deepstream"
 NAMES = ("dot", "ring", "a;b größe")
 ROWS, WIDTH, HEIGHT = 60, 96, 64
-FILES = ["Makefile", "asff_model.h", "asff_parser.cpp", "config_infer_primary.txt", "labels.txt", "model.onnx"]
+FILES = ["Makefile", "asff_model.h", "asff_parser.cpp", "config_infer_primary.txt", "labels.txt"]
+FILES += ["model.onnx", "model.onnx.json"]
 
 
 @pytest.fixture
@@ -79,6 +82,8 @@ def test_the_configuration_is_that_of_the_model(spec: ModelSpec, command: Comman
     assert {key: found[key] for key in expected} == expected
     assert (target / "labels.txt").read_text(encoding="utf-8") == "dot\nring\na,b größe\n"
     assert (target / "model.onnx").read_bytes() == model.read_bytes()
+    manifest = read_manifest(target / "model.onnx.json")  # from which an engine is built where onnx is not installed
+    assert manifest.spec == spec and find_changes(target / "model.onnx.json") == []
     assert "is there already; remove it" in one_error(command(main, "--engine", model, "--output", target)[2])
 
 
@@ -198,3 +203,14 @@ def test_the_parser_finds_what_the_runtime_finds(
     assert parsed(rows, kind=1) is None and parsed(rows, classes=2) is None
     said = capfd.readouterr().err.splitlines()
     assert len(said) == 12 and all(line.startswith("asff_parser: ") for line in said)
+
+
+def test_the_manifest_keeps_the_origins_of_this_model_alone(spec: ModelSpec, tmp_path: Path) -> None:
+    model = write_model(tmp_path / "m.onnx", spec)
+    write_manifest(model, spec, [Origin("weights", "best.pt", "0" * 64)], {"parity": 1})
+    for index, details in enumerate(({"parity": 1}, {})):
+        copy_model(model, spec, tmp_path / f"{index}.onnx", tmp_path / "to" / "model.onnx")
+        manifest = read_manifest(tmp_path / f"{index}.onnx.json")
+        assert manifest.details == details
+        assert [origin.role for origin in manifest.made_from] == ["model", "weights"][: 2 - index]
+        write_model(model, spec.replace(name="another"))
