@@ -32,6 +32,7 @@ COMMANDS = {
     "export": ("export.onnx", "export a checkpoint to ONNX"),
     "calibrate": ("calibration", "quantize an ONNX file to INT8 within an AP budget"),
     "triton": ("export.triton", "write a model repository for Triton"),
+    "deepstream": ("export.deepstream", "write a model, its configuration and a parser for DeepStream"),
     "engine": ("export.engine", "build a TensorRT engine from an ONNX file"),
     "verify": ("export.verify", "prove that exported files have kept their accuracy"),
     "chain": ("export.chain", "weights to a verified engine in one command"),

@@ -4,27 +4,21 @@ from __future__ import annotations
 
 import argparse
 import json
-import logging
-import os
 import re
-import shutil
-import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from export.model_folder import copy_model, new_folder
 from runtime import cli
 from runtime.backends.open import open_backend
 from runtime.backends.signature import INPUT_NAME
 from runtime.backends.tensorrt.engine_info import read_engine_info
 from runtime.backends.triton import SPEC_PARAMETER
-from runtime.errors import InputError, OutputError
-from runtime.files import output_folder, sha256
-from runtime.manifest import Origin, manifest_path, read_manifest, write_manifest
+from runtime.errors import InputError
+from runtime.files import sha256
 from runtime.spec import ModelSpec
-
-log = logging.getLogger("triton")
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _LABELS = "labels.txt"
@@ -188,39 +182,13 @@ def write_repository(served: Served, repository: Path, name: str, config: Mappin
         OutputError: it cannot be written.
     """
     target = repository / name
-    if os.path.lexists(target):
-        raise InputError(f"{target}: is there already; remove it, or choose another --name")
-    output_folder(repository)
-    try:
-        with tempfile.TemporaryDirectory(dir=repository, prefix=".new-") as temporary:
-            folder = Path(temporary) / name
-            (folder / "1").mkdir(parents=True)
-            (folder / "config.pbtxt").write_text(to_pbtxt(config), encoding="utf-8")
-            (folder / _LABELS).write_text("".join(f"{label}\n" for label in served.spec.class_names), encoding="utf-8")
-            _copy_model(served, folder / "1" / served.file_name, target / "1" / served.file_name)
-            os.rename(folder, target)
-    except OSError as error:
-        raise OutputError(
-            f"cannot write {target}: {error.strerror or error}; choose another output or free some space"
-        ) from error
+    with new_folder(target) as folder:
+        (folder / "1").mkdir()
+        (folder / "config.pbtxt").write_text(to_pbtxt(config), encoding="utf-8")
+        (folder / _LABELS).write_text("".join(f"{label}\n" for label in served.spec.class_names), encoding="utf-8")
+        model = Path("1") / served.file_name
+        copy_model(served.path, served.spec, folder / model, target / model)
     return target
-
-
-def _copy_model(served: Served, copy: Path, place: Path) -> None:
-    """Copies the model, and writes its manifest: that of the original with the original added to its origins.
-
-    Args:
-        served: the model.
-        copy: where it is written.
-        place: where it goes at the end.
-    """
-    shutil.copyfile(served.path, copy)
-    origins: Sequence[Origin] = ()
-    details: Mapping[str, Any] = {}
-    if manifest_path(served.path).is_file():
-        earlier = read_manifest(manifest_path(served.path))
-        origins, details = earlier.made_from, earlier.details
-    write_manifest(copy, served.spec, (Origin.of("model", served.path, place), *origins), details)
 
 
 if __name__ == "__main__":
