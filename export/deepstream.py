@@ -7,6 +7,7 @@ import logging
 import shutil
 from pathlib import Path
 
+from export.accuracy.consumers import common_std
 from export.model_folder import copy_model, new_folder
 from runtime import cli
 from runtime.backends.open import open_backend
@@ -85,7 +86,7 @@ def read_model(path: Path, batch: int) -> ModelSpec:
 
 def scale_factor(spec: ModelSpec) -> float:
     """Returns nvinfer's one factor for all channels: the mean of the three `1 / (255 * std)`."""
-    return sum(1 / (255 * deviation) for deviation in spec.std) / len(spec.std)
+    return 1 / (255 * common_std(spec))
 
 
 def differences(spec: ModelSpec) -> list[str]:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from calibration.budget import UNDECIDED
 from export.accuracy import layer_diff, limits
+from export.accuracy.consumers import CONSUMERS
 from export.accuracy.gate import Outcome, Verification, verify
 from export.accuracy.measure import table
 from export.report import write_report
@@ -41,6 +42,13 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     add_data_options(parser, required=False)
     parser.add_argument("--split", default="val", help="split to score (default: the one that plays `val`)")
     limits.add_arguments(parser)
+    parser.add_argument(
+        "--consumer",
+        choices=tuple(CONSUMERS),
+        action="append",
+        default=[],
+        help="measure too what AP is left if this program prepares the images; may be repeated",
+    )
     parser.add_argument("--output", type=Path, default=Path("runs/verify"), help="for the report (default: runs/verify)")
     shown = parser.add_mutually_exclusive_group()
     shown.add_argument("--json", action="store_true", help="report.json on stdout instead of the table")
@@ -89,7 +97,7 @@ def _verify(options: argparse.Namespace) -> int:
     folder = output_folder(options.output)  # fail before the work
     dataset = open_split(options, options.split, open_weights(options.weights).spec)
     require_objects(dataset, "measure by")
-    found = verify(options.weights, options.files, dataset, limits.read_limits(options))
+    found = verify(options.weights, options.files, dataset, limits.read_limits(options), tuple(dict.fromkeys(options.consumer)))
     page = write_report(folder, found)
     if options.json or options.markdown:
         text = read_text(folder / "report.json").strip()
@@ -103,7 +111,11 @@ def _verify(options: argparse.Namespace) -> int:
 def summary(found: Verification) -> str:
     """Formats the table and the verdict on each file."""
     bounds = {item.name: item.criteria[0].bounds for item in found.outcomes if item.criteria and item.criteria[0].bounds}
-    measurements = [found.reference, *(outcome.measurement for outcome in found.outcomes if outcome.measurement)]
+    measurements = [found.reference]
+    for outcome in found.outcomes:
+        measurements += [outcome.measurement] if outcome.measurement else []
+        measurements += [item.measurement for item in outcome.consumers]
+        bounds.update({item.measurement.name: item.bounds for item in outcome.consumers})
     lines = [table(measurements, bounds), ""]
     for outcome in found.outcomes:
         lines.append(

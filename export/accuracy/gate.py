@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from calibration.budget import FAILED, PASSED, UNDECIDED
 from calibration.images import find_shared, group_copies
+from export.accuracy.consumers import ConsumerLoss, measure_consumers
 from export.accuracy.limits import Limits, check_classes
 from export.accuracy.measure import Measurement, first_images, measure
 from export.accuracy.operating import OperatingChange, compare_operating, operating_threshold
@@ -69,6 +70,7 @@ class Outcome:
         criteria: the limits that were applied, AP over all classes first; none where it did not run to the end.
         operating: change of the detections at the operating threshold; None where it did not run to the end.
         speedup: against the FP32 file among the files; None where there is none, or where it did not run.
+        consumers: what the preprocessing of other programs costs; it is no part of the verdict.
     """
 
     name: str
@@ -81,6 +83,7 @@ class Outcome:
     criteria: tuple[Criterion, ...] = ()
     operating: OperatingChange | None = None
     speedup: Speedup | None = None
+    consumers: tuple[ConsumerLoss, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -110,7 +113,9 @@ class Verification:
         return all(outcome.status not in refused for outcome in self.outcomes)
 
 
-def verify(weights: Path, files: Sequence[Path], dataset: Dataset, limits: Limits) -> Verification:
+def verify(
+    weights: Path, files: Sequence[Path], dataset: Dataset, limits: Limits, consumers: Sequence[str] = ()
+) -> Verification:
     """Scores the weights in PyTorch and every file, at the files' own input size, and judges each by its budget.
 
     Args:
@@ -118,6 +123,7 @@ def verify(weights: Path, files: Sequence[Path], dataset: Dataset, limits: Limit
         files: .onnx and .engine files made from them, all of one input size.
         dataset: the split to score on.
         limits: what is asked of the files.
+        consumers: programs whose preprocessing is measured with each file too, of `CONSUMERS`.
 
     Raises:
         InputError: a file cannot be used, is no export of such weights, or the files differ in input size; a budget names no
@@ -141,6 +147,11 @@ def verify(weights: Path, files: Sequence[Path], dataset: Dataset, limits: Limit
             )
         groups = group_copies(dataset, reference.evaluation.matches.image_ids)
         outcomes = [_examine(exported, pytorch, reference, dataset, groups, limits) for exported in opened]
+        for number, (exported, found) in enumerate(zip(opened, outcomes)):
+            if exported.backend and found.measurement:
+                name, file, backend = exported.name, exported.file, exported.backend
+                losses = measure_consumers(consumers, name, file, backend, reference, dataset, groups, limits.confidence)
+                outcomes[number] = replace(found, consumers=losses, notes=(*found.notes, *map(str, losses)))
         outcomes = _judge_speed(opened, outcomes, first_images(dataset, 1)[0], limits.require_speedup)
     return Verification(weights, spec, dataset, limits, reference, tuple(outcomes))
 

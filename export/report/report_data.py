@@ -145,6 +145,10 @@ def _file(outcome: Outcome, found: Verification, detections: Mapping[str, Detect
         "criteria": [_finite(dataclasses.asdict(item)) for item in outcome.criteria],
         "operating": _finite(dataclasses.asdict(outcome.operating)) if outcome.operating else None,
         "speedup": dataclasses.asdict(outcome.speedup) if outcome.speedup else None,
+        "consumers": [
+            {"name": item.consumer, "figures": item.measurement.evaluation.metrics, "bounds": dataclasses.asdict(item.bounds)}
+            for item in outcome.consumers
+        ],
         "operating_threshold": outcome.spec.operating_threshold if outcome.spec else None,
         "foreign": outcome.spec is not None and outcome.spec.source_sha256 != found.spec.source_sha256,
         "made_with": list(outcome.spec.made_with) if outcome.spec else [],
