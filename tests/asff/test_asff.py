@@ -19,7 +19,7 @@ AWAITED = {"serve", "bulk"}  # their packages come with changes of their own
 _WITHOUT_EXTRAS = """
 import contextlib, io, json, os, sys
 from importlib.machinery import PathFinder
-BLOCKED = ("torch", "onnx", "jinja2", "tensorboard")
+BLOCKED = ("torch", "onnx", "onnxruntime", "jinja2", "tensorboard")
 real = PathFinder.find_spec
 def find_spec(cls, name, path=None, target=None):
     return None if name.partition(".")[0] in BLOCKED else real(name, path, target)
