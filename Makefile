@@ -23,6 +23,7 @@ USES_eval      := WEIGHTS MODEL RECIPE DATA SPLIT ARGS
 USES_detect    := WEIGHTS MODEL RECIPE SOURCE OUTPUT ARGS
 USES_visualize := WEIGHTS MODEL RECIPE SOURCE OUTPUT ARGS
 USES_visualise := $(USES_visualize)
+USES_serve     := WEIGHTS MODEL RECIPE ARGS
 USES_bench     := MODEL SOURCE DATA ARGS
 USES_test      := ARGS
 USES_test-runtime  := ARGS
@@ -48,7 +49,7 @@ SHOW = @run() { printf '+'; printf ' %q' "$$@"; echo; "$$@"; }; \
 	recipe="$${RECIPE:-yolov3-asff}"; weights="$${WEIGHTS:-runs/$$recipe/best.pt}"; model="$${MODEL:-$${weights%.*}.onnx}"; \
 	words=$$(xargs -r printf '%q ' <<< "$$ARGS") && eval "extra=($$words)" && run
 
-.PHONY: help setup lock rtx lean demo data train onnx engine eval detect visualize visualise bench test test-runtime test-openvino check lint types clean
+.PHONY: help setup lock rtx lean demo data train onnx engine eval detect visualize visualise serve bench test test-runtime test-openvino check lint types clean
 
 help: ## show this list
 	@echo 'usage: make TARGET [VARIABLE=value ...]'
@@ -125,6 +126,9 @@ visualize: setup ## draw how WEIGHTS (or MODEL=, exported with --inspect) fuses 
 	$(call need,SOURCE,photos/)
 	$(SHOW) $(RUN) $(if $(call given,MODEL),runtime.visualize --engine "$$model",train.visualize --weights "$$weights") --source "$$SOURCE" \
 		$${OUTPUT:+--output "$$OUTPUT"} "$${extra[@]}"
+
+serve: setup ## serve MODEL over HTTP on this machine; its page shows what it finds (ARGS="--port 8080")
+	$(SHOW) $(RUN) runtime.serve --engine "$$model" "$${extra[@]}"
 
 bench: setup ## time MODEL= stage by stage; without MODEL= run benchmarks/ (DATA= adds those that need images)
 	$(SHOW) $(RUN) $(if $(call given,MODEL),runtime.benchmark --engine "$$model" $${SOURCE:+--source "$$SOURCE"},benchmarks $${DATA:+--data "$$DATA"}) "$${extra[@]}"

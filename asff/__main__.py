@@ -15,8 +15,6 @@ from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 from typing import Any, NoReturn
 
-DISTRIBUTION = "yolov3-asff-tensorrt"
-
 COMMANDS = {
     "detect": ("runtime.detect", "detect objects in images, videos, cameras and streams"),
     "evaluate": ("runtime.evaluate", "measure the COCO accuracy of an exported model"),
@@ -27,11 +25,13 @@ COMMANDS = {
     "data": ("train.data", "examine a dataset before training on it"),
     "synthetic": ("train.data.synthetic", "write a small synthetic dataset"),
     "train": ("train", "train a detector"),
+    "anchors": ("train.anchors", "fit anchors to a dataset"),
     "validate": ("train.validate", "measure the COCO accuracy of a checkpoint"),
     "visualize-weights": ("train.visualize", "draw how a checkpoint fuses its levels"),
     "weights": ("train.weights", "convert published weights to a checkpoint"),
     "export": ("export.onnx", "export a checkpoint to ONNX"),
     "calibrate": ("calibration", "quantize an ONNX file to INT8 within an AP budget"),
+    "triton": ("export.triton", "write a model repository for Triton"),
     "engine": ("export.engine", "build a TensorRT engine from an ONNX file"),
     "verify": ("export.verify", "prove that exported files have kept their accuracy"),
     "chain": ("export.chain", "weights to a verified engine in one command"),
@@ -72,7 +72,7 @@ def main() -> NoReturn:
         print(usage())
         sys.exit(0)
     if name == "--version":
-        print(f"{DISTRIBUTION} {_version()}")
+        print(_version())
         sys.exit(0)
     if name not in COMMANDS:
         sys.exit(_unknown(name))
@@ -86,10 +86,12 @@ def main() -> NoReturn:
 
 
 def _version() -> str:
+    from runtime.console.extras import DISTRIBUTION
+
     try:
-        return importlib.metadata.version(DISTRIBUTION)
+        return f"{DISTRIBUTION} {importlib.metadata.version(DISTRIBUTION)}"
     except importlib.metadata.PackageNotFoundError:
-        return f"of a checkout, {_OwnPackages.root}"
+        return f"{DISTRIBUTION} of a checkout, {_OwnPackages.root}"
 
 
 def _unknown(name: str) -> int:

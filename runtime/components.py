@@ -10,11 +10,13 @@ import sys
 from typing import Any, Optional
 
 from runtime.console import signals
+from runtime.console.extras import DISTRIBUTION
 from runtime.console.terminal import printable
 from runtime.errors import MissingComponentError
 
 # No library may report to its maker what runs here, whoever imports it; see docs/security.md.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # read by ONNX Runtime when it is imported
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # likewise, by Ray
 sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  # OpenVINO takes a stub of its own instead
 
 
@@ -23,8 +25,12 @@ def is_installed(name: str) -> bool:
     return importlib.util.find_spec(name) is not None
 
 
-def load(name: str) -> Any:
+def load(name: str, extra: str = "") -> Any:
     """Imports an optional library.
+
+    Args:
+        name: of the module.
+        extra: of this project that brings the library, for the remedy; by default it is the package of that name.
 
     Raises:
         MissingComponentError: it is not installed, or it is but does not load.
@@ -36,7 +42,8 @@ def load(name: str) -> Any:
         missing = isinstance(error, ModuleNotFoundError) and error.name in (name, package)
         problem = "is not installed" if missing else f"is installed but does not load ({reason(error)})"
         remedy = "" if missing else "--force-reinstall "
-        raise MissingComponentError(f"{package} {problem}; run `pip install {remedy}{package}`") from error
+        wanted = f"'{DISTRIBUTION}[{extra}]'" if extra and missing else package
+        raise MissingComponentError(f"{package} {problem}; run `pip install {remedy}{wanted}`") from error
 
 
 @functools.cache

@@ -8,18 +8,16 @@ import functools
 import json
 import logging
 from collections.abc import Sequence
-from typing import Any, Optional
+from typing import Optional
 
 from runtime import cli
-from runtime.backends.open import open_backend
 from runtime.console.terminal import printable
 from runtime.detection_run import DetectionRun, WindowClosed
 from runtime.detector import Detector
+from runtime.detector_options import DetectorOptions, add_detector
 from runtime.errors import InputError
-from runtime.files import sha256
 from runtime.media.live.address import LiveAddress, live_address
 from runtime.media.sources import SkippedSources, Source, find_sources
-from runtime.results.classes import parse_classes
 from runtime.results.records import Record
 from runtime.results.writer import KINDS, ResultWriter, open_results
 from runtime.streaming.prefetch import close_generator
@@ -42,10 +40,7 @@ def parse(arguments: Optional[list[str]] = None) -> argparse.Namespace:
     cli.add_model(parser)
     _add_sources(parser)
     _add_results(parser)
-    cli.add_conf(parser)
-    parser.add_argument("--iou", type=cli.probability, help="NMS threshold (default: the model's own, 0.6 in the paper)")
-    parser.add_argument("--max-detections", type=cli.positive, default=100, help="per image (default: 100)")
-    parser.add_argument("--classes", help="detect only these: names or ids, separated by commas (default: all)")
+    add_detector(parser)
     return parser.parse_args(arguments)
 
 
@@ -111,12 +106,12 @@ def main(arguments: Optional[list[str]] = None) -> int:
     output = _output(options, is_live=live is not None)
     kinds = options.save or DEFAULT_SAVE
     sources = _sources(options, live, output)
-    statistics = RunStatistics()
+    chosen, statistics = DetectorOptions.of(options), RunStatistics()
     with contextlib.ExitStack() as stack:
         window = stack.enter_context(Window()) if options.show else None
-        detector = stack.enter_context(_open_detector(options, statistics))
+        detector = stack.enter_context(_open_detector(chosen, statistics))
         skipped = stack.enter_context(SkippedSources(len(sources), strict=options.strict))
-        settings = functools.partial(_settings, options, detector)
+        settings = functools.partial(chosen.settings, detector.spec)
         names = detector.spec.class_names
         results = stack.enter_context(open_results(output, kinds, sources, names, settings=settings, resume=options.resume))
         run = DetectionRun(detector, results, statistics, window)
@@ -161,34 +156,11 @@ def _unfinished(sources: Sequence[Source], results: ResultWriter) -> list[Source
     return left
 
 
-def _open_detector(options: argparse.Namespace, statistics: RunStatistics) -> Detector:
-    backend = open_backend(options.engine, options.backend)
-    try:
-        detector = Detector(
-            backend,
-            score_threshold=options.conf,
-            iou_threshold=options.iou,
-            max_detections=options.max_detections,
-            class_ids=None if options.classes is None else parse_classes(options.classes, backend.spec.class_names),
-            statistics=statistics,
-        )
-    except BaseException:
-        backend.close()
-        raise
-    if options.conf is None and detector.spec.operating_threshold is not None:
+def _open_detector(chosen: DetectorOptions, statistics: RunStatistics) -> Detector:
+    detector = chosen.open(statistics)
+    if chosen.conf is None and detector.spec.operating_threshold is not None:
         log.info("detections have a score of at least %.8g, the model's operating threshold", detector.score_threshold)
     return detector
-
-
-def _settings(options: argparse.Namespace, detector: Detector) -> dict[str, Any]:
-    """Returns what decides the results, so that a run which is resumed goes on with the same."""
-    return {
-        "model": sha256(options.engine),
-        "score threshold": detector.score_threshold,
-        "IoU threshold": detector.spec.nms_threshold if options.iou is None else options.iou,
-        "max detections": options.max_detections,
-        "classes": options.classes,
-    }
 
 
 def _summary(record: Record) -> str:

@@ -78,7 +78,7 @@ class DetectionRun:
             return read_source(source)
 
     def _images(self, part: Sequence[tuple[Source, Image]], skipped: SkippedSources) -> Iterator[Record]:
-        for (source, image), found in zip(part, self._detect([image for _, image in part])):
+        for (source, image), found in zip(part, detect_each(self.detector, [image for _, image in part])):
             with skipped.skip_unusable():
                 if isinstance(found, InputError):
                     raise found
@@ -87,13 +87,6 @@ class DetectionRun:
                     self._save(save, image, found, record, 0.0)
                 yield record
                 self._show(image, found, wait=True)
-
-    def _detect(self, images: Sequence[Image]) -> Sequence[Union[Detections, InputError]]:
-        """Detects in a batch; where that fails, in each image alone, so that one costs no other its result."""
-        try:
-            return self.detector(images)
-        except InputError as error:
-            return [error] if len(images) == 1 else [self._detect([image])[0] for image in images]
 
     def _video(self, source: Source, skipped: SkippedSources, batch: int, strict: bool) -> Iterator[Record]:
         """Detects in the frames of a video.
@@ -169,6 +162,14 @@ class DetectionRun:
                 if frame is None:
                     return
                 yield frame
+
+
+def detect_each(detector: Detector, images: Sequence[Image]) -> Sequence[Union[Detections, InputError]]:
+    """Detects in a batch; where that fails, in each image alone, so that one costs no other its result."""
+    try:
+        return detector(images)
+    except InputError as error:
+        return [error] if len(images) == 1 else [detect_each(detector, [image])[0] for image in images]
 
 
 def _images(frames: Generator[Frame, None, None], on_their_way: collections.deque[Frame]) -> Generator[Image, None, None]:

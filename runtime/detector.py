@@ -39,7 +39,7 @@ class Detector:
     """Detects objects in images. Thread-safe; `close` waits for inference that runs in other threads.
 
     Args:
-        model: an exported `.onnx` file, or an opened `Backend`.
+        model: an exported `.onnx` file, another model that `open_backend` takes, or an opened `Backend`.
         backend: what runs a file, see `open_backend`.
         score_threshold: detections below it are dropped, in [0, 1]; by default the operating threshold in the model's spec,
             or 0.25 where it has none.
@@ -76,8 +76,7 @@ class Detector:
         if max_detections < 1:
             raise InputError(f"max detections: expected at least 1, got {max_detections}")
         self._backend: Backend = model if hasattr(model, "infer") else open_backend(model, backend)  # type: ignore[assignment]
-        own = DEFAULT_SCORE if self.spec.operating_threshold is None else self.spec.operating_threshold
-        self._score_threshold = own if score_threshold is None else score_threshold
+        self._score_threshold = default_score_threshold(self.spec) if score_threshold is None else score_threshold
         self._iou_threshold = self.spec.nms_threshold if iou_threshold is None else iou_threshold
         self._max_detections = max_detections
         self._class_ids = None if class_ids is None else np.asarray(class_ids, np.int64)
@@ -173,32 +172,34 @@ class Detector:
         """
         return DetectionQueue(self._detect, self._batch(batch))
 
+    def timed(self, images: Sequence[Image], times: RunStatistics) -> list[Detections]:
+        """Detects in a list of images as a call does, and adds the time of its stages to `times` alone."""
+        return self._detect(images, times)
+
     def _batch(self, wanted: Optional[int]) -> int:
         if wanted is not None and wanted < 1:
             raise InputError(f"batch: expected at least 1, got {wanted}")
         return wanted or self._backend.batch_size or 1
 
-    def _detect(self, images: Sequence[Image]) -> list[Detections]:
+    def _detect(self, images: Sequence[Image], times: Optional[RunStatistics] = None) -> list[Detections]:
+        times = self._statistics if times is None else times
         for image in images:
             check_image(image)
         step = self._backend.batch_size or _LARGEST_BATCH
         found: list[Detections] = []
         for start in range(0, len(images), step):
-            with self._timed("preprocess"):
+            with _timed("preprocess", times):
                 inputs, geometries = zip(*(preprocess(image, self.spec) for image in images[start : start + step]))
                 batch = as_batch(inputs)
-            with self._timed("infer"):
+            with _timed("infer", times):
                 outputs = self._infer(batch)
-            with self._timed("postprocess"):
+            with _timed("postprocess", times):
                 rows = [[output[i] for output in outputs] for i in range(len(geometries))]
                 part = [self.postprocess(row, geometry) for row, geometry in zip(rows, geometries)]
             found += part
             if self._statistics is not None:
                 self._record(self._statistics, part, rows)
         return found
-
-    def _timed(self, stage: str) -> AbstractContextManager[None]:
-        return contextlib.nullcontext() if self._statistics is None else self._statistics.time(stage)
 
     def _record(self, statistics: RunStatistics, part: list[Detections], rows: Sequence[Sequence[NDArray[np.float32]]]) -> None:
         """Counts the images of a batch; while nothing was found in any, looks for the highest score below the threshold."""
@@ -252,6 +253,15 @@ class Detector:
         self, kind: Optional[type[BaseException]], error: Optional[BaseException], trace: Optional[TracebackType]
     ) -> None:
         self.close()
+
+
+def default_score_threshold(spec: ModelSpec) -> float:
+    """Returns the lowest score of a detection where the caller names none."""
+    return DEFAULT_SCORE if spec.operating_threshold is None else spec.operating_threshold
+
+
+def _timed(stage: str, times: Optional[RunStatistics]) -> AbstractContextManager[None]:
+    return contextlib.nullcontext() if times is None else times.time(stage)
 
 
 def as_batch(inputs: Sequence[NDArray[Any]]) -> NDArray[Any]:

@@ -65,13 +65,13 @@ def parse(arguments: Optional[list[str]] = None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def run(backend: Backend, options: argparse.Namespace, store: Callable[[float], None]) -> None:
+def run(backend: Backend, options: argparse.Namespace, store: Callable[[float, Curve], None]) -> None:
     """Scores a model on the split that the options name, at the thresholds of its own spec, and reports what was found.
 
     Args:
         backend: runs the model.
         options: those of `add_arguments`.
-        store: stores an operating threshold in the model's file.
+        store: stores an operating threshold, and the curve that it was chosen on, in the model's file.
 
     Raises:
         InputError: the data or an output cannot be used, or there is nothing to choose a threshold by.
@@ -102,7 +102,7 @@ def run(backend: Backend, options: argparse.Namespace, store: Callable[[float], 
         write_plots(options.plots, curves, chosen, counts, dataset.class_names)
         log.info("the plots are in %s", options.plots)
     if options.store and chosen.threshold is not None:
-        store(chosen.threshold)
+        store(chosen.threshold, curves.overall)
     print(json.dumps(_as_json(result, chosen, stored), indent=1) if options.json else table(result, chosen, stored))
 
 
@@ -183,7 +183,7 @@ def main(arguments: Optional[list[str]] = None) -> int:
     with open_backend(options.engine, options.backend) as backend:
         if options.store:
             check_storable(options.engine)
-        run(backend, options, lambda threshold: store_threshold(Path(options.engine), threshold))
+        run(backend, options, lambda threshold, curve: store_threshold(Path(options.engine), threshold, curve))
     return 0
 
 

@@ -71,6 +71,7 @@ def make(folder: Path, *arguments: str, **environment: str) -> tuple[int, list[s
         (["eval", "DATA=d", f"WEIGHTS={ODD}"], ["train.validate", "--weights", ODD, "--data", "d"]),
         (["eval", "DATA=d", "WEIGHTS=w", f"MODEL={ODD}"], ["runtime.evaluate", "--engine", ODD, "--data", "d"]),
         (["visualize", f"SOURCE={ODD}", "RECIPE=demo"], ["train.visualize", "--weights", "runs/demo/best.pt", "--source", ODD]),
+        (["serve", f"MODEL={ODD}", "ARGS=--port 8080"], ["runtime.serve", "--engine", ODD, "--port", "8080"]),
         (["bench", f"MODEL={ODD}"], ["runtime.benchmark", "--engine", ODD]),
         (["test", "ARGS=-k 'a or b'"], ["pytest", "-n", "auto", "--dist", "loadfile", "-k", "a or b"]),
     ],

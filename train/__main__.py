@@ -19,6 +19,7 @@ from train.config import PRECISIONS, TrainConfig
 from train.distributed import World, joined
 from train.loop import train
 from train.model.complexity import complexity
+from train.overrides import anchor, parts, with_anchors, with_epochs, with_size
 from train.recipes import PAPER_AP, RECIPES, recipe
 from train.run.folder import LAST, find_checkpoint, holds_run
 from train.run.options import RunOptions
@@ -31,9 +32,8 @@ _FROM_OUTPUT = Path("\0")
 
 _OVERRIDES = (
     *("size", "epochs", "batch", "learning_rate", "resize", "evaluate_every", "seed"),
-    *("train_split", "val_split", "precision", "ema", "decay_all"),
+    *("train_split", "val_split", "precision", "ema", "decay_all", "anchors", "freeze", "part_rates", "patience"),
 )
-_SPANS = ("warmup_epochs", "tail_epochs", "plain_epochs", "fixed_epochs")
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -101,6 +101,32 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         help="evaluate and keep averaged weights",
     )
     parser.add_argument("--decay-all", action="store_true", default=None, help="weight decay on norms and biases too")
+    parser.add_argument(
+        "--anchors",
+        type=anchor,
+        nargs="+",
+        metavar="W,H",
+        help="of the base boxes in pixels at --size, small to large; or auto: fitted to the training images (default: the"
+        " recipe's, scaled to --size)",
+    )
+    parser.add_argument(
+        "--freeze",
+        type=parts(":", cli.positive, 0),
+        metavar="PARTS",
+        help="parts that keep the weights they start with, such as backbone,neck:5: the neck for 5 epochs",
+    )
+    parser.add_argument(
+        "--part-rates",
+        type=parts("=", cli.positive_number),
+        metavar="PARTS",
+        help="factors on the learning rate, such as backbone=0.1,neck=0.5",
+    )
+    parser.add_argument(
+        "--patience",
+        type=cli.positive,
+        metavar="N",
+        help="end after N evaluations in a row that, by their interval, gained nothing worth having (default: never)",
+    )
     parser.add_argument("--strict", action="store_true", help="fail on the first image that cannot be read")
     return parser.parse_args(arguments)
 
@@ -117,12 +143,11 @@ def configure(options: argparse.Namespace) -> TrainConfig:
     changes = {name: getattr(options, name) for name in _OVERRIDES if getattr(options, name) is not None}
     config = recipe(options.recipe or _DEFAULT_RECIPE)
     if "size" in changes:
-        ratio = changes["size"] / config.size
-        changes["sizes"] = tuple(sorted({max(round(side * ratio / 32), 1) * 32 for side in config.sizes}))
-    if "epochs" in changes:  # the schedule keeps its shape
-        share = changes["epochs"] / config.epochs
-        changes.update({span: round(getattr(config, span) * share) for span in _SPANS})
-        changes["dropblock"] = tuple({round(start * share): sizes for start, sizes in config.dropblock}.items())
+        config = with_size(config, changes.pop("size"))
+    if "epochs" in changes:
+        config = with_epochs(config, changes.pop("epochs"))
+    if "anchors" in changes:
+        config = with_anchors(config, changes.pop("anchors"))
     return config.replace(**changes)
 
 

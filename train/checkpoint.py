@@ -71,6 +71,7 @@ class Checkpoint:
         best_ap: the best AP so far, -1 before the first evaluation.
         average: state of the moving average of the weights; empty where there is none.
         scaler: state of the loss scaling; empty where there is none.
+        stopping: state of early stopping; empty where there is none.
         progress: None in a file that is made for use alone.
     """
 
@@ -82,6 +83,7 @@ class Checkpoint:
     best_ap: float
     average: dict[str, torch.Tensor] = field(default_factory=dict)
     scaler: dict[str, Any] = field(default_factory=dict)
+    stopping: dict[str, torch.Tensor] = field(default_factory=dict)
     progress: Progress | None = None
 
 
@@ -104,6 +106,7 @@ def save(path: PathLike, checkpoint: Checkpoint, keep: int = 1) -> None:
         "best_ap": checkpoint.best_ap,
         "average": checkpoint.average,
         "scaler": checkpoint.scaler,
+        "stopping": checkpoint.stopping,
     }
     if checkpoint.progress:
         content["progress"] = {**dataclasses.asdict(checkpoint.progress), "rows": list(checkpoint.progress.rows)}
@@ -212,6 +215,7 @@ def parse(path: PathLike, content: dict[str, Any]) -> Checkpoint:
             float(content["best_ap"]),
             dict(content.get("average", {})),
             dict(content.get("scaler", {})),
+            dict(content.get("stopping", {})),
             _progress(content.get("progress")),
         )
     except InputError as error:

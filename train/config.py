@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,6 +19,9 @@ BACKBONES = {"yolov3": ("darknet53", "mobilenetv2"), "retinanet": ("resnet50", "
 FUSIONS = ("none", "sum", "concat", "asff")
 OPTIMIZERS = ("sgd", "adamw")
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
+ANCHOR_SOURCES = ("recipe", "given", "auto", "weights")
+PARTS = ("backbone", "neck", "fusion", "heads")
+"""Parts of every detector, in the order that an image passes them."""
 
 DARKNET_ANCHORS = ((10, 13), (16, 30), (33, 23), (30, 61), (62, 45), (42, 119), (116, 90), (156, 198), (121, 240))
 """Of the published DarkNet checkpoints, (width, height) in pixels, small to large."""
@@ -112,6 +116,9 @@ class TrainConfig:
     """Name of the recipe this came from."""
     model: ModelConfig = field(default_factory=ModelConfig)
     """The detector."""
+    anchor_source: str = "recipe"
+    """Where the anchors come from: the `recipe`, the command line (`given`), the training boxes (`auto`), or the `weights` that
+    the run starts from; `auto` puts its own in place of those in `model` when the run starts."""
     loss: LossConfig = field(default_factory=LossConfig)
     """Its loss."""
     augment: AugmentConfig = field(default_factory=AugmentConfig)
@@ -137,7 +144,9 @@ class TrainConfig:
     tail_epochs: int = 30
     """Last epochs at the final learning rate."""
     warmup_epochs: int = 4
-    """First epochs in which the learning rate rises with the 4th power of time."""
+    """First epochs in which the learning rate rises with the 4th power of time; at most a third of all."""
+    warmup_steps: int = 100
+    """Steps that the warm-up takes at least, if there is one, up to a third of all epochs."""
     mixup: bool = True
     """Blend two images until the plain epochs."""
     dropblock: tuple[tuple[int, tuple[int, int, int]], ...] = ()
@@ -160,6 +169,10 @@ class TrainConfig:
     """Learning rate that the cosine ends in."""
     momentum: float = 0.9
     """Of SGD."""
+    part_rates: tuple[tuple[str, float], ...] = ()
+    """(part, factor on the learning rate of its weights); see `PARTS`."""
+    freeze: tuple[tuple[str, int], ...] = ()
+    """(part, epochs) whose weights and batch norm statistics stay as they are for the first epochs, 0 for the whole run."""
     weight_decay: float = 5e-4
     """On convolution weights; on biases and batch norm only with `decay_all`."""
     decay_all: bool = False
@@ -171,6 +184,8 @@ class TrainConfig:
     """Largest norm of the whole gradient; 0 for no limit."""
     evaluate_every: int = 5
     """Epochs between evaluations; the last epoch always has one."""
+    patience: int = 0
+    """Evaluations in a row without a gain worth having that end the run early, see `train.run.early_stopping`; 0 for none."""
     seed: int = 0
     """Of everything random."""
 
@@ -182,6 +197,11 @@ class TrainConfig:
         _require(
             self.model.detector != "retinanet" or min(self.size, *self.sizes) >= 96, "RetinaNet trains at 96 pixels or more"
         )
+        _require(self.anchor_source in ANCHOR_SOURCES, f"anchor_source {self.anchor_source!r}, not of {ANCHOR_SOURCES}")
+        _require(
+            self.anchor_source == "recipe" or self.model.detector == "yolov3", "RetinaNet's anchors follow from its strides"
+        )
+        self._check_parts()
         _require(self.resize in RESIZE_MODES, f"resize {self.resize!r}, expected one of {', '.join(RESIZE_MODES)}")
         _require(
             self.epochs >= 1 and self.batch >= 1 and self.evaluate_every >= 1,
@@ -190,6 +210,7 @@ class TrainConfig:
         _require(self.optimizer in OPTIMIZERS, f"optimizer {self.optimizer!r}, expected one of {', '.join(OPTIMIZERS)}")
         _require(self.precision in PRECISIONS, f"precision {self.precision!r}, expected one of {', '.join(PRECISIONS)}")
         _require(0 <= self.ema < 1, "ema must be at least 0 and below 1")
+        _require(self.patience >= 0, "patience must be at least 0")
         _require(0 <= self.seed < 2**63, "seed must be at least 0 and below 2^63")
         _require(self.batch > 1 or min(self.sizes) > 32, "a batch of 1 at 32 pixels leaves batch norm a single value")
         _require(
@@ -200,13 +221,22 @@ class TrainConfig:
         blocks_fit = all(len(sizes) == 3 and all(size > 0 and size % 2 for size in sizes) for _, sizes in self.dropblock)
         _require(starts == sorted(set(starts)) and blocks_fit, "dropblock must list (first epoch, 3 odd sizes), in order")
         spans = (self.fixed_epochs, self.plain_epochs, self.tail_epochs, self.warmup_epochs)
-        _require(min(spans) >= 0, "spans of epochs must not be negative")
+        _require(min(spans) >= 0 and self.warmup_steps >= 0, "spans of epochs and warmup_steps must not be negative")
         _require(0 < self.norm_momentum <= 1, "norm_momentum must be above 0 and at most 1")
         _require(self.learning_rate > 0 and self.final_learning_rate >= 0, "learning rates must be positive")
         _require(
             0 <= self.momentum < 1 and self.weight_decay >= 0 and self.clip_gradient >= 0,
             "momentum, weight_decay or clip_gradient out of range",
         )
+
+    def _check_parts(self) -> None:
+        for option, pairs in (("part_rates", self.part_rates), ("freeze", self.freeze)):
+            names = [name for name, _ in pairs]
+            known = len(set(names)) == len(names) and set(names) <= set(PARTS)
+            _require(known, f"{option} {', '.join(names)}: expected each of {', '.join(PARTS)} at most once")
+        _require(all(math.isfinite(rate) and rate > 0 for _, rate in self.part_rates), "part_rates must be above 0")
+        _require(all(epochs >= 0 for _, epochs in self.freeze), "freeze: epochs must be at least 0")
+        _require(len(self.freeze) < len(PARTS), "freeze leaves nothing to train; leave out a part")
 
     def replace(self, **changes: Any) -> TrainConfig:
         """A copy with some fields changed, validated again."""

@@ -30,6 +30,7 @@ from train.finite import StepMonitor
 from train.model import DetectorModel
 from train.model.blocks import DropBlock
 from train.optim import learning_rate
+from train.parts import frozen_parts
 from train.run.folder import BEST, surviving
 from train.run.options import RunOptions
 from train.run.prepare import Run, prepare
@@ -64,8 +65,10 @@ def train(config: TrainConfig, options: RunOptions, resume: Checkpoint | None = 
             "training %s on %d images of %s (%s), %s",
             *(state.spec.name, len(training_set), options.data, training_set.dataset.split, run.title),
         )
-        while state.epoch < state.config.epochs:
+        while not state.is_complete:
             _run_epoch(run)
+    if state.stopping.ends:
+        log.info("ended after epoch %d: %d evaluations gained nothing worth having", state.epoch, state.stopping.stale)
     if training_set.unreadable:
         log.warning("%d of %d images could not be read and were left out", len(training_set.unreadable), len(training_set))
     if run.world.is_main and not (options.output / BEST).is_file():
@@ -82,7 +85,7 @@ def _run_epoch(run: Run) -> None:
     number = state.epoch + 1
     speed = _train_epoch(run)
     losses = {name: total / state.step for name, total in state.sums.items() if name != "gradient"}
-    values = {"learning_rate": learning_rate(number, config), **losses}
+    values = {"learning_rate": learning_rate(number, config, state.step), **losses}
     message = f"epoch {number}/{config.epochs}  loss {losses['total']:.2f}  {speed:.1f} images/s"
     if number % config.evaluate_every == 0 or number == config.epochs:
         try:
@@ -101,13 +104,16 @@ def _run_epoch(run: Run) -> None:
 def _evaluate_epoch(run: Run, number: int, values: dict[str, float]) -> str:
     """Evaluates the model as it is, adds its metrics to `values`, keeps it if it is the best, and says so."""
     state, result = run.state, _evaluate(run)
+    is_best = bool(result and result.ap >= max(state.best_ap, 0))
+    state.stopping.judge(result.matches if result else None, is_best)
+    state.stopping.agree(run.world)
     figures = run.world.from_main(lambda: {"AP": result.ap, "AP50": result.ap50} if result else {})
     values.update((name, value) for name, value in figures.items() if value >= 0)  # -1: no readable image has an object
     message = "".join(f"  {name} {value * 100:.1f}" if value >= 0 else f"  {name} –" for name, value in figures.items())
     if result and run.logger and run.folder:
         with surviving():
             run.logger.add_image("validation", _show_detections(run), number)
-        if result.ap >= max(state.best_ap, 0):
+        if is_best:
             state.best_ap = result.ap
             best = measure_curve(result.matches.by_area["all"]).best_f1()
             message += f"  F1 {best.f1 * 100:.1f} from a score of {best.threshold:.2f}" if best else ""
@@ -120,7 +126,7 @@ def _write_epoch(run: Run, values: dict[str, float]) -> None:
     state = run.state
     if not run.logger or not run.folder:
         return
-    is_last = state.epoch == state.config.epochs
+    is_last = state.is_complete
     with surviving():
         run.logger.add_scalars(state.epoch, values)
     with contextlib.nullcontext() if is_last else surviving():
@@ -142,7 +148,7 @@ def _train_epoch(run: Run) -> float:
     monitor = StepMonitor(state.names, state.precision.scales, world, state.sums)
     normalizer = Normalizer(state.spec, run.device, state.precision.channels_last)
     set_dropblock(state.model, config, epoch)
-    state.model.train()
+    run.step.freeze(frozen_parts(config, epoch))
     start, images = time.perf_counter(), 0
     with signals.held(most=1) as received:
         batches = _grouped(to_device(run.feed.batches(shares), normalizer, run.device), run.step.parts)
@@ -150,7 +156,7 @@ def _train_epoch(run: Run) -> float:
             if run.logger and state.step == 0 and epoch % 10 == 0:
                 with surviving():
                     run.logger.add_image("training", show_batch(parts[0].batch, state.spec), epoch + 1)
-            rate = learning_rate(epoch + (state.step + 1) / len(plan), config)
+            rate = learning_rate(epoch + (state.step + 1) / len(plan), config, len(plan))
             values = run.step(parts, rate, step_seed(config, epoch, state.step * config.batch + world.rank))
             planned = plan[state.step]
             state.step += 1

@@ -64,7 +64,7 @@ def main(arguments: list[str] | None = None) -> int:
     backend = open_torch_backend(options.weights, options.size)
     if options.store:
         _check_storable(options.weights, options.size)
-    run(backend, options, lambda threshold: _store(options.weights, threshold))
+    run(backend, options, lambda threshold, _: _store(options.weights, threshold))
     return 0
 
 

@@ -20,7 +20,7 @@ from export.accuracy.measure import Measurement, worst_class
 from export.accuracy.operating import operating_threshold
 from runtime.errors import InputError
 from runtime.evaluation.matching import Matches
-from runtime.evaluation.operating_point import IOU, measure_curve, number_or_none
+from runtime.evaluation.operating_point import measure_curve
 from runtime.files import sha256
 from runtime.manifest import manifest_path, read_manifest
 from train import checkpoint
@@ -31,7 +31,6 @@ Detections = Mapping[int, list[Record]]
 
 KIND = "yolov3-asff-verification"
 VERSION = 2
-CURVE_THRESHOLDS = tuple(index / 100 for index in range(1, 101))
 """Score thresholds that the curves are sampled at."""
 _LIBRARIES = ("torch", "onnx", "onnxruntime", "onnxruntime-gpu", "tensorrt", "numpy", "opencv-python-headless", "pycocotools")
 
@@ -122,12 +121,9 @@ def sample_curve(matches: Matches, threshold: float) -> dict[str, Any]:
         threshold: operating threshold, whose point is added.
     """
     curve = measure_curve(matches.by_area["all"])
-    points = [curve.at(value) for value in CURVE_THRESHOLDS]
     best = curve.best_f1()
     return {
-        "iou": IOU,
-        "thresholds": list(CURVE_THRESHOLDS),
-        **{name: [number_or_none(getattr(point, name)) for point in points] for name in ("precision", "recall", "f1")},
+        **curve.sample(),
         "at_threshold": curve.at(threshold).to_dict(),
         "best_f1": best.to_dict() if best else None,
     }

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
+from typing import Optional
 
 from runtime.backends.base import Backend
 from runtime.backends.gpu import find_gpu
 from runtime.backends.onnx_base import OnnxBackend
+from runtime.backends.triton import SCHEME, TritonBackend
 from runtime.components import is_installed, load
 from runtime.errors import InputError
 from runtime.files import PathLike
@@ -18,13 +20,14 @@ BACKENDS = ("auto", "onnxruntime", "onnxruntime-cuda", "onnxruntime-tensorrt", "
 """Choices of `--backend`: a library, with its device or dtype where that is not the CPU or float32."""
 
 
-def open_backend(path: PathLike, backend: str = "auto") -> Backend:
+def open_backend(path: PathLike, backend: str = "auto", threads: Optional[int] = None) -> Backend:
     """Opens a model file; logs the library it runs in and why.
 
     Args:
-        path: an exported `.onnx` file, or an `.engine`, which TensorRT runs.
+        path: an exported `.onnx` file, an `.engine`, which TensorRT runs, or `triton://host:port/model` of a Triton server.
         backend: one of `BACKENDS`. `auto`: ONNX Runtime, on an NVIDIA GPU where there is one and the library is built for it;
             OpenVINO where ONNX Runtime is not installed. Any other choice has no fallback.
+        threads: of one run on the CPU; all cores by default.
 
     Raises:
         InputError: no such file or backend, or a kind of file that the backend does not take.
@@ -34,11 +37,15 @@ def open_backend(path: PathLike, backend: str = "auto") -> Backend:
     file = Path(path)
     if backend not in BACKENDS:
         raise InputError(f"backend: expected one of {', '.join(BACKENDS)}, got {backend!r}")
+    if str(path).startswith(SCHEME):
+        if backend != "auto":
+            raise InputError(f"{path}: a served model runs on its server; leave out --backend {backend}")
+        return TritonBackend(str(path))
     if not file.is_file():
         raise InputError(f"{file}: no such model file")
     if file.suffix == ".onnx":
         name, reason = _choose() if backend == "auto" else (backend, "as asked")
-        opened = _open_onnx(file, name)
+        opened = _open_onnx(file, name, threads)
         log.info("%s runs in %s (%s)", file, opened.title, reason)
         return opened
     if file.suffix == ".engine":
@@ -63,11 +70,12 @@ def _choose() -> tuple[str, str]:
     return "onnxruntime-cuda", "there is an NVIDIA GPU; --backend onnxruntime is the CPU"
 
 
-def _open_onnx(file: Path, backend: str) -> OnnxBackend:
+def _open_onnx(file: Path, backend: str, threads: Optional[int]) -> OnnxBackend:
     if backend.startswith("openvino"):
         from runtime.backends.openvino import OpenVinoBackend
 
-        return OpenVinoBackend(file, "bfloat16" if backend == "openvino-bf16" else "float32")
+        return OpenVinoBackend(file, "bfloat16" if backend == "openvino-bf16" else "float32", threads)
     from runtime.backends.ort import OrtBackend
 
-    return OrtBackend(file, {"onnxruntime-cuda": "cuda", "onnxruntime-tensorrt": "tensorrt"}.get(backend, "cpu"))
+    provider = {"onnxruntime-cuda": "cuda", "onnxruntime-tensorrt": "tensorrt"}.get(backend, "cpu")
+    return OrtBackend(file, provider, threads)

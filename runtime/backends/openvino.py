@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, Optional
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,6 +29,7 @@ class OpenVinoBackend(OnnxBackend):
     Args:
         path: of the file.
         precision: of its floating-point operators: `float32`, or `bfloat16` for speed.
+        threads: of one run; all cores by default.
 
     Raises:
         InputError: no such precision.
@@ -36,7 +37,7 @@ class OpenVinoBackend(OnnxBackend):
         ModelError: not an ONNX file, damaged, without a spec in its metadata, or not as its spec says.
     """
 
-    def __init__(self, path: PathLike, precision: str = "float32") -> None:
+    def __init__(self, path: PathLike, precision: str = "float32", threads: Optional[int] = None) -> None:
         if precision not in PRECISIONS:
             raise InputError(f"precision: expected one of {', '.join(PRECISIONS)}, got {precision!r}")
         openvino = load("openvino")
@@ -46,7 +47,7 @@ class OpenVinoBackend(OnnxBackend):
         try:
             model = _read(path)
             signed = _quantizes_to_signed(model)
-            compiled = core.compile_model(model, "CPU", _options(precision, signed))
+            compiled = core.compile_model(model, "CPU", _options(precision, signed, threads))
             metadata, inputs, outputs = _metadata(model), list(_ports(model.inputs)), list(_ports(model.outputs))
         except Exception as error:  # openvino raises RuntimeError and others for whatever is wrong with a file
             raise ModelError(f"{path}: not a usable ONNX model ({telling_line(error)})") from error
@@ -95,7 +96,7 @@ def _quantizes_to_signed(model: Any) -> bool:
     )
 
 
-def _options(precision: str, signed: bool) -> dict[str, Any]:
+def _options(precision: str, signed: bool, threads: Optional[int]) -> dict[str, Any]:
     """Returns the options of compilation, accuracy first.
 
     With signed activations, OpenVINO's 8-bit arithmetic gives wrong results: outputs were 20 to 30 % off in 2025.0 and
@@ -104,6 +105,8 @@ def _options(precision: str, signed: bool) -> dict[str, Any]:
     options: dict[str, Any] = {"INFERENCE_PRECISION_HINT": PRECISIONS[precision]}
     if signed:
         options["LP_TRANSFORMS_MODE"] = False
+    if threads is not None:
+        options["INFERENCE_NUM_THREADS"] = threads
     return options
 
 

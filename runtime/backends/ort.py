@@ -31,11 +31,12 @@ _TYPES = {"tensor(float)": "float32", "tensor(float16)": "float16", "tensor(uint
 class OrtBackend(OnnxBackend):
     """Runs an exported ONNX file in ONNX Runtime. May be used by several threads at once.
 
-    Session options are the defaults; docs/benchmarks.md has measurements of others.
+    Session options but `threads` are the defaults; docs/benchmarks.md has measurements of others.
 
     Args:
         path: of the file.
         provider: `cpu`, `cuda` or `tensorrt`, without fallback to a slower one.
+        threads: of one run on the CPU; all cores by default.
 
     Raises:
         InputError: no such provider.
@@ -43,7 +44,7 @@ class OrtBackend(OnnxBackend):
         ModelError: not an ONNX file, damaged, without a spec in its metadata, or not as its spec says.
     """
 
-    def __init__(self, path: PathLike, provider: str = "cpu") -> None:
+    def __init__(self, path: PathLike, provider: str = "cpu", threads: Optional[int] = None) -> None:
         if provider not in PROVIDERS:
             raise InputError(f"provider: expected one of {', '.join(PROVIDERS)}, got {provider!r}")
         onnxruntime = load_onnxruntime()
@@ -55,7 +56,7 @@ class OrtBackend(OnnxBackend):
                 f"this onnxruntime has no {first} (it has {', '.join(available)}); run `pip install onnxruntime-gpu`,"
                 " or use the CPU with --backend onnxruntime"
             )
-        session = _open(path, wanted)
+        session = _open(path, wanted, threads)
         started = session.get_providers()
         if started[0] != first:
             raise MissingComponentError(
@@ -130,7 +131,12 @@ def load_onnxruntime() -> Any:
 
 
 def open_session(
-    path: PathLike, model: Optional[bytes] = None, providers: Sequence[Any] = (_CPU,), *, optimized: bool = True
+    path: PathLike,
+    model: Optional[bytes] = None,
+    providers: Sequence[Any] = (_CPU,),
+    *,
+    optimized: bool = True,
+    threads: Optional[int] = None,
 ) -> Any:
     """Opens a session.
 
@@ -139,6 +145,7 @@ def open_session(
         model: its bytes; None to read the file.
         providers: ONNX Runtime's, the first choice first.
         optimized: whether the graph may be changed.
+        threads: of one run on the CPU; all cores by default.
 
     Raises:
         ModelError: not a model that it can run.
@@ -146,6 +153,7 @@ def open_session(
     onnxruntime = load_onnxruntime()
     options = onnxruntime.SessionOptions()
     options.log_severity_level = _FATAL
+    options.intra_op_num_threads = threads or 0
     if not optimized:
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     try:
@@ -163,8 +171,8 @@ def run_session(session: Any, names: Sequence[str], inputs: Mapping[str, NDArray
     return found
 
 
-def _open(path: PathLike, providers: Sequence[Any]) -> Any:
-    session = open_session(path, providers=providers)
+def _open(path: PathLike, providers: Sequence[Any], threads: Optional[int]) -> Any:
+    session = open_session(path, providers=providers, threads=threads)
     session.disable_fallback()  # or a run that fails on the GPU silently moves to the CPU for good
     return session
 

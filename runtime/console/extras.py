@@ -15,6 +15,9 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, Optional
 
+DISTRIBUTION = "yolov3-asff-tensorrt"
+"""Name by which pip knows this project."""
+
 EXTRAS = {"torch": "train", "onnx": "train", "jinja2": "train", "tensorboard": "train"}
 """Extra that brings a library which commands import before they parse their arguments."""
 
@@ -22,7 +25,7 @@ EXTRAS = {"torch": "train", "onnx": "train", "jinja2": "train", "tensorboard": "
 def missing(package: str) -> str:
     """Returns the problem and the remedy where a package is not installed."""
     if package in EXTRAS:
-        return f"{package} is not installed; run `pip install 'yolov3-asff-tensorrt[{EXTRAS[package]}]'`"
+        return f"{package} is not installed; run `pip install '{DISTRIBUTION}[{EXTRAS[package]}]'`"
     return f"{package} is not installed; run `pip install {package}`, or `make setup` for all"
 
 

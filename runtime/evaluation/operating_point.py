@@ -20,6 +20,7 @@ Floats = NDArray[np.float64]
 Counts = NDArray[np.int64]
 
 IOU = 0.5
+SAMPLED_THRESHOLDS = tuple(index / 100 for index in range(1, 101))
 _ROW = 0  # of `ClassMatches.matched`: the matches at `IOU`
 BEST_F1 = "best F1"
 _DIGITS, _LEAST_WIDTH = 8, 1e-6  # of thresholds between two scores, which float32 tells apart by 6e-8
@@ -99,6 +100,12 @@ class Curve:
         count = int(np.count_nonzero(self.thresholds >= threshold))
         right, wrong = (int(values[count - 1]) if count else 0 for values in (self.right, self.wrong))
         return Point(threshold, right, wrong, self.objects)
+
+    def sample(self) -> dict[str, Any]:
+        """Returns precision, recall and F1 at `SAMPLED_THRESHOLDS` for JSON; None where one does not exist."""
+        points = [self.at(value) for value in SAMPLED_THRESHOLDS]
+        sampled = {name: [number_or_none(getattr(point, name)) for point in points] for name in ("precision", "recall", "f1")}
+        return {"iou": IOU, "thresholds": list(SAMPLED_THRESHOLDS), **sampled}
 
     def best_f1(self) -> Optional[Point]:
         """Returns the point of the highest F1, on a tie that of the highest threshold; None if no detection is right."""

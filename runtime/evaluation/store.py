@@ -9,10 +9,14 @@ from typing import Optional
 
 from runtime.backends.onnx_metadata import replace_metadata
 from runtime.errors import InputError, ModelError
+from runtime.evaluation.operating_point import Curve
 from runtime.files import LARGEST_MODEL, PathLike, atomic_write, check_writable, read_bytes, sha256
 from runtime.manifest import Manifest, atomic_pair, manifest_path, read_manifest, write_manifest
 
 log = logging.getLogger(__name__)
+
+CURVE_DETAIL = "operating_curve"
+"""Detail of a manifest: precision, recall and F1 by score threshold on the split that the threshold was chosen on."""
 
 _FIELD = "operating_threshold"
 
@@ -28,7 +32,7 @@ def check_storable(file: PathLike) -> None:
     _own_manifest(Path(file))
 
 
-def store_threshold(file: PathLike, threshold: float) -> None:
+def store_threshold(file: PathLike, threshold: float, curve: Optional[Curve] = None) -> None:
     """Stores an operating threshold in an `.onnx` file and its manifest; that of an `.engine` is in its manifest alone.
 
     Either both are written or neither. The rest of the file stays as it is, byte for byte.
@@ -36,6 +40,7 @@ def store_threshold(file: PathLike, threshold: float) -> None:
     Args:
         file: the exported file.
         threshold: in (0, 1].
+        curve: that it was chosen on; its samples become the detail `CURVE_DETAIL` of the manifest, if there is one.
 
     Raises:
         InputError: a threshold that is not in (0, 1].
@@ -47,10 +52,10 @@ def store_threshold(file: PathLike, threshold: float) -> None:
     path = Path(file)
     manifest = _own_manifest(path)
     if path.suffix == ".onnx":
-        _store_in_onnx(path, threshold, manifest)
+        _store_in_onnx(path, threshold, manifest, curve)
         log.info("files made from %s before, such as INT8 files and engines, keep their threshold until made again", path)
     elif manifest:
-        _write_manifest(path, threshold, manifest)
+        _write_manifest(path, threshold, manifest, curve)
     log.info("%s stores the operating threshold %.8g", path, threshold)
 
 
@@ -65,7 +70,7 @@ def _own_manifest(path: Path) -> Optional[Manifest]:
     return manifest
 
 
-def _store_in_onnx(path: Path, threshold: float, manifest: Optional[Manifest]) -> None:
+def _store_in_onnx(path: Path, threshold: float, manifest: Optional[Manifest], curve: Optional[Curve]) -> None:
     try:
         content = replace_metadata(read_bytes(path, LARGEST_MODEL), {_FIELD: json.dumps(threshold)})
     except ValueError as error:
@@ -73,9 +78,10 @@ def _store_in_onnx(path: Path, threshold: float, manifest: Optional[Manifest]) -
     with atomic_pair(path) if manifest else atomic_write(path) as written:
         written.write_bytes(content)
         if manifest:
-            _write_manifest(written, threshold, manifest)
+            _write_manifest(written, threshold, manifest, curve)
 
 
-def _write_manifest(path: Path, threshold: float, manifest: Manifest) -> None:
+def _write_manifest(path: Path, threshold: float, manifest: Manifest, curve: Optional[Curve]) -> None:
     spec = manifest.spec.replace(**{_FIELD: threshold})
-    write_manifest(path, spec, manifest.made_from, manifest.details)
+    details = {**manifest.details, **({CURVE_DETAIL: curve.sample()} if curve else {})}
+    write_manifest(path, spec, manifest.made_from, details)

@@ -61,13 +61,16 @@ def read_image(path: PathLike, size: Optional[tuple[int, int]] = None) -> Image:
     return decode_image(_read(path), path, size)
 
 
-def decode_image(data: bytes, path: PathLike, size: Optional[tuple[int, int]] = None) -> Image:
+def decode_image(
+    data: bytes, path: PathLike, size: Optional[tuple[int, int]] = None, *, most_pixels: Optional[int] = None
+) -> Image:
     """Decodes the bytes of an image file as `read_image` does.
 
     Args:
         data: the file's content.
         path: what errors call it.
         size: see `read_image`.
+        most_pixels: refuse images of more than these before they are decoded, and kinds whose size is not known before.
 
     Raises:
         InputError: see `read_image`.
@@ -75,7 +78,7 @@ def decode_image(data: bytes, path: PathLike, size: Optional[tuple[int, int]] = 
     if len(data) > LARGEST_FILE:
         raise _too_large(path, len(data))
     _check_whole(path, data)
-    _check_size(path, data)
+    _check_size(path, data, most_pixels)
     _check_is_the_image(path, data)
     stored = _decode(path, data)
     image = _turned(stored, header.orientation(data))
@@ -106,15 +109,19 @@ def _too_large(path: PathLike, length: int) -> InputError:
     return InputError(f"{path}: the file has {length / 1e9:.1f} GB, at most {LARGEST_FILE / 1e9:.1f} are read")
 
 
-def _check_size(path: PathLike, data: bytes) -> None:
+def _check_size(path: PathLike, data: bytes, most_pixels: Optional[int]) -> None:
     """Raises InputError for an image whose header claims a size too large to be decoded."""
     try:
-        width, height = header.claimed_size(data) or (1, 1)
+        claimed = header.claimed_size(data)
     except ValueError as error:
         raise InputError(f"{path}: not an image that can be decoded ({error})") from error
-    if width * height > MAX_PIXELS:
+    if claimed is None and most_pixels is not None:
+        raise InputError(f"{path}: not an image of a kind that is taken: JPEG, PNG, WebP, BMP, TIFF, GIF, PPM or PGM")
+    width, height = claimed or (1, 1)
+    most = min(most_pixels or MAX_PIXELS, MAX_PIXELS)
+    if width * height > most:
         raise InputError(
-            f"{path}: the image is {width}x{height}, at most {MAX_PIXELS // 10**6} million pixels are read;"
+            f"{path}: the image is {width}x{height}, at most {most / 10**6:.3g} million pixels are read;"
             " scale it down, or cut it into parts"
         )
 
@@ -124,7 +131,10 @@ def _check_whole(path: PathLike, data: bytes) -> None:
     if not data:
         raise InputError(f"{path}: the file is empty")
     if data.startswith(jpeg.START):
-        is_whole = jpeg.is_whole(data)
+        scans = jpeg.scan_count(data)
+        if scans > jpeg.MOST_SCANS:
+            raise InputError(f"{path}: a JPEG of {scans} scans, at most {jpeg.MOST_SCANS} are read; save it anew")
+        is_whole = scans > 0
     elif data.startswith(b"\x89PNG"):
         is_whole = any(kind == b"IEND" for kind, *_ in header.png_chunks(data))
     else:

@@ -13,6 +13,9 @@ from runtime.components import load_if_installed
 from runtime.ops.image import Image
 
 START = b"\xff\xd8"
+MOST_SCANS = 50
+"""Of an image: each is decoded over all its pixels, so that a small file could take hours. Encoders write up to about 15."""
+
 _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # markers that give the size
 _ALONE = frozenset({0x00, 0x01, *range(0xD0, 0xD9)})  # markers without a length
 _SCAN, _END, _APP1 = 0xDA, 0xD9, 0xE1
@@ -66,12 +69,12 @@ def segments(data: bytes) -> Iterator[Segment]:
         offset = stop
 
 
-def is_whole(data: bytes) -> bool:
-    """True if the image has an end marker after a scan."""
+def scan_count(data: bytes) -> int:
+    """Returns the number of scans of an image that has an end marker; 0 for one that has none."""
     try:
-        return _SCAN in [segment.marker for segment in segments(data)]
+        return [segment.marker for segment in segments(data)].count(_SCAN)
     except ValueError:
-        return False
+        return 0
 
 
 def size(data: bytes) -> tuple[int, int]:

@@ -69,15 +69,24 @@ def find_sources(source: str, *, recursive: bool = False, leave_out: Optional[Pa
     Raises:
         InputError: nothing there.
     """
-    path = Path(source)
-    if not source:
-        raise InputError("no source given; name an image, folder, glob pattern, list or video")
     if source == STDIN:
         content = read_stdin()
         if is_image(content):
-            return [Source(path, Path("stdin.png"), content)]
+            return [Source(Path(source), Path("stdin.png"), content)]
         files = listed_files("stdin", content, Path())
-    elif path.is_dir():
+    else:
+        files = find_files(source, recursive=recursive, leave_out=leave_out)
+    places = [Path(os.path.abspath(file)) for file in files]  # without `..`, which would lead results out of their folder
+    common = Path(os.path.commonpath([place.parent for place in places]))
+    return [Source(file, place.relative_to(common)) for file, place in zip(files, places)]
+
+
+def find_files(source: str, *, recursive: bool = False, leave_out: Optional[PathLike] = None) -> list[Path]:
+    """Lists the files as `find_sources` does, which has the arguments and errors, but for stdin."""
+    path = Path(source)
+    if not source:
+        raise InputError("no source given; name an image, folder, glob pattern, list or video")
+    if path.is_dir():
         files = _files_in(path, recursive, leave_out)
     elif path.is_file():
         files = listed_files(source, read_list(path), path.parent) if is_list(path) else [path]
@@ -87,9 +96,7 @@ def find_sources(source: str, *, recursive: bool = False, leave_out: Optional[Pa
         files = sorted(Path(item) for item in glob.glob(source, recursive=True) if os.path.isfile(item))
         if not files:
             raise InputError(f"{source}: no such image, folder, video, or files of that pattern")
-    places = [Path(os.path.abspath(file)) for file in files]  # without `..`, which would lead results out of their folder
-    common = Path(os.path.commonpath([place.parent for place in places]))
-    return [Source(file, place.relative_to(common)) for file, place in zip(files, places)]
+    return files
 
 
 def _files_in(folder: Path, recursive: bool, leave_out: Optional[PathLike]) -> list[Path]:

@@ -20,7 +20,8 @@ class DetectionQueue:
     """Runs images from any number of asyncio tasks, first come first served, as many at a time as are waiting.
 
     `Detector.queue` makes one; use it by `async with`. At most `batch` images wait while `batch` run; further tasks wait for
-    room. At the end of the block running images are answered and waiting ones refused.
+    room. Where a batch fails, each of its images is run alone, so that an error concerns its own image. At the end of the block
+    running images are answered and waiting ones refused.
 
     Args:
         detect: takes images, returns the detections in each; called in another thread, one call at a time.
@@ -87,19 +88,21 @@ class DetectionQueue:
                 await self._run({answer: image for answer, image in taken if image is not None})
 
     async def _run(self, jobs: dict[asyncio.Future[Detections], Image]) -> None:
-        found: list[Detections] = []
-        error = None
         try:
             found = await asyncio.get_running_loop().run_in_executor(None, self._detect, list(jobs.values()))
-        except Exception as caught:
-            error = caught
-        for index, answer in enumerate(jobs):
-            if answer.done():  # canceled meanwhile
-                continue
-            if error is None:
-                answer.set_result(found[index])
-            else:
-                answer.set_exception(error)
+        except Exception as error:
+            if len(jobs) > 1:
+                for answer, image in jobs.items():
+                    if not answer.done():
+                        await self._run({answer: image})
+                return
+            for answer in jobs:
+                if not answer.done():
+                    answer.set_exception(error)
+            return
+        for answer, detections in zip(jobs, found):
+            if not answer.done():  # canceled meanwhile
+                answer.set_result(detections)
 
 
 def _closed() -> InputError:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import subprocess
 import sys
@@ -14,7 +13,6 @@ import pytest
 from asff import __main__ as asff
 
 ROOT = Path(__file__).parents[2]
-AWAITED = {"serve", "bulk"}  # their packages come with changes of their own
 
 _WITHOUT_EXTRAS = """
 import contextlib, io, json, os, sys
@@ -49,6 +47,7 @@ for name, arguments in json.load(sys.stdin):
 RUNS = {
     "data": ["--data", "absent"],
     "train": ["--data", "absent"],
+    "anchors": ["--data", "absent", "--size", "64"],
     "validate": ["--weights", "absent.pt", "--data", "absent"],
     "visualize-weights": ["--weights", "absent.pt", "--source", "absent"],
     "weights": ["absent.weights", "--output", "absent.pt"],
@@ -61,14 +60,10 @@ RUNS = {
 """Arguments of each command that needs an extra."""
 
 
-def names() -> list[str]:
-    return [name for name in asff.COMMANDS if name not in AWAITED or importlib.util.find_spec(asff.COMMANDS[name][0])]
-
-
 @pytest.fixture(scope="module")
 def without_extras() -> Callable[[str, bool], tuple[int, str, str]]:
     """Runs every command with --help, and those of RUNS with arguments, all in one child interpreter."""
-    calls = [(name, ["--help"]) for name in names()] + list(RUNS.items())
+    calls = [(name, ["--help"]) for name in asff.COMMANDS] + list(RUNS.items())
     command = [sys.executable, "-c", _WITHOUT_EXTRAS]
     done = subprocess.run(command, input=json.dumps(calls), cwd=ROOT, capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stderr
@@ -78,7 +73,7 @@ def without_extras() -> Callable[[str, bool], tuple[int, str, str]]:
     return lambda name, helps: found[name, helps]
 
 
-@pytest.mark.parametrize("name", names())
+@pytest.mark.parametrize("name", asff.COMMANDS)
 def test_help_works_without_the_extras(name: str, without_extras: Callable[[str, bool], tuple[int, str, str]]) -> None:
     code, out, err = without_extras(name, True)
     assert (code, err) == (0, "")

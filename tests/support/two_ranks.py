@@ -28,7 +28,9 @@ from train.data.normalizer import Normalizer
 from train.data.training_set import TrainingSet
 from train.distributed import World, joined
 from train.loop import train
+from train.model import build_model
 from train.model.sync_norm import synchronized
+from train.parts import part_of
 from train.precision import Precision
 from train.run.folder import find_checkpoint
 from train.run.step import Stepper
@@ -167,7 +169,7 @@ def killed_at(call: int) -> Iterator[None]:
 
 def restart(data: Path, folder: Path, world: World) -> dict[str, Any]:
     """A run of both, killed amid an epoch and continued, against an undisturbed one."""
-    config = random_recipe(batch=4)
+    config = random_recipe(batch=4, freeze=(("backbone", 1),))
     train(config, run_options(data, folder / "whole", save_steps=1), world=world)
     with killed_at(4):
         train(config, run_options(data, folder / "killed", save_steps=1), world=world)
@@ -175,8 +177,17 @@ def restart(data: Path, folder: Path, world: World) -> dict[str, Any]:
     train(config, run_options(data, folder / "killed", save_steps=1), saved, world)
     return {
         "step": saved and saved.progress and (saved.epoch, saved.progress.step),
+        "thawed": _thawed(folder / "whole", config) if world.is_main else [],
         "difference": difference(folder / "whole", folder / "killed") if world.is_main else [],
     }
+
+
+def _thawed(folder: Path, config: TrainConfig) -> list[str]:
+    """Parts of the weights that have optimizer state at the end, none if a weight lacks it."""
+    end = find_checkpoint(folder)
+    assert end and end.optimizer
+    names = list(dict(build_model(config.model, end.spec.num_classes).named_parameters()))
+    return [] if len(end.optimizer["state"]) < len(names) else sorted({part_of(name) for name in names})
 
 
 def disagree(world: World) -> str:

@@ -66,7 +66,8 @@ def test_the_merged_evaluation_is_that_of_one_process(ended: dict[str, Any]) -> 
 
 def test_a_killed_run_of_two_ranks_ends_as_an_undisturbed_one(ended: dict[str, Any]) -> None:
     for found in ended["ranks"]:
-        assert found["restart"] == {"step": [1, 1], "difference": []}
+        assert (found["restart"]["step"], found["restart"]["difference"]) == ([1, 1], [])
+    assert ended["ranks"][0]["restart"]["thawed"] == ["backbone", "fusion", "heads", "neck"]  # one was frozen for an epoch
 
 
 def test_ranks_that_differ_are_refused(ended: dict[str, Any]) -> None:

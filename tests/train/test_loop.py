@@ -254,7 +254,7 @@ def test_bfloat16_is_for_processors_that_have_it(native: bool, expected: bool, m
 
 def test_fewer_epochs_keep_the_shape_of_the_schedule() -> None:
     short = configure(parse(["--recipe", "yolov3-asff", "--epochs", "30"]))
-    assert (short.epochs, short.tail_epochs, short.plain_epochs, short.fixed_epochs, short.warmup_epochs) == (30, 3, 3, 1, 0)
+    assert (short.epochs, short.tail_epochs, short.plain_epochs, short.fixed_epochs, short.warmup_epochs) == (30, 3, 3, 1, 1)
     small = configure(parse(["--recipe", "yolov3-asff", "--size", "416"]))
     assert (small.size, max(small.sizes), min(small.sizes)) == (416, 416, 224)
 

@@ -11,7 +11,7 @@ from torch import nn
 
 from train.config import ModelConfig, TrainConfig
 from train.model import build_model
-from train.optim import build_optimizer, learning_rate
+from train.optim import build_optimizer, learning_rate, warmup_span
 from train.recipes import RECIPES, recipe
 
 PAPER = TrainConfig(recipe="test")
@@ -37,8 +37,9 @@ def test_the_papers_schedule(epoch: float, rate: float) -> None:
 
 
 @given(st.integers(1, 50), st.integers(0, 5), st.integers(0, 10), st.floats(0, 1), st.floats(0, 1), st.floats(0.0, 1e-3))
-def test_it_rises_then_falls_then_rests(epochs: int, warmup: int, tail: int, first: float, second: float, final: float) -> None:
-    config = PAPER.replace(epochs=epochs, warmup_epochs=warmup, tail_epochs=tail, final_learning_rate=final)
+def test_it_rises_then_falls_then_rests(epochs: int, wanted: int, tail: int, first: float, second: float, final: float) -> None:
+    config = PAPER.replace(epochs=epochs, warmup_epochs=wanted, tail_epochs=tail, final_learning_rate=final)
+    warmup = warmup_span(config)  # at most a third
     early, late = sorted((first * epochs, second * epochs))
     rates = learning_rate(early, config), learning_rate(late, config)
     assert all(0 <= rate <= config.learning_rate * (1 + 1e-9) for rate in rates)

@@ -16,6 +16,7 @@ from runtime.errors import InputError
 from runtime.files import locked_folder
 from train.checkpoint import Checkpoint
 from train.config import TrainConfig
+from train.data.anchor_fit import box_shapes, fit_anchors, measure_fit
 from train.data.loader import Feed, default_workers
 from train.data.splits import check_splits, open_splits, save_made_split
 from train.data.training_set import TrainingSet
@@ -31,9 +32,12 @@ from train.run.state import RunState
 from train.run.step import Stepper
 from train.run_log import RunLogger, read_metrics
 from train.spec import model_spec
-from train.weights.initial import start_from
+from train.weights import recognize
+from train.weights.initial import Found, detector_config, start_from
 
 log = logging.getLogger(__name__)
+
+_AUTO = "auto"  # as `TrainConfig.anchor_source`
 
 
 @dataclass
@@ -78,7 +82,9 @@ def prepare(config: TrainConfig, options: RunOptions, resume: Checkpoint | None,
     train_data, val_data = open_splits(
         options.data, (config.train_split, config.val_split), options.made_split, options.follow_links
     )
+    found = recognize(options.init) if options.init and not resume else None
     config = without_pointless_smoothing(config, len(train_data.class_names))
+    config = with_found_anchors(config, train_data, found, resume)
     data = data_hashes((train_data, val_data))
     if world.size > 1:
         world.check_agreement({"recipe": config.to_json(), **data, "code": code_hash(), "PyTorch": torch.__version__})
@@ -91,8 +97,8 @@ def prepare(config: TrainConfig, options: RunOptions, resume: Checkpoint | None,
     device = choose_device(options.device, world)
     torch.manual_seed(config.seed)
     model = build_model(config.model, spec.num_classes, config.loss)
-    if options.init and not resume:
-        start_from(options.init, model, spec)
+    if options.init and found:
+        start_from(options.init, model, spec, found)
     precision = set_up(config, model, device, options.compile_with)
     training_set.matcher = model.matcher
     world.synchronize_norms(model, device)
@@ -118,6 +124,41 @@ def without_pointless_smoothing(config: TrainConfig, num_classes: int) -> TrainC
         return config
     log.warning("label smoothing is off: it needs at least 3 classes, the data has %d", num_classes)
     return config.replace(loss=dataclasses.replace(config.loss, label_smoothing=False))
+
+
+def with_found_anchors(config: TrainConfig, data: Dataset, weights: Found | None, resume: Checkpoint | None) -> TrainConfig:
+    """Puts in the anchors that the recipe does not know: those of the run's first start, of its weights, or of its boxes.
+
+    Args:
+        config: of the run.
+        data: to train on.
+        weights: that the run starts from; the heads of a detector predict relative to its own anchors.
+        resume: checkpoint of the run, which has them.
+
+    Raises:
+        InputError: the boxes are of too few shapes.
+    """
+    source, model = config.anchor_source, config.model
+    if resume:
+        begun = resume.config
+        is_found = (source, begun.anchor_source) in ((_AUTO, _AUTO), ("recipe", "weights"))
+        anchors = begun.model.anchors
+        if not is_found or len(anchors) != len(model.anchors):
+            return config
+        return config.replace(anchor_source=begun.anchor_source, model=dataclasses.replace(model, anchors=anchors))
+    if source == _AUTO:
+        shapes = box_shapes(data, config.size, config.resize)
+        anchors = fit_anchors(shapes, len(model.anchors))
+        before, after = (measure_fit(shapes, each).mean_iou for each in (model.anchors, anchors))
+        log.info("anchors fitted to %d boxes: mean shape IoU %.3f, the recipe's %.3f", len(shapes), after, before)
+        return config.replace(model=dataclasses.replace(model, anchors=anchors))
+    other = detector_config(weights)
+    if source != "recipe" or not other or other.detector != model.detector or other.anchors == model.anchors:
+        return config
+    if model.detector != "yolov3" or (other.guided, len(other.anchors)) != (model.guided, len(model.anchors)):
+        return config  # whose heads do not fit either
+    log.info("anchors are those of the weights to start from; --anchors chooses others")
+    return config.replace(anchor_source="weights", model=dataclasses.replace(model, anchors=other.anchors))
 
 
 def check_same_run(resume: Checkpoint, config: TrainConfig, data: dict[str, str], options: RunOptions) -> None:

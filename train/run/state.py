@@ -14,6 +14,7 @@ from train.config import TrainConfig
 from train.ema import WeightAverage
 from train.model import DetectorModel
 from train.precision import Precision
+from train.run.early_stopping import EarlyStopping
 
 
 class RunState:
@@ -27,6 +28,7 @@ class RunState:
         sums: of its losses over these batches, by name.
         rows: of `metrics.csv`, one a completed epoch.
         best_ap: the best AP so far, -1 before the first evaluation.
+        stopping: counts evaluations without a gain.
         data: hashes of the data.
     """
 
@@ -43,6 +45,7 @@ class RunState:
         self.data = data
         self.average = WeightAverage(model, config.ema) if config.ema else None
         self.epoch, self.best_ap = 0, -1.0
+        self.stopping = EarlyStopping(config.patience)
         self.rows: list[dict[str, str]] = []
         self._begin_epoch()
 
@@ -77,12 +80,19 @@ class RunState:
         self.step, self.rows = progress.step, list(progress.rows)
         self.sums.update(progress.sums)
         self.precision.load_state_dict(saved.scaler)
+        self.stopping.load_state_dict(saved.stopping, self.spec.class_names)
         if self.average:
             self.average.load_state_dict(saved.average)
+
+    @property
+    def is_complete(self) -> bool:
+        """True after the last epoch, or where early stopping ends the run."""
+        return self.epoch >= self.config.epochs or self.stopping.ends
 
     def complete_epoch(self, values: dict[str, float]) -> None:
         """Counts an epoch, and keeps its row of `metrics.csv`."""
         self.epoch += 1
+        self.stopping.commit()
         self.rows.append({"epoch": str(self.epoch), **{name: f"{value:.6g}" for name, value in values.items()}})
         self._begin_epoch()
 
@@ -94,6 +104,7 @@ class RunState:
             *(self.config, self.spec, self.model.state_dict(), self.optimizer.state_dict(), self.epoch, self.best_ap),
             average=average,
             scaler=self.precision.state_dict(),
+            stopping=self.stopping.state_dict(),
             progress=progress,
         )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,6 +20,7 @@ from train.ema import WeightAverage
 from train.losses.packing import PackedTargets
 from train.memory import is_out_of_memory
 from train.model import DetectorModel
+from train.parts import set_frozen, set_training_mode
 from train.precision import Precision
 
 
@@ -57,6 +59,17 @@ class Stepper:
         self._net = self._world.wrap(model)
         self._norms = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
 
+    def freeze(self, parts: set[str]) -> None:
+        """Has exactly these parts of the model stay as they are, in training mode from now on."""
+        if set_frozen(self._model, parts):
+            for parameter in self._model.parameters():
+                parameter.grad = None
+            # Which weights have their gradients averaged over the ranks is settled when the model is wrapped.
+            self._net = self._model
+            gc.collect()  # the old wrapper's hooks, which a circle of references keeps alive
+            self._net = self._world.wrap(self._model)
+        set_training_mode(self._model, parts)
+
     def plan(self, images: int) -> None:
         """Prepares for batches of so many images, on all ranks together.
 
@@ -90,7 +103,7 @@ class Stepper:
         """
         torch.manual_seed(seed)
         for group in self._optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group.get("rate_factor", 1.0)  # which an earlier version's checkpoint lacks
         try:
             losses = self._add_gradients(parts)
         except (RuntimeError, MemoryError) as error:

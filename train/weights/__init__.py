@@ -18,9 +18,10 @@ from train.model import DetectorModel
 from train.spec import model_spec
 from train.weights.backbone import KIND as BACKBONE_KIND
 from train.weights.backbone import Backbone, parse_backbone
+from train.weights.class_rows import class_names
 from train.weights.darknet import is_darknet, read_darknet
 from train.weights.mapping import Published, listed
-from train.weights.names import COCO_CLASSES, placeholder_names
+from train.weights.names import COCO_CLASSES
 from train.weights.official import ALIASES, is_official, read_official
 from train.weights.torchvision import find_torchvision, read_torchvision
 
@@ -88,8 +89,7 @@ def load_model(path: PathLike) -> DetectorModel:
 
 
 def _as_checkpoint(found: Published) -> Checkpoint:
-    names = COCO_CLASSES if found.num_classes == len(COCO_CLASSES) else placeholder_names(found.num_classes)
-    return Checkpoint(found.config, model_spec(found.config, names), found.weights, None, 0, -1.0)
+    return Checkpoint(found.config, model_spec(found.config, class_names(found)), found.weights, None, 0, -1.0)
 
 
 def recognize(path: PathLike, cfg: PathLike | None = None) -> Checkpoint | Backbone | Published:

@@ -13,10 +13,12 @@ from runtime.files import PathLike
 from runtime.spec import ModelSpec
 from train import checkpoint
 from train.checkpoint import Checkpoint
+from train.config import ModelConfig
 from train.model import DetectorModel
 from train.model.blocks import ConvBlock
 from train.weights import recognize
 from train.weights.backbone import Backbone
+from train.weights.class_rows import class_names, with_class_rows
 from train.weights.mapping import Published, listed
 
 log = logging.getLogger(__name__)
@@ -25,33 +27,40 @@ _BACKBONE = "backbone."
 _COUNTER = ".num_batches_tracked"
 _LISTED = 4
 
+Found = Checkpoint | Backbone | Published
+"""What a file to start from can hold."""
 Triple = tuple[float, float, float]
 
 
-def start_from(path: PathLike, model: DetectorModel, spec: ModelSpec) -> None:
+def detector_config(found: Found | None) -> ModelConfig | None:
+    """Returns the architecture of a detector; None for a backbone alone."""
+    return None if found is None or isinstance(found, Backbone) else found.config.model
+
+
+def start_from(path: PathLike, model: DetectorModel, spec: ModelSpec, found: Found | None = None) -> None:
     """Loads the tensors of a file that fit `model` by name and shape, and logs how many.
 
+    Rows of the heads that stand for a class go to the class of the same name; the other classes start fresh.
     Where the file's network was trained on differently normalized images, its first convolution is changed to see the same.
 
     Args:
         path: a checkpoint, published weights, or a backbone.
         model: changed in place.
-        spec: of `model`, for its normalization.
+        spec: of `model`, for its normalization and the names of its classes.
+        found: what `recognize` read of the file; None to read it here.
 
     Raises:
         InputError: nothing fits, or a backbone does not fit as a whole.
         ModelError: see `train.weights.open_weights`.
     """
-    found = recognize(path)
+    found = found or recognize(path)
+    fresh = model.state_dict()
     if isinstance(found, Backbone):
         weights = {f"{_BACKBONE}{name}": value for name, value in found.weights.items()}
         mean, std = found.mean, found.std
     else:
         weights, mean, std = found.weights, found.config.mean, found.config.std
-        if _num_classes(found) != model.num_classes:
-            # Their channels mean something else, even where 3 anchors of one class count need as many as 4 of another.
-            weights = {name: value for name, value in weights.items() if ".predict." not in name}
-    fresh = model.state_dict()
+        weights = with_class_rows(weights, fresh, class_names(found), spec.class_names, _box_values(found))
     taken = {name: value for name, value in weights.items() if _fits(name, weights, fresh)}
     left = [name for name in fresh if name not in taken]
     if isinstance(found, Backbone) and (len(taken) < len(weights) or any(name.startswith(_BACKBONE) for name in left)):
@@ -67,8 +76,9 @@ def start_from(path: PathLike, model: DetectorModel, spec: ModelSpec) -> None:
         log.info("%d tensors start fresh: %s", len(left), listed(left, _LISTED))
 
 
-def _num_classes(found: Checkpoint | Published) -> int:
-    return found.spec.num_classes if isinstance(found, Checkpoint) else found.num_classes
+def _box_values(found: Checkpoint | Published) -> int:
+    """Values before the classes of each anchor in the layers that predict them: YOLOv3's box and objectness."""
+    return 5 if found.config.model.detector == "yolov3" else 0
 
 
 def _fits(name: str, weights: Mapping[str, Tensor], fresh: Mapping[str, Tensor]) -> bool:

@@ -11,10 +11,10 @@ import pytest
 
 from export.report import curves
 from export.report.curves import LineChart, f1_by_threshold, precision_recall
-from export.report.report_data import CURVE_THRESHOLDS, sample_curve
+from export.report.report_data import sample_curve
 from export.report.scatter import BOTTOM, LEFT, RIGHT, TOP
 from runtime.evaluation.matching import Matches
-from runtime.evaluation.operating_point import measure_curves
+from runtime.evaluation.operating_point import SAMPLED_THRESHOLDS, measure_curves
 from tests.support.matches import make_matches, no_matches
 
 SCORES = [0.95, 0.9, 0.7, 0.7, 0.42, 0.31, 0.3, 0.05, 0.01]
@@ -55,7 +55,7 @@ def test_a_sampled_curve_is_that_of_the_operating_point(name: str) -> None:
 
 def test_what_does_not_exist_is_none_in_a_sampled_curve() -> None:
     found = sample_curve(CASES["by hand"], 0.31)
-    above = CURVE_THRESHOLDS.index(0.96)
+    above = SAMPLED_THRESHOLDS.index(0.96)
     assert (found["precision"][above], found["recall"][above], found["f1"][above]) == (None, 0.0, 0.0)
     assert sample_curve(CASES["no object"], 0.31)["f1"] == [None] * 100
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 import subprocess
 from pathlib import Path
 
@@ -11,11 +9,7 @@ import cv2
 import pytest
 
 from runtime.media.image import read_image
-
-CHROMIUM = os.environ.get("CHROMIUM") or next(
-    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), ""
-)
-needs_chromium = pytest.mark.skipif(not CHROMIUM, reason="no Chromium found; install chromium or set CHROMIUM to its path")
+from tests.support.browser import CHROMIUM, needs_chromium
 
 
 def browse(page: Path, *arguments: str) -> subprocess.CompletedProcess[str]:

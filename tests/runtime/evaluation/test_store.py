@@ -7,10 +7,12 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from runtime.backends.open import open_backend
 from runtime.errors import InputError, ModelError, OutputError
+from runtime.evaluation.operating_point import Curve
 from runtime.evaluation.store import check_storable, store_threshold
 from runtime.files import sha256
 from runtime.manifest import Origin, find_changes, manifest_path, read_manifest, write_manifest
@@ -52,6 +54,17 @@ def test_storing_another_one_leaves_nothing_of_the_first(model: Path, tmp_path: 
     assert listed(tmp_path) != once
     store_threshold(model, 0.5)
     assert listed(tmp_path) == once
+
+
+def test_the_manifest_keeps_the_curve(model: Path) -> None:
+    curve = Curve(np.array([0.9, 0.4]), np.array([1, 2]), np.array([0, 1]), 2)
+    store_threshold(model, 0.5, curve)
+    store_threshold(model, 0.6)
+    details = read_manifest(manifest_path(model)).details
+    assert details == {**DETAILS, "operating_curve": curve.sample()}
+    at = [details["operating_curve"]["thresholds"].index(value) for value in (0.4, 0.5, 0.95)]
+    shares = {name: [details["operating_curve"][name][index] for index in at] for name in ("precision", "recall")}
+    assert shares == {"precision": [pytest.approx(2 / 3), 1.0, None], "recall": [1.0, 0.5, 0.0]}
 
 
 def test_a_file_without_manifest(model: Path, tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from runtime.errors import InputError, OutputError
+from runtime.media import jpeg
 from runtime.media.image import read_image, write_image
 from runtime.media.image_header import claimed_size
 from tests.support.image_files import ORIENTATIONS, encode
@@ -292,6 +293,19 @@ def claiming(kind: str, width: int, height: int) -> bytes:
         sides = tuple(part for side in sides for part in ((side - 1) & 0xFFFF, (side - 1) >> 16))
     struct.pack_into(layout, data, place, *sides)
     return bytes(data)
+
+
+def test_a_jpeg_of_very_many_scans_is_refused_undecoded(tmp_path: Path) -> None:
+    data = encode(".jpg", np.zeros((64, 64, 3), np.uint8), cv2.IMWRITE_JPEG_PROGRESSIVE, 1)
+    found = list(jpeg.segments(data))
+    start, end = found[-3].end, found[-2].end  # the last scan
+    for copies in (0, 50):
+        path = saved(tmp_path / "many.jpg", data[:end] + data[start:end] * copies + data[end:])
+        if copies:
+            with pytest.raises(InputError, match=r"many.jpg: a JPEG of \d+ scans, at most 50 are read; save it anew"):
+                read_image(path)
+        else:
+            assert read_image(path).shape == (64, 64, 3)
 
 
 @pytest.mark.parametrize("kind", ["jpeg", "png", "bmp", "webp extended", "ppm"])

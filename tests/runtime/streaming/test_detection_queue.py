@@ -120,9 +120,10 @@ def test_a_canceled_image_is_not_run_and_makes_room() -> None:
     assert model.seen == [1, 3]
 
 
-def test_an_error_goes_to_those_it_concerns() -> None:
+@pytest.mark.parametrize("batch", [1, 3])
+def test_an_error_goes_to_those_it_concerns(batch: int) -> None:
     async def main() -> None:
-        async with DetectionQueue(Model(), 1) as queue:
+        async with DetectionQueue(Model(), batch) as queue:
             with pytest.raises(InputError, match=r"expected uint8 BGR .*float32"):
                 await queue.detect(np.zeros((1, 1, 3), np.float32))  # type: ignore[arg-type]
             answers = await asyncio.gather(*(queue.detect(image(n)) for n in (12, 13, 14)), return_exceptions=True)

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from runtime.errors import InputError
 from runtime.ops import preprocess
 from runtime.spec import ModelSpec
-from train.data.augment import AugmentConfig, InputFrame, Sample, augment, transform_boxes
+from train.data.augment import AugmentConfig, InputFrame, Sample, _draw_view, augment, transform_boxes
+from train.data.photometric import draw_tables
 
 OFF = AugmentConfig.none()
 FRAME = InputFrame((160, 192), "letterbox", 114.0, (104, 116, 124))
@@ -227,3 +228,43 @@ def test_the_frame_is_filled_with_the_mean_color(color: str, mean: tuple[float, 
     assert InputFrame.of(spec).fill == fill
     assert InputFrame.of(spec).size == (64, 96)
     assert InputFrame.of(spec, (32, 32)).size == (32, 32)
+
+
+@pytest.mark.parametrize("changes", [{"affine": 1.0}, {"affine": 1.0, "zoom_out": 0.5, "crop": 1.0, "flip": 0.5}])
+def test_an_object_of_which_half_is_visible_keeps_its_label(changes: dict[str, float]) -> None:
+    """The center rule loses none, and what it keeps is visible from a quarter on, unless the box is larger than the view."""
+    config = dataclasses.replace(AugmentConfig(), photometric=0.0, min_side=0.0, **{"crop": 0.0, "zoom_out": 0.0, **changes})
+    rng = np.random.default_rng(4)
+    image = np.zeros((90, 120, 3), np.uint8)
+    kept = lost = 0
+    for seed in range(150):
+        corners = rng.uniform([0, 0], [100, 70], (30, 2))
+        boxes = np.concatenate([corners, corners + rng.uniform(4, 20, (30, 2))], axis=1).astype(np.float32)
+        sample = sample_with(image, boxes.tolist())
+        found = augment(sample, FRAME, np.random.default_rng(seed), config)
+        placed, view = _draw_view_after_jitter(sample, config, seed)
+        whole = transform_boxes(boxes, placed)
+        seen = np.clip(whole, 0, [*view, *view])
+        share = (seen[:, 2:] - seen[:, :2]).prod(axis=1) / (whole[:, 2:] - whole[:, :2]).prod(axis=1)
+        stays = np.isin(sample.class_ids, found.class_ids)
+        assert stays[share >= 0.5 + 1e-6].all()
+        fits = (whole[:, 2:] - whole[:, :2] <= view).all(axis=1)
+        assert (share[stays & fits] >= 0.25 - 1e-6).all()
+        kept, lost = kept + int(stays.sum()), lost + int((~stays & (share > 0.3)).sum())
+    assert kept > 1000 and lost > 0
+
+
+def _draw_view_after_jitter(sample: Sample, config: AugmentConfig, seed: int) -> tuple[np.ndarray, tuple[int, int]]:
+    """The view that `augment` draws from a seed, which draws the photometric jitter first."""
+    rng = np.random.default_rng(seed)
+    draw_tables(config.photometric, config.brightness, config.contrast, config.saturation, config.hue, rng)
+    height, width = sample.image.shape[:2]
+    return _draw_view(width, height, sample.boxes, config, rng)
+
+
+def test_what_the_affine_map_brings_in_has_the_mean_color() -> None:
+    config = dataclasses.replace(OFF, affine=1.0, rotate=0.0, shear=0.0, scale=(0.5, 0.5), shift=0.0)
+    white = sample_with(np.full((160, 192, 3), 255, np.uint8), [[0, 0, 192, 160]])
+    found = augment(white, FRAME, np.random.default_rng(0), config)
+    assert found.image[0, 0].tolist() == found.image[-1, -1].tolist() == list(FRAME.fill)
+    assert found.image[80, 96].tolist() == [255, 255, 255]
