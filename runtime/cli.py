@@ -35,6 +35,13 @@ def _as_called(text: str) -> str:
     return re.sub(r"python\s+-m\s+([\w.]*\w)", lambda found: PROGRAMS.get(found[1], found[0]), text)
 
 
+class _Formatter(terminal.LineFormatter):
+    """Formatter of log lines, which often name the command to run next."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return _as_called(super().format(record))
+
+
 def run(main: Callable[[], int]) -> NoReturn:
     """Runs a command and ends the process with its exit code.
 
@@ -47,7 +54,7 @@ def run(main: Callable[[], int]) -> NoReturn:
     _silence_opencv()  # a bad image or video is reported once, by us
     with signals.raised() as received, terminal.guarded_streams():
         handler = logging.StreamHandler(sys.stderr)
-        handler.setFormatter(terminal.LineFormatter("%(message)s"))
+        handler.setFormatter(_Formatter("%(message)s"))
         logging.basicConfig(level=logging.INFO, handlers=[handler])
         try:
             code = _run(main)
@@ -86,7 +93,7 @@ def _report(error: BaseException, received: list[int]) -> int:
     elif isinstance(error, BrokenPipeError) and terminal.reader_is_gone():
         line, code = "", 0  # as with `| head`
     elif isinstance(error, DetectorError):
-        line, code = f"error: {_as_called(printable(error))}", error.exit_code
+        line, code = f"error: {printable(error)}", error.exit_code
     elif isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # PyTorch's has no other common base
         line, code = "error: out of memory; try a smaller --batch or --size", InputError.exit_code
     elif isinstance(error, ModuleNotFoundError) and error.name:  # of a library that is imported late
@@ -98,7 +105,7 @@ def _report(error: BaseException, received: list[int]) -> int:
         line, code = unexpected(error), UNEXPECTED
     try:
         if line:
-            print(line, file=sys.stderr)
+            print(_as_called(line), file=sys.stderr)
         if sys.stdout is not None:
             sys.stdout.flush()
     except (OSError, ValueError):  # stdout or stderr is what failed

@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from runtime.components import load
+
 
 @dataclass(frozen=True, eq=False)
 class Detections:
@@ -72,6 +74,19 @@ class Detections:
             }
             for box, score, k in zip(self.boxes, self.scores, self.class_ids)
         ]
+
+    def to_supervision(self, class_names: Sequence[str]) -> Any:
+        """Returns a `supervision.Detections` that shares the arrays, with `data["class_name"]`; needs the extra `supervision`.
+
+        Raises:
+            MissingComponentError: supervision is not installed, or does not load.
+        """
+        return load("supervision", "supervision").Detections(
+            xyxy=self.boxes,
+            confidence=self.scores,
+            class_id=self.class_ids,
+            data={"class_name": np.array([class_names[k] for k in self.class_ids], np.str_)},
+        )
 
 
 def _expect(name: str, array: NDArray[Any], dtype: Any, shape: tuple[int, ...]) -> None:

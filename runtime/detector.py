@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Generator, Iterable, Sequence
 from contextlib import AbstractContextManager
 from types import TracebackType
@@ -16,6 +17,7 @@ from runtime.backends.open import open_backend
 from runtime.detections import Detections
 from runtime.errors import InputError
 from runtime.files import PathLike
+from runtime.media.image import ImageLike, as_image
 from runtime.ops import boxes as box_ops
 from runtime.ops.decode import Candidates, decode
 from runtime.ops.image import Image, check_image
@@ -96,24 +98,31 @@ class Detector:
         return self._batch(None)
 
     @overload
-    def __call__(self, images: Image) -> Detections: ...
+    def __call__(self, images: ImageLike) -> Detections: ...  # type: ignore[overload-overlap]  # a str is a Sequence[str] too
 
     @overload
-    def __call__(self, images: Sequence[Image]) -> list[Detections]: ...
+    def __call__(self, images: Sequence[ImageLike]) -> list[Detections]: ...
 
-    def __call__(self, images: Union[Image, Sequence[Image]]) -> Union[Detections, list[Detections]]:
-        """Detects in one uint8 BGR image `[H, W, 3]` of any size, or in a list of them.
+    def __call__(self, images: Union[ImageLike, Sequence[ImageLike]]) -> Union[Detections, list[Detections]]:
+        """Detects in one uint8 BGR image `[H, W, 3]` of any size, in the image of a file, or in a list of such.
 
         A list is run in batches of 16, or of the model's fixed batch size, so memory does not grow with its length.
 
+        Args:
+            images: arrays, or paths that `read_image` reads; arrays are checked before anything is run.
+
         Raises:
-            InputError: an image of another dtype or shape.
+            InputError: an image of another dtype or shape, None, or a file that cannot be read.
             ModelError: the model was closed, or is damaged.
         """
-        return self._detect([images])[0] if isinstance(images, np.ndarray) else self._detect(list(images))
+        if images is None or isinstance(images, (np.ndarray, str, os.PathLike)):
+            return self._detect([as_image(images)])[0]
+        checked = [image if isinstance(image, (str, os.PathLike)) else check_image(image) for image in images]
+        parts = batches(checked, self._backend.batch_size or _LARGEST_BATCH)
+        return [found for part in parts for found in self._detect([as_image(image) for image in part])]
 
     def stream(
-        self, images: Iterable[Image], *, batch: Optional[int] = None
+        self, images: Iterable[ImageLike], *, batch: Optional[int] = None
     ) -> Generator[tuple[Image, Detections], None, None]:
         """Detects in images as they come; yields each with its detections, in order.
 
@@ -123,11 +132,11 @@ class Detector:
         generator.
 
         Args:
-            images: uint8 BGR `[H, W, 3]` each.
+            images: uint8 BGR `[H, W, 3]` each, or the path of a file.
             batch: batch size; by default the model's fixed one, or 1.
 
         Raises:
-            InputError: an image of another dtype or shape, after the results of those before it.
+            InputError: what a call refuses, after the results of the images before it.
 
         Example:
             >>> from runtime import Detector, read_video
@@ -142,7 +151,7 @@ class Detector:
         def run(part: list[Image]) -> list[tuple[Image, Detections]]:
             return list(zip(part, self._detect(part)))
 
-        read = prefetch(images, check_image, depth=2 * step)
+        read = prefetch(images, as_image, depth=2 * step)
         return flat(prefetch(batches(read, step), run, depth=2))
 
     def queue(self, *, batch: Optional[int] = None) -> DetectionQueue:

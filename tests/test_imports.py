@@ -97,7 +97,15 @@ def test_training_and_export_import_without_a_gpu_library() -> None:
     assert result.returncode == 0, result.stderr
 
 
-@pytest.mark.parametrize("file", sorted((ROOT / "runtime").rglob("*.py")), ids=lambda file: file.stem)
+def test_the_console_command_imports_no_package_before_it_knows_the_command() -> None:
+    result = in_clean_interpreter(f"import asff.__main__, sys\nprint(sorted(set({PACKAGES!r}) & set(sys.modules)))")
+    assert (result.stdout, result.stderr) == ("[]\n", "")
+
+
+FILES_FOR_3_9 = sorted(file for package in ("asff", "runtime") for file in (ROOT / package).rglob("*.py"))
+
+
+@pytest.mark.parametrize("file", FILES_FOR_3_9, ids=lambda file: file.stem)
 def test_runtime_is_written_in_python_3_9(file: Path) -> None:
     assert ast.parse(file.read_text(encoding="utf-8"), feature_version=(3, 9)).body
 

@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import functools
 import logging
+import os
 import stat
 from pathlib import Path
-from typing import Optional
+from typing import Any, Optional, Union
 
 import cv2
 import numpy as np
+from numpy.typing import NDArray
 
 from runtime.errors import InputError, ItemError
 from runtime.files import PathLike, atomic_write
 from runtime.media import image_header as header
 from runtime.media import jpeg
-from runtime.ops.image import MAX_PIXELS, Image
+from runtime.ops.image import MAX_PIXELS, Image, check_image
 
 log = logging.getLogger(__name__)
+
+ImageLike = Union[NDArray[Any], PathLike, None]
+"""An image, or the path of its file; as wide as the stubs of `cv2.imread`, whose result may be of any dtype, or None."""
 
 _TURNS: dict[int, tuple[bool, Optional[int]]] = {
     1: (False, None),
@@ -32,6 +37,11 @@ _TURNS: dict[int, tuple[bool, Optional[int]]] = {
 """Of each EXIF orientation: whether rows and columns change places, and then OpenCV's code of a flip."""
 LARGEST_FILE = 8 * MAX_PIXELS
 """Most bytes of an image file: four channels of 16 bits, not compressed."""
+
+
+def as_image(image: ImageLike) -> Image:
+    """Reads an image that is given by its path; checks one that is not. Raises InputError as `read_image`, `check_image`."""
+    return read_image(image) if isinstance(image, (str, os.PathLike)) else check_image(image)
 
 
 def read_image(path: PathLike, size: Optional[tuple[int, int]] = None) -> Image:

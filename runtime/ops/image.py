@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any, Optional
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -14,8 +16,12 @@ MAX_PIXELS = 1 << 28
 """Most pixels of an image: 16384 x 16384, 0.8 GB. OpenCV crashes on some larger ones."""
 
 
-def check_image(image: Image) -> Image:
+def check_image(image: Optional[NDArray[Any]]) -> Image:
     """Returns the image; raises InputError unless it is uint8 `[H, W, 3]` of 1 to `MAX_PIXELS` pixels."""
+    if image is None:
+        raise InputError(
+            "image: expected uint8 BGR [H, W, 3], got None; cv2.imread returns None where the file is missing or no image"
+        )
     if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
         found = f"{image.dtype} {list(image.shape)}" if isinstance(image, np.ndarray) else type(image).__name__
         raise InputError(f"image: expected uint8 BGR [H, W, 3], got {found}")

@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from types import TracebackType
-from typing import Callable, Optional
+from typing import Any, Callable, Optional
+
+from numpy.typing import NDArray
 
 from runtime.detections import Detections
 from runtime.errors import InputError
@@ -47,7 +49,7 @@ class DetectionQueue:
         self._news.set()
         await asyncio.wait([self._worker])
 
-    async def detect(self, image: Image) -> Detections:
+    async def detect(self, image: Optional[NDArray[Any]]) -> Detections:
         """Detects in one uint8 BGR image `[H, W, 3]`; if its task is canceled before its turn, it is not run.
 
         Raises:
@@ -56,9 +58,9 @@ class DetectionQueue:
         """
         return await (await self.put(image))
 
-    async def put(self, image: Image) -> asyncio.Future[Detections]:
+    async def put(self, image: Optional[NDArray[Any]]) -> asyncio.Future[Detections]:
         """Adds an image once there is room; awaiting the result gives its detections. Raises what `detect` does."""
-        check_image(image)
+        checked = check_image(image)
         if not self._is_open:
             raise _closed()
         await self._room.acquire()
@@ -66,7 +68,7 @@ class DetectionQueue:
             self._room.release()  # for the next who waits
             raise _closed()
         answer: asyncio.Future[Detections] = asyncio.get_running_loop().create_future()
-        self._waiting[answer] = image
+        self._waiting[answer] = checked
         answer.add_done_callback(self._take)  # canceled, it makes room
         self._news.set()
         return answer

@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[2]
 _WITHOUT_EXTRAS = """
 import contextlib, io, json, os, sys
 from importlib.machinery import PathFinder
-BLOCKED = ("torch", "onnx", "onnxruntime", "jinja2", "tensorboard")
+BLOCKED = ("torch", "onnx", "onnxruntime", "jinja2", "tensorboard", "fastapi", "uvicorn", "prometheus_client", "ray", "pyarrow")
 real = PathFinder.find_spec
 def find_spec(cls, name, path=None, target=None):
     return None if name.partition(".")[0] in BLOCKED else real(name, path, target)
@@ -45,6 +45,8 @@ for name, arguments in json.load(sys.stdin):
 """
 
 RUNS = {
+    "serve": ["--engine", "absent.onnx"],
+    "bulk": ["--engine", "absent.onnx", "--source", "absent", "--output", "absent"],
     "data": ["--data", "absent"],
     "train": ["--data", "absent"],
     "anchors": ["--data", "absent", "--size", "64"],
@@ -85,7 +87,8 @@ def test_help_works_without_the_extras(name: str, without_extras: Callable[[str,
 def test_running_without_an_extra_names_it(name: str, without_extras: Callable[[str, bool], tuple[int, str, str]]) -> None:
     code, out, err = without_extras(name, False)
     assert (code, out) == (3, "")
-    assert err.endswith(" is not installed; run `pip install 'yolov3-asff-tensorrt[train]'`\n") and err.count("\n") == 1
+    extra = name if name in ("serve", "bulk") else "train"
+    assert err.endswith(f" is not installed; run `pip install 'yolov3-asff-tensorrt[{extra}]'`\n") and err.count("\n") == 1
 
 
 def test_every_command_of_the_packages_is_in_the_table() -> None:

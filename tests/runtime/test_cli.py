@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import logging
 import os
 import signal
 import sys
@@ -159,3 +160,21 @@ def test_an_output_never_replaces_an_input(output: str, is_input: bool, tmp_path
     expected = pytest.raises(InputError, match=r"--output .*: would replace .*, which it is made from")
     with expected if is_input else contextlib.nullcontext():
         cli.check_keeps(tmp_path / output, *inputs)
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("make one with `python -m export.onnx`", "make one with `asff export`"),
+        ("python  -m train.data.", "asff data."),
+        ("python -m train.database", "python -m train.database"),
+        ("torchrun --nproc-per-node 8 -m train.data", "torchrun --nproc-per-node 8 -m train.data"),
+    ],
+)
+def test_messages_name_commands_as_the_user_calls_them(
+    text: str, shown: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(cli, "PROGRAMS", {"export.onnx": "asff export", "train.data": "asff data"})
+    assert end(raising(InputError(text))) == 2
+    assert capsys.readouterr().err == f"error: {shown}\n"
+    assert cli._Formatter("%(message)s").format(logging.makeLogRecord({"msg": text})) == shown

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import sys
 
 import numpy as np
 import pytest
 
 from runtime.detections import Detections
+from runtime.errors import MissingComponentError
 
 
 def f32(*values: float) -> np.ndarray:
@@ -80,3 +82,31 @@ def test_to_dicts_is_plain_json() -> None:
     found = Detections.from_arrays([[1.005, 2, 30.333333, 40]], [0.987654321], [1])
     expected = [{"box": [1.0, 2.0, 30.33, 40.0], "score": 0.98765, "class_id": 1, "class_name": "ring"}]
     assert json.loads(json.dumps(found.to_dicts(("dot", "ring")))) == expected
+
+
+@pytest.mark.parametrize(
+    ("class_ids", "names"),
+    [
+        ([], []),
+        ([1], ["ring"]),
+        ([0, 2, 0], ["dot", "環", "dot"]),
+    ],
+)
+def test_to_supervision(class_ids: list[int], names: list[str]) -> None:
+    sv = pytest.importorskip("supervision")
+    boxes = [[i, 2, 30.25, 40 + i] for i in range(len(class_ids))]
+    found = Detections.from_arrays(boxes, [0.5] * len(boxes), class_ids)
+    converted = found.to_supervision(("dot", "ring", "環"))
+    assert isinstance(converted, sv.Detections) and len(converted) == len(found)
+    assert converted.xyxy is found.boxes and converted.confidence is found.scores and converted.class_id is found.class_ids
+    assert converted["class_name"].tolist() == names
+    one_more = sv.Detections.merge([converted, Detections.from_arrays([[0, 0, 1, 1]], [1], [1]).to_supervision(["", "ring"])])
+    assert one_more["class_name"].tolist() == [*names, "ring"]
+    image = np.zeros((64, 64, 3), np.uint8)
+    assert sv.LabelAnnotator().annotate(sv.BoxAnnotator().annotate(image, one_more), one_more).any()
+
+
+def test_supervision_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "supervision", None)  # type: ignore[arg-type]
+    with pytest.raises(MissingComponentError, match=r"pip install 'yolov3-asff-tensorrt\[supervision\]'"):
+        Detections.empty().to_supervision([])

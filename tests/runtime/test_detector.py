@@ -16,6 +16,7 @@ from runtime.backends.base import Backend, check_images
 from runtime.detections import Detections
 from runtime.detector import Detector
 from runtime.errors import InputError, ModelError
+from runtime.media.image import write_image
 from runtime.spec import ModelSpec
 from tests.support.pairs import zip_equal
 
@@ -203,17 +204,19 @@ def test_an_empty_list(nothing: list[np.ndarray], backend: Callable[..., KnownBa
         (sized(1, 2**30), "image: 1073741824x1, at most 268 million pixels"),
         (sized(2**30, 1), "image: 1x1073741824, at most"),
         (sized(2**14, 2**14 + 1), "image: 16385x16384, at most"),
-        (None, "got NoneType"),
-        ("image.jpg", "got str"),
+        (None, "got None; cv2.imread returns None where the file is missing or no image"),
+        ("absent.jpg", "absent.jpg: "),
+        (Path("absent.jpg"), "absent.jpg: "),
+        (b"image.jpg", "got bytes"),
     ],
 )
 def test_wrong_images(image: object, message: str, backend: Callable[..., KnownBackend]) -> None:
     model = backend()
     with pytest.raises(InputError, match=message):
         Detector(model)([white(8, 8), image])  # type: ignore[list-item]
-    if isinstance(image, np.ndarray):
+    if not isinstance(image, bytes):  # bytes are a sequence
         with pytest.raises(InputError, match=message):
-            Detector(model)(image)
+            Detector(model)(image)  # type: ignore[call-overload]
     assert model.batches == []  # refused before anything ran
 
 
@@ -354,6 +357,19 @@ def test_a_stream_holds_five_batches_at_most(backend: Callable[..., KnownBackend
         for used, _ in enumerate(Detector(backend()).stream(source(), batch=batch), 1):
             time.sleep(0.001)
             assert taken - used < 5 * batch
+
+
+def test_the_path_of_a_file_does_as_its_image_does(tmp_path: Path, backend: Callable[..., KnownBackend]) -> None:
+    file = tmp_path / "white.png"
+    write_image(file, white(8, 8))
+    detector = Detector(backend(batch_size=2))
+    expected = detector(white(8, 8)).boxes.tolist()
+    assert len(expected) == 1
+    given = [str(file), file, white(8, 8)]
+    singles = [detector(str(file)), detector(file)]
+    for found in singles + detector(given) + [found for _, found in detector.stream(given)]:
+        assert found.boxes.tolist() == expected
+    assert [image.shape for image, _ in detector.stream(given)] == [(8, 8, 3)] * 3
 
 
 def test_a_bad_image_in_a_stream_comes_after_those_before_it(backend: Callable[..., KnownBackend]) -> None:
