@@ -95,7 +95,7 @@ def connected(address: Optional[str], folder: Path, workers: Optional[int]) -> I
             quiet.update(address=address)
         stack.callback(ray.shutdown)
         try:
-            with _kept_signals(), _dropped_stderr():
+            with _kept_signals(), _dropped_stderr(), _in_own_root():
                 ray.init(**quiet)
         except (ConnectionError, ValueError, RuntimeError) as error:
             where = "a local Ray cluster does not start" if address is None else f"--address {address}: no Ray cluster there"
@@ -221,6 +221,17 @@ def _kept_signals() -> Iterator[None]:
     finally:
         for number, handler in earlier.items():
             signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def _in_own_root() -> Iterator[None]:
+    """Works in the folder of our packages, which workers search before others: the user's may hold a `runtime` too."""
+    before = os.getcwd()
+    os.chdir(Path(__file__).parents[2])
+    try:
+        yield
+    finally:
+        os.chdir(before)
 
 
 @contextlib.contextmanager

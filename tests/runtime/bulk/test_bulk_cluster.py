@@ -46,11 +46,13 @@ def photos(tmp_path: Path) -> Callable[[int], Path]:
 
 @contextlib.contextmanager
 def started(model: Path, folder: Path, *more: str) -> Iterator[subprocess.Popen[str]]:
-    """A run of two workers in a process of its own."""
+    """A run of two workers in a process of its own, in a folder that has modules of our names."""
     output = folder.parent / "out"
+    (folder.parent / "runtime").mkdir(exist_ok=True)
+    (folder.parent / "runtime" / "__init__.py").write_text("raise RuntimeError('not ours')")
     options = ("--source", str(folder), "--output", str(output), "--workers", "2", "--json", *more)
-    command = [sys.executable, "-m", "runtime.bulk", "--engine", str(model), *options]
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    command = [sys.executable, str(ROOT / "asff" / "__main__.py"), "bulk", "--engine", str(model), *options]
+    process = subprocess.Popen(command, cwd=folder.parent, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:
         yield process
     finally:
