@@ -17,12 +17,14 @@ from runtime.spec import RESIZE_MODES
 from train.checkpoint import Checkpoint
 from train.config import PRECISIONS, TrainConfig
 from train.distributed import World, joined
+from train.dry_run import describe
 from train.loop import train
 from train.model.complexity import complexity
 from train.overrides import anchor, parts, with_anchors, with_epochs, with_size
 from train.recipes import PAPER_AP, RECIPES, recipe
 from train.run.folder import LAST, find_checkpoint, holds_run
 from train.run.options import RunOptions
+from train.run.prepare import prepare
 
 log = logging.getLogger("train")
 
@@ -127,6 +129,11 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         metavar="N",
         help="end after N evaluations in a row that, by their interval, gained nothing worth having (default: never)",
     )
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="say what would be trained, and the memory it takes, draw the first batch beside --output, and stop",
+    )
     parser.add_argument("--strict", action="store_true", help="fail on the first image that cannot be read")
     return parser.parse_args(arguments)
 
@@ -177,7 +184,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _train(options: argparse.Namespace, world: World) -> Path:
-    """Starts or continues a run as the options say; returns its best checkpoint's path."""
+    """Starts or continues a run as the options say; returns the path of its best checkpoint, or of the dry run's picture."""
     folder, resume = world.from_main(lambda: _find_run(options))
     config = resume.config if resume and not _is_configured(options) else configure(options)
     intervals = dict(options.save_every)
@@ -197,6 +204,8 @@ def _train(options: argparse.Namespace, world: World) -> Path:
         follow_links=options.follow_links,
         **intervals,
     )
+    if options.dry_run:
+        return _dry_run(config, run, resume, world)
     try:
         return train(config, run, resume, world)
     except KeyboardInterrupt:
@@ -204,6 +213,17 @@ def _train(options: argparse.Namespace, world: World) -> Path:
         command = shlex.join([*launcher, "-m", "train", *data_options.to_arguments(options), "--resume", str(folder)])
         log.warning("stopped; continue with: %s", command)
         raise
+
+
+def _dry_run(config: TrainConfig, options: RunOptions, resume: Checkpoint | None, world: World) -> Path:
+    """Says what a run would be; returns the picture of its first batch."""
+    if world.size > 1:
+        raise InputError("--dry-run: expected one process; run it without torchrun")
+    picture = options.output.with_name(f"{options.output.name}-first-batch.jpg")
+    for line in describe(prepare(config, options, resume, world), picture):
+        log.info("%s", line)
+    log.info("nothing was trained; the same command without --dry-run starts it")
+    return picture
 
 
 def _is_configured(options: argparse.Namespace) -> bool:

@@ -23,7 +23,7 @@ from runtime.viz.annotate import draw
 from train.checkpoint import Checkpoint
 from train.config import TrainConfig
 from train.data.device_feed import DeviceBatch, to_device
-from train.data.epoch import SampleIndex, epoch_batches, shared_batches
+from train.data.epoch import SampleIndex, shared_batches
 from train.data.normalizer import Normalizer
 from train.distributed import World
 from train.finite import StepMonitor
@@ -140,10 +140,7 @@ def _train_epoch(run: Run) -> float:
     A signal to end takes effect after a step, with a checkpoint.
     """
     state, config, world, epoch = run.state, run.state.config, run.world, run.state.epoch
-    left = config.epochs - epoch
-    sizes = (config.size,) if left <= config.fixed_epochs else config.sizes
-    mixup = config.mixup and left > config.plain_epochs
-    plan = epoch_batches(len(run.feed), epoch, config.seed, config.batch, sizes, mixup)
+    plan = run.plan_epoch()
     shares = shared_batches(plan[state.step :], world.rank, world.size, run.step.parts)
     monitor = StepMonitor(state.names, state.precision.scales, world, state.sums)
     normalizer = Normalizer(state.spec, run.device, state.precision.channels_last)

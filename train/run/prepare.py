@@ -17,6 +17,7 @@ from runtime.files import locked_folder
 from train.checkpoint import Checkpoint
 from train.config import TrainConfig
 from train.data.anchor_fit import box_shapes, fit_anchors, measure_fit
+from train.data.epoch import SampleIndex, epoch_batches
 from train.data.loader import Feed, default_workers
 from train.data.splits import check_splits, open_splits, save_made_split
 from train.data.training_set import TrainingSet
@@ -60,6 +61,14 @@ class Run:
         """Where it runs."""
         size = self.world.size
         return str(self.device) if size == 1 else f"{size} processes, {self.device.type}"
+
+    def plan_epoch(self) -> list[list[SampleIndex]]:
+        """Plans all batches of the epoch that the state is in."""
+        config, epoch = self.state.config, self.state.epoch
+        left = config.epochs - epoch
+        sizes = (config.size,) if left <= config.fixed_epochs else config.sizes
+        mixup = config.mixup and left > config.plain_epochs
+        return epoch_batches(len(self.feed), epoch, config.seed, config.batch, sizes, mixup)
 
     def open_folder(self, stack: contextlib.ExitStack, begin: bool) -> None:
         """Locks the folder until the stack is closed, and writes the files that a run begins with."""

@@ -1,0 +1,53 @@
+"""`--dry-run` says what a run would be and leaves nothing but a picture of its first batch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from runtime.media.image import read_image
+from tests.support.small_models import CLASSES, tiny
+from train.__main__ import main
+from train.dry_run import saved_bytes
+from train.model import build_model
+
+Command = Callable[..., tuple[int, str, str]]
+
+
+def test_the_lines_and_the_picture(command: Command, coco_set: Path, tmp_path: Path) -> None:
+    output = tmp_path / "runs" / "new"
+    given = ["--data", coco_set, "--recipe", "demo", "--size", 64, "--epochs", 4, "--batch", 4, "--workers", 0]
+    code, out, err = command(main, *given, "--output", output, "--dry-run")
+    assert code == 0, err
+    assert f"data:      8 images to train on, 4 to validate, {len(CLASSES)} classes\n" in err
+    assert "schedule:  4 epochs of 2 steps, 4 images a step; " in err and "rising for 3 steps" in err
+    assert "4 images of " in err and "the same command without --dry-run starts it" in err
+    picture = Path(out.strip())
+    assert picture == tmp_path / "runs" / "new-first-batch.jpg" and read_image(picture).any()
+    assert list(picture.parent.iterdir()) == [picture]
+
+
+@pytest.mark.parametrize("fusion", ["none", "asff"])
+def test_the_activations_are_those_that_the_backward_pass_holds(fusion: str) -> None:
+    model = build_model(tiny(fusion=fusion).model, len(CLASSES)).train()
+    convolutions: dict[int, int] = {}
+
+    def count(_: nn.Module, inputs: tuple[torch.Tensor, ...], __: Any) -> None:
+        storage = inputs[0].untyped_storage()
+        convolutions[storage.data_ptr()] = storage.nbytes()
+        held.append(inputs[0])  # so that no address is used twice
+
+    held: list[torch.Tensor] = []
+    few = saved_bytes(model, torch.rand(2, 3, 64, 64))
+    # Joined weights are kept too, whatever the number of images; on inputs of any use they are nothing beside the images.
+    assert saved_bytes(model, torch.rand(6, 3, 64, 64)) == pytest.approx(3 * few, rel=0.02)
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d):
+            module.register_forward_hook(count)
+    model.outputs(torch.rand(2, 3, 64, 64))
+    assert sum(convolutions.values()) < few < 6 * sum(convolutions.values())
