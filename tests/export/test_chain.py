@@ -54,7 +54,7 @@ def run(exported: object, tmp_path: Path, caplog: pytest.LogCaptureFixture, monk
         write_image(data / "search2017" / path.name, image)
     shutil.copy(data / "annotations" / "instances_val2017.json", data / "annotations" / "instances_search2017.json")
     caplog.set_level(logging.INFO)
-    monkeypatch.setattr("calibration.pipeline._RANGED", 1)  # image to search ranges by, for speed
+    monkeypatch.setattr("calibration.images._MOST_RANGED", 1)  # image to search ranges by, for speed
 
     def call(*arguments: str) -> tuple[int, list[str]]:
         caplog.clear()

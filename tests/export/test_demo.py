@@ -24,7 +24,7 @@ TENSORRT = importlib.util.find_spec("tensorrt_rtx") is not None
 
 def allow_everything(patch: pytest.MonkeyPatch) -> None:
     """Budgets that nothing exceeds, any model will do to see a loss, and ranges are searched on one image."""
-    patch.setattr("calibration.pipeline._RANGED", 1)
+    patch.setattr("calibration.images._MOST_RANGED", 1)
     patch.setattr("export.accuracy.verdict._too_little", lambda *_: "")
     for precision in BUDGETS:
         patch.setitem(BUDGETS, precision, 100)
