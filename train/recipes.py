@@ -194,7 +194,7 @@ def demo() -> TrainConfig:
         size=160,
         sizes=(160,),
         epochs=20,
-        warmup_steps=20,
+        warmup_steps=0,  # a first run on a handful of images has few steps to spare
         batch=8,
         optimizer="adamw",
         learning_rate=4e-3,

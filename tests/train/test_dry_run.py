@@ -25,7 +25,7 @@ def test_the_lines_and_the_picture(command: Command, coco_set: Path, tmp_path: P
     code, out, err = command(main, *given, "--output", output, "--dry-run")
     assert code == 0, err
     assert f"data:      8 images to train on, 4 to validate, {len(CLASSES)} classes\n" in err
-    assert "schedule:  4 epochs of 2 steps, 4 images a step; " in err and "rising for 3 steps" in err
+    assert "schedule:  4 epochs of 2 steps, 4 images a step; " in err and "rising for 2 steps" in err
     assert "4 images of " in err and "the same command without --dry-run starts it" in err
     picture = Path(out.strip())
     assert picture == tmp_path / "runs" / "new-first-batch.jpg" and read_image(picture).any()
