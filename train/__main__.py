@@ -92,6 +92,18 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         "--keep", type=cli.positive, default=2, metavar="N", help="checkpoints kept to continue from (default: 2)"
     )
     parser.add_argument("--workers", type=cli.count, help="processes that prepare batches (default: by the cores)")
+    _add_training(parser)
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="say what would be trained, and the memory it takes, draw the first batch beside --output, and stop",
+    )
+    parser.add_argument("--strict", action="store_true", help="fail on the first image that cannot be read")
+    return parser.parse_args(arguments)
+
+
+def _add_training(parser: argparse.ArgumentParser) -> None:
+    """Adds the options of numbers, averaging, anchors and fine-tuning."""
     parser.add_argument("--precision", choices=PRECISIONS, help="auto: bf16 where the device has it, else fp32")
     parser.add_argument("--compile", action="store_true", help="compile the network: a slow start, then faster steps")
     parser.add_argument(
@@ -129,13 +141,6 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         metavar="N",
         help="end after N evaluations in a row that, by their interval, gained nothing worth having (default: never)",
     )
-    parser.add_argument(
-        "--dry-run",
-        action="store_true",
-        help="say what would be trained, and the memory it takes, draw the first batch beside --output, and stop",
-    )
-    parser.add_argument("--strict", action="store_true", help="fail on the first image that cannot be read")
-    return parser.parse_args(arguments)
 
 
 def _interval(text: str) -> tuple[str, float]:
@@ -184,7 +189,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _train(options: argparse.Namespace, world: World) -> Path:
-    """Starts or continues a run as the options say; returns the path of its best checkpoint, or of the dry run's picture."""
+    """Starts or continues a run as the options say; returns the path of its best checkpoint, or of a dry run's image."""
     folder, resume = world.from_main(lambda: _find_run(options))
     config = resume.config if resume and not _is_configured(options) else configure(options)
     intervals = dict(options.save_every)
@@ -216,14 +221,14 @@ def _train(options: argparse.Namespace, world: World) -> Path:
 
 
 def _dry_run(config: TrainConfig, options: RunOptions, resume: Checkpoint | None, world: World) -> Path:
-    """Says what a run would be; returns the picture of its first batch."""
+    """Says what a run would be; returns the image of its first batch."""
     if world.size > 1:
         raise InputError("--dry-run: expected one process; run it without torchrun")
-    picture = options.output.with_name(f"{options.output.name}-first-batch.jpg")
-    for line in describe(prepare(config, options, resume, world), picture):
+    image_path = options.output.with_name(f"{options.output.name}-first-batch.jpg")
+    for line in describe(prepare(config, options, resume, world), image_path):
         log.info("%s", line)
     log.info("nothing was trained; the same command without --dry-run starts it")
-    return picture
+    return image_path
 
 
 def _is_configured(options: argparse.Namespace) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from runtime.media.image import write_image
 from train.config import TrainConfig
-from train.data.epoch import shared_batches
+from train.data.epoch import SampleIndex, shared_batches
 from train.data.training_set import Batch
 from train.model import DetectorModel
 from train.model.complexity import complexity
@@ -46,12 +47,12 @@ class Memory:
         return self.weights + self.gradients + self.optimizer + self.activations
 
 
-def describe(run: Run, picture: Path) -> list[str]:
+def describe(run: Run, image_path: Path) -> list[str]:
     """Describes a prepared run, a line each, and draws the first batch into a file.
 
     Args:
         run: not started.
-        picture: where the first batch goes: images as the network sees them, with their labels.
+        image_path: where the first batch goes: images as the network sees them, with their labels.
 
     Raises:
         InputError: the images cannot be read.
@@ -59,12 +60,13 @@ def describe(run: Run, picture: Path) -> list[str]:
     """
     state, config = run.state, run.state.config
     run.step.freeze(frozen_parts(config, state.epoch))
-    batch = first_batch(run)
-    write_image(picture, show_batch(batch, state.spec))
+    plan = run.plan_epoch()
+    batch = first_batch(run, plan)
+    write_image(image_path, show_batch(batch, state.spec))
     side = max(config.size, *config.sizes)
     cost = complexity(config.model, state.spec.num_classes, (config.size,))
     memory = estimate_memory(run, len(batch.images), side)
-    steps = len(run.plan_epoch())
+    steps = len(plan)
     left = config.epochs - state.epoch
     return [
         f"model:     {state.spec.name}, {cost.parameters / 1e6:.1f} M parameters,"
@@ -75,13 +77,13 @@ def describe(run: Run, picture: Path) -> list[str]:
         f"memory:    about {_gigabytes(memory.total)} on {run.device} for {len(batch.images)} images of {side}x{side} at a"
         f" time: weights {_gigabytes(memory.weights)}, gradients {_gigabytes(memory.gradients)},"
         f" optimizer {_gigabytes(memory.optimizer)}, activations {_gigabytes(memory.activations)}",
-        f"images:    {picture}",
+        f"images:    {image_path}",
     ]
 
 
-def first_batch(run: Run) -> Batch:
-    """Reads the first images that this rank would train on, as many as the device takes at a time."""
-    shares = shared_batches(run.plan_epoch()[run.state.step :], run.world.rank, run.world.size, run.step.parts)
+def first_batch(run: Run, plan: Sequence[list[SampleIndex]]) -> Batch:
+    """Reads the first images of an epoch's plan that this rank would train on, as many as the device takes at a time."""
+    shares = shared_batches(plan[run.state.step :], run.world.rank, run.world.size, run.step.parts)
     with run.feed:
         return next(iter(run.feed.batches(shares[:1])))
 

@@ -31,7 +31,6 @@ Detections = Mapping[int, list[Record]]
 
 KIND = "yolov3-asff-verification"
 VERSION = 2
-"""Score thresholds that the curves are sampled at."""
 _LIBRARIES = ("torch", "onnx", "onnxruntime", "onnxruntime-gpu", "tensorrt", "numpy", "opencv-python-headless", "pycocotools")
 
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
-import time
-from collections.abc import Iterator, Mapping
-from typing import Callable
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from typing import Any, Callable
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
@@ -60,14 +59,9 @@ class Metrics:
         """Counts detections that were sent."""
         self._detections.inc(count)
 
-    @contextlib.contextmanager
-    def time(self, stage: str) -> Iterator[None]:
+    def time(self, stage: str) -> AbstractContextManager[Any]:
         """Adds the time of the block to a stage."""
-        start = time.perf_counter()
-        try:
-            yield
-        finally:
-            self._stages.labels(stage).observe(time.perf_counter() - start)
+        return self._stages.labels(stage).time()
 
     def text(self) -> bytes:
         """Returns all metrics in `CONTENT_TYPE`."""

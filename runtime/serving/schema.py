@@ -1,4 +1,4 @@
-"""What the server sends, for its OpenAPI document."""
+"""Describes the server's answers, for its OpenAPI document."""
 
 from __future__ import annotations
 

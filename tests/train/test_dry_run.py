@@ -1,4 +1,4 @@
-"""`--dry-run` says what a run would be and leaves nothing but a picture of its first batch."""
+"""`--dry-run` says what a run would be and leaves nothing but an image of its first batch."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from train.model import build_model
 Command = Callable[..., tuple[int, str, str]]
 
 
-def test_the_lines_and_the_picture(command: Command, coco_set: Path, tmp_path: Path) -> None:
+def test_the_lines_and_the_image(command: Command, coco_set: Path, tmp_path: Path) -> None:
     output = tmp_path / "runs" / "new"
     given = ["--data", coco_set, "--recipe", "demo", "--size", 64, "--epochs", 4, "--batch", 4, "--workers", 0]
     code, out, err = command(main, *given, "--output", output, "--dry-run")
@@ -27,9 +27,9 @@ def test_the_lines_and_the_picture(command: Command, coco_set: Path, tmp_path: P
     assert f"data:      8 images to train on, 4 to validate, {len(CLASSES)} classes\n" in err
     assert "schedule:  4 epochs of 2 steps, 4 images a step; " in err and "rising for 2 steps" in err
     assert "4 images of " in err and "the same command without --dry-run starts it" in err
-    picture = Path(out.strip())
-    assert picture == tmp_path / "runs" / "new-first-batch.jpg" and read_image(picture).any()
-    assert list(picture.parent.iterdir()) == [picture]
+    image = Path(out.strip())
+    assert image == tmp_path / "runs" / "new-first-batch.jpg" and read_image(image).any()
+    assert list(image.parent.iterdir()) == [image]
 
 
 @pytest.mark.parametrize("fusion", ["none", "asff"])

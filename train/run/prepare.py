@@ -24,6 +24,7 @@ from train.data.training_set import TrainingSet
 from train.distributed import World
 from train.model import build_model
 from train.optim import build_optimizer
+from train.overrides import AUTO
 from train.precision import set_up
 from train.run.device import choose_device
 from train.run.folder import RunFolder
@@ -37,8 +38,6 @@ from train.weights import recognize
 from train.weights.initial import Found, detector_config, start_from
 
 log = logging.getLogger(__name__)
-
-_AUTO = "auto"  # as `TrainConfig.anchor_source`
 
 
 @dataclass
@@ -150,12 +149,12 @@ def with_found_anchors(config: TrainConfig, data: Dataset, weights: Found | None
     source, model = config.anchor_source, config.model
     if resume:
         begun = resume.config
-        is_found = (source, begun.anchor_source) in ((_AUTO, _AUTO), ("recipe", "weights"))
+        is_found = (source, begun.anchor_source) in ((AUTO, AUTO), ("recipe", "weights"))
         anchors = begun.model.anchors
         if not is_found or len(anchors) != len(model.anchors):
             return config
         return config.replace(anchor_source=begun.anchor_source, model=dataclasses.replace(model, anchors=anchors))
-    if source == _AUTO:
+    if source == AUTO:
         shapes = box_shapes(data, config.size, config.resize)
         anchors = fit_anchors(shapes, len(model.anchors))
         before, after = (measure_fit(shapes, each).mean_iou for each in (model.anchors, anchors))
