@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from export.trt.build_progress import BuildProgress, run_with_progress
-from export.trt.precision_check import NetworkPrecision, layer_inputs, layer_outputs, network_layers
+from export.trt.precision_check import NetworkPrecision, layer_inputs, layer_outputs, network_layers, tensor_types
 from export.trt.target import check_hardware_level
 from runtime.backends.tensorrt.engine_info import RTX_GPUS
 from runtime.backends.tensorrt.library import TensorRT
@@ -138,7 +138,7 @@ def configure(
     if keep_nan and hasattr(api.BuilderFlag, "STRICT_NANS"):
         config.set_flag(api.BuilderFlag.STRICT_NANS)
     if not trt.is_typed:
-        _bind_types(api, config, network, precision)
+        _bind_types(trt, config, network, precision)
     images = network.get_input(0)
     if images.shape[0] == -1:
         profile = builder.create_optimization_profile()
@@ -147,14 +147,14 @@ def configure(
     return config
 
 
-def _bind_types(api: Any, config: Any, network: Any, precision: NetworkPrecision) -> None:
+def _bind_types(trt: TensorRT, config: Any, network: Any, precision: NetworkPrecision) -> None:
     """Binds TensorRT 8.6, which chooses types itself, to the types of the network.
 
     Reduced precision is allowed if the network has it. Layers with only float32 tensors are pinned to float32, so that the
     float32 parts of an FP16 file (sampling, the last additions) stay float32. Those between Dequantize and Quantize layers are
     free, so that TensorRT can fuse them into int8 kernels.
     """
-    flags = api.BuilderFlag
+    api, flags, types = trt.api, trt.api.BuilderFlag, tensor_types(trt, network)
     if precision.int8_tensors:
         config.set_flag(flags.INT8)
     if not precision.fp16_tensors:
@@ -165,11 +165,11 @@ def _bind_types(api: Any, config: Any, network: Any, precision: NetworkPrecision
     free = _between_pairs(api.LayerType, list(network_layers(network)))
     for layer in network_layers(network):
         tensors = [tensor for tensor in (*layer_inputs(layer)[:1], *layer_outputs(layer)) if tensor is not None]
-        floats = {tensor.dtype for tensor in tensors} - {api.int32, api.bool}  # shapes, anchor indices and conditions
-        if layer.type in pinned and layer.name not in free and floats == {api.float32}:
+        floats = {types[tensor.name] for tensor in tensors} - {"INT32", "BOOL"}  # shapes, anchor indices and conditions
+        if layer.type in pinned and layer.name not in free and floats == {"FLOAT"}:
             layer.precision = api.float32
             for index, tensor in enumerate(layer_outputs(layer)):
-                if tensor.dtype == api.float32:
+                if types[tensor.name] == "FLOAT":
                     layer.set_output_type(index, api.float32)
 
 

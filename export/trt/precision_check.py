@@ -19,6 +19,10 @@ _TYPE_NAMES = {"fp32": ("fp32", "float"), "fp16": ("fp16", "half"), "int8": ("in
 "Thirty-two wide channel vectorized row major Int8 format". Whole words: UInt8 is the type of an image, not Int8."""
 
 
+_WEIGHTS = {"float32": "FLOAT", "float16": "HALF", "int8": "INT8"}
+"""TensorRT's names of numpy's types."""
+
+
 @dataclass(frozen=True)
 class NetworkPrecision:
     """Precisions in a parsed network.
@@ -79,22 +83,45 @@ def layer_outputs(layer: Any) -> list[Any]:
     return [layer.get_output(index) for index in range(layer.num_outputs)]
 
 
+def tensor_types(trt: TensorRT, network: Any) -> dict[str, str]:
+    """Returns the type of every tensor of a parsed network by the tensor's name: FLOAT, HALF, INT8, ...
+
+    TensorRT 8.6 calls every floating-point tensor of a network FLOAT, FP16 and int8 ones too. There the types follow from those
+    of the inputs, as in the ONNX file: Cast and Quantize layers change them, and constants have that of their weights.
+    """
+    types = {tensor.name: tensor.dtype.name for tensor in map(network.get_input, range(network.num_inputs))}
+    for layer in network_layers(network):
+        for tensor in layer_outputs(layer):
+            hidden = tensor.dtype.name == "FLOAT" and not trt.is_typed
+            types[tensor.name] = _untyped_output(trt.api, layer, types) if hidden else tensor.dtype.name
+    return types
+
+
+def _untyped_output(api: Any, layer: Any, types: Mapping[str, str]) -> str:
+    """Returns the floating-point or int8 type that a layer of TensorRT 8.6 gives out, by the types of its inputs."""
+    kinds = api.LayerType
+    if layer.type == kinds.CAST:
+        layer.__class__ = api.ICastLayer  # a network gives every layer as ILayer, without the members of its own class
+        return str(layer.to_type.name)
+    if layer.type == kinds.CONSTANT:
+        layer.__class__ = api.IConstantLayer
+        return _WEIGHTS[str(layer.weights.dtype)]
+    if layer.type == kinds.QUANTIZE:
+        return "INT8"
+    return "HALF" if any(types.get(tensor.name) == "HALF" for tensor in layer_inputs(layer) if tensor is not None) else "FLOAT"
+
+
 def network_precision(trt: TensorRT, network: Any) -> NetworkPrecision:
     """Sorts the convolutions of a parsed network by precision, and counts its tensors by type."""
     kinds = trt.api.LayerType
-    makers: dict[str, Any] = {}
-    types: Counter[str] = Counter()
-    for index in range(network.num_inputs):
-        types[network.get_input(index).dtype.name] += 1
-    for layer in network_layers(network):
-        for tensor in layer_outputs(layer):
-            makers[tensor.name] = layer
-            types[tensor.dtype.name] += 1
+    type_of = tensor_types(trt, network)
+    types = Counter(type_of.values())
+    makers = {tensor.name: layer for layer in network_layers(network) for tensor in layer_outputs(layer)}
     found: dict[str, list[str]] = {"fp32": [], "fp16": [], "int8": []}
     for layer in network_layers(network):
         if layer.type == kinds.CONVOLUTION:
             quantized = _is_quantized(kinds, makers, layer)
-            in_fp16 = {tensor.dtype.name for tensor in (layer.get_input(0), layer.get_output(0))} == {"HALF"}
+            in_fp16 = {type_of[tensor.name] for tensor in (layer.get_input(0), layer.get_output(0))} == {"HALF"}
             found["int8" if quantized else "fp16" if in_fp16 else "fp32"].append(layer.name)
     usual = ("FLOAT", "HALF", "INT8", "INT32", "INT64", "BOOL", "UINT8")
     return NetworkPrecision(

@@ -5,6 +5,7 @@ They prove which calls are made, not what a real library makes of them.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -54,6 +55,62 @@ class Config:
         return bool(layer.type == "CONVOLUTION")
 
 
+class DType(str):
+    """A member of the library's enumeration of types."""
+
+    @property
+    def name(self) -> str:
+        return str(self)
+
+
+class Layer:
+    """Layer with one input and one output, which records the precision it is given; `follows` is the layer before it.
+
+    `is_typed` is False for TensorRT 8.6, which calls floating-point and int8 tensors FLOAT whatever they are (seen on a GPU).
+    """
+
+    is_typed = True
+
+    def __init__(self, name: str, kind: str, taken: str, given: str, follows: str = "images") -> None:
+        self.name, self.type, self.precision, self.follows = name, kind, "", follows
+        self.num_inputs, self.num_outputs = int(kind != "CONSTANT"), 1
+        self._taken, self._given, self.output_types = taken, given, {}  # type: ignore[var-annotated]
+
+    def _shown(self, kind: str) -> DType:
+        return DType(kind if self.is_typed or kind not in ("HALF", "INT8") else "FLOAT")
+
+    def get_input(self, index: int) -> Any:
+        return SimpleNamespace(dtype=self._shown(self._taken), name=self.follows)
+
+    def get_output(self, index: int) -> Any:
+        return SimpleNamespace(dtype=self._shown(self._given), name=self.name)
+
+    def set_output_type(self, index: int, dtype: str) -> None:
+        self.output_types[index] = dtype
+
+
+class CastLayer(Layer):
+    """What a Cast layer has beyond `ILayer`."""
+
+    @property
+    def to_type(self) -> DType:
+        return DType(self._given)
+
+
+class ConstantLayer(Layer):
+    """What a Constant layer has beyond `ILayer`."""
+
+    @property
+    def weights(self) -> Any:
+        return SimpleNamespace(dtype={"FLOAT": "float32", "HALF": "float16", "INT8": "int8"}[self._given])
+
+
+def network(layers: Sequence[Layer], batch: int = 1) -> Any:
+    """A parsed network of these layers, whose input is called `images`."""
+    images = SimpleNamespace(name="images", shape=(batch, 3, 64, 64), dtype=DType("FLOAT"))
+    return SimpleNamespace(num_inputs=1, num_layers=len(layers), get_layer=layers.__getitem__, get_input=lambda index: images)
+
+
 class Builder:
     """Remembers the flags of its network."""
 
@@ -99,9 +156,10 @@ def library(version: str) -> Any:
         bool="BOOL",
     )
     names = (
-        "ACTIVATION CAST CONCATENATION CONVOLUTION DEQUANTIZE ELEMENTWISE GATHER GRID_SAMPLE MATRIX_MULTIPLY POOLING QUANTIZE"
-        " REDUCE RESIZE SCALE SELECT SHUFFLE SLICE SOFTMAX TOPK UNARY"
+        "ACTIVATION CAST CONCATENATION CONSTANT CONVOLUTION DEQUANTIZE ELEMENTWISE GATHER GRID_SAMPLE MATRIX_MULTIPLY POOLING"
+        " QUANTIZE REDUCE RESIZE SCALE SELECT SHUFFLE SLICE SOFTMAX TOPK UNARY"
     )
+    module.ICastLayer, module.IConstantLayer = CastLayer, ConstantLayer
     module.LayerType = SimpleNamespace(**{name: name for name in names.split()})
     if not old:
         module.IProgressMonitor = ProgressMonitor

@@ -18,10 +18,10 @@ from export.trt.builder import (
     save_timing_cache,
     usable_options,
 )
-from export.trt.precision_check import NetworkPrecision, check_inspected, inspected_types
+from export.trt.precision_check import NetworkPrecision, check_inspected, inspected_types, network_precision
 from runtime.backends.tensorrt.library import TensorRT
 from runtime.errors import CheckFailed, InputError, ModelError
-from tests.support.tensorrt_fakes import VERSIONS, Config, library
+from tests.support.tensorrt_fakes import VERSIONS, Config, Layer, library, network
 
 NETWORKS = {
     "fp32": NetworkPrecision(("a",), (), (), 0, 0, ()),
@@ -33,29 +33,6 @@ NETWORKS = {
 
 def adapter(version: str) -> TensorRT:
     return TensorRT("rtx" if version.startswith("1.") else "tensorrt", library(version))
-
-
-class Layer:
-    """Fake layer with one input and one output, which records the precision it is given; `follows` is the layer before it."""
-
-    def __init__(self, name: str, kind: str, taken: str, given: str, follows: str = "") -> None:
-        self.name, self.type, self.precision, self.follows = name, kind, "", follows
-        self.num_inputs = self.num_outputs = 1
-        self._taken, self._given, self.output_types = taken, given, {}
-
-    def get_input(self, index: int) -> Any:
-        return SimpleNamespace(dtype=self._taken, name=self.follows or f"before {self.name}")
-
-    def get_output(self, index: int) -> Any:
-        return SimpleNamespace(dtype=self._given, name=self.name)
-
-    def set_output_type(self, index: int, dtype: str) -> None:
-        self.output_types[index] = dtype
-
-
-def network(layers: list[Layer], batch: int = 1) -> Any:
-    images = SimpleNamespace(name="images", shape=(batch, 3, 64, 64))
-    return SimpleNamespace(num_layers=len(layers), get_layer=layers.__getitem__, get_input=lambda index: images)
 
 
 def configured(version: str, kind: str, options: BuildOptions | None = None, layers: list[Layer] | None = None) -> Config:
@@ -80,13 +57,15 @@ def test_only_tensorrt_8_is_told_the_precision_by_flags(kind: str, flags: list[s
     assert [configured(version, kind).flags for version in VERSIONS[1:]] == [[]] * 3
 
 
-def test_tensorrt_8_keeps_the_float_islands_of_an_fp16_network() -> None:
+def test_tensorrt_8_keeps_the_float_islands_of_an_fp16_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Layer, "is_typed", False)
     layers = [
-        Layer("a", "CONVOLUTION", "HALF", "HALF"),
+        Layer("to half", "CAST", "FLOAT", "HALF"),
+        Layer("a", "CONVOLUTION", "HALF", "HALF", "to half"),
         Layer("sample", "GRID_SAMPLE", "FLOAT", "FLOAT"),
         Layer("move", "SHUFFLE", "FLOAT", "FLOAT"),  # of values beyond FP16, such as the anchor indices of candidates
         Layer("best", "TOPK", "FLOAT", "INT32"),
-        Layer("shape", "SHUFFLE", "INT32", "INT32"),
+        Layer("shape", "SHUFFLE", "INT32", "INT32", "best"),
         Layer("cast", "CAST", "FLOAT", "HALF"),
         Layer("dequantize", "DEQUANTIZE", "INT8", "FLOAT"),
         Layer("q", "CONVOLUTION", "FLOAT", "FLOAT", "dequantize"),  # a quantized one: its dequantized inputs are float
@@ -100,10 +79,38 @@ def test_tensorrt_8_keeps_the_float_islands_of_an_fp16_network() -> None:
     ]
     configured("8.6.1", "int8 and fp16", layers=layers)
     assert [layer.name for layer in layers if layer.precision] == ["sample", "move", "best", "to_grid", "island"]
-    assert {layer.precision for layer in layers[1:4]} == {"FLOAT"}
-    assert [layer.output_types for layer in layers[1:4]] == [{0: "FLOAT"}, {0: "FLOAT"}, {}]
-    configured("10.12.0", "int8 and fp16", layers=layers[:1])
-    assert not layers[0].precision
+    assert {layer.precision for layer in layers[2:5]} == {"FLOAT"}
+    assert [layer.output_types for layer in layers[2:5]] == [{0: "FLOAT"}, {0: "FLOAT"}, {}]
+    configured("10.12.0", "int8 and fp16", layers=layers[:2])
+    assert not layers[1].precision
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_the_precision_of_a_network_is_found_in_every_version(version: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    trt = adapter(version)
+    monkeypatch.setattr(Layer, "is_typed", trt.is_typed)
+    half = [
+        Layer("to half", "CAST", "FLOAT", "HALF"),
+        Layer("a", "CONVOLUTION", "HALF", "HALF", "to half"),
+        Layer("leaky", "ACTIVATION", "HALF", "HALF", "a"),
+        Layer("b", "CONVOLUTION", "HALF", "HALF", "leaky"),
+        Layer("back", "CAST", "HALF", "FLOAT", "b"),
+        Layer("island", "CONVOLUTION", "FLOAT", "FLOAT", "back"),
+    ]
+    quantized = [
+        Layer("weights", "CONSTANT", "", "INT8"),
+        Layer("scaled", "DEQUANTIZE", "INT8", "FLOAT", "weights"),
+        Layer("quantize", "QUANTIZE", "FLOAT", "INT8"),
+        Layer("dequantize", "DEQUANTIZE", "INT8", "FLOAT", "quantize"),
+    ]
+    found = network_precision(trt, network(half))
+    assert (found.fp16, found.fp32, found.fp16_tensors, found.int8_tensors) == (("a", "b"), ("island",), 4, 0)
+    assert not found.problem("fp16") and "fp16" in found.problem("fp32")
+    found = network_precision(trt, network(quantized))
+    assert (found.int8_tensors, found.fp16_tensors) == (2, 0)
+    weights = [Layer("half weights", "CONSTANT", "", "HALF"), Layer("a", "CONVOLUTION", "FLOAT", "FLOAT")]
+    found = network_precision(trt, network(weights))
+    assert (found.fp32, found.fp16_tensors) == (("a",), 1)
 
 
 def test_options_reach_the_builder() -> None:

@@ -23,7 +23,8 @@ from tests.support.tensorrt_fakes import VERSIONS, Builder, Config, library
 from tests.support.trt_machine import FACTS, SPEC, Command
 
 MODULES = ("tensorrt", "tensorrt_bindings", "tensorrt_rtx", "tensorrt_lean_bindings")
-BUILDER_ONLY = ("Builder", "NetworkDefinitionCreationFlag", "LayerType")  # which the lean runtime lacks
+# which the lean runtime lacks
+BUILDER_ONLY = ("Builder", "ICastLayer", "IConstantLayer", "NetworkDefinitionCreationFlag", "LayerType")
 OF_THE_FAKES = ("gpu", "engine", "addresses", "shape", "in_use", "token", "complain")
 
 
@@ -63,6 +64,7 @@ def test_what_the_fakes_have_the_library_has(real: Any) -> None:
     if hasattr(real, "Builder"):
         for kind, fake in ((real.Builder, Builder), (real.IBuilderConfig, Config)):
             assert [name for name in methods(fake) if not hasattr(kind, name)] == []
+        assert hasattr(real.ICastLayer, "to_type") and hasattr(real.IConstantLayer, "weights")
         dla = ("default_device_type", "DLA_core", "hardware_compatibility_level", "profiling_verbosity")
         assert [name for name in dla if not hasattr(real.IBuilderConfig, name)] == []
     if is_rtx:
