@@ -118,6 +118,25 @@ def yolov3_asff_small() -> TrainConfig:
     return _small("yolov3-asff-small", model)
 
 
+def yolov3_asff_medium_turned() -> TrainConfig:
+    """Half of DarkNet's width and depth with quarter turns, for images that have no up and down, such as a microscope's."""
+    small = yolov3_asff_small()
+    return small.replace(
+        recipe="yolov3-asff-medium-turned",
+        model=dataclasses.replace(small.model, width=0.5, anchors=_anchors_for(416)),
+        augment=dataclasses.replace(small.augment, turn=0.75),
+        size=416,
+        sizes=(352, 384, 416, 448, 480),
+        epochs=200,
+        batch=16,
+        optimizer="adamw",
+        learning_rate=1.5e-3,
+        weight_decay=1e-2,
+        clip_gradient=10.0,
+        evaluate_every=20,
+    )
+
+
 def yolov3_asff_star_small() -> TrainConfig:
     """ASFF* at a quarter of DarkNet's width; no DropBlock, which only long trainings need."""
     star = dataclasses.replace(yolov3_asff_small().model, rfb=True, compress=8)
@@ -264,6 +283,7 @@ RECIPES: dict[str, Callable[[], TrainConfig]] = {
     "yolov3-mobilenetv2": yolov3_mobilenetv2,
     "yolov3-mobilenetv2-asff": yolov3_mobilenetv2_asff,
     "yolov3-asff-small": yolov3_asff_small,
+    "yolov3-asff-medium-turned": yolov3_asff_medium_turned,
     "yolov3-asff-star-small": yolov3_asff_star_small,
     "yolov3-mobilenetv2-asff-small": yolov3_mobilenetv2_asff_small,
     "retinanet-r50": retinanet_r50,

@@ -1,6 +1,6 @@
 """Augments one labeled image: pure functions over arrays, every random number from the generator passed in.
 
-Zoom-out, crop, flip, affine and the resize to the network's input are composed into one matrix and cost one
+Zoom-out, crop, flip, turn, affine and the resize to the network's input are composed into one matrix and cost one
 `cv2.warpAffine`; the photometric jitter works in uint8 by look-up tables, on no more pixels than are still visible.
 Coordinates are continuous pixel edges, as in `runtime.ops.preprocess`: an image of width w covers [0, w].
 """
@@ -29,6 +29,9 @@ _CROP_TRIES = 50
 _CROP_SCALE = (0.3, 1.0)
 _CROP_ASPECT = 2.0
 
+_QUARTER = np.array([[0, -1, 0], [1, 0, 0], [0, 0, 1]], np.float64)
+"""Turns clockwise about the upper left corner."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class AugmentConfig:
@@ -44,6 +47,7 @@ class AugmentConfig:
         max_zoom: largest side of that canvas, in sides of the image.
         crop: probability of the IoU-constrained random crop; one of its choices is to keep the whole image.
         flip: probability of the horizontal flip.
+        turn: probability of a turn by one, two or three quarters, for images that have no up and down.
         affine: probability of the random affine map.
         rotate: its largest rotation, in degrees.
         shift: its largest shift, in sides of the image.
@@ -61,6 +65,7 @@ class AugmentConfig:
     max_zoom: float = 4.0
     crop: float = 1.0
     flip: float = 0.5
+    turn: float = 0.0
     affine: float = 0.5
     rotate: float = 10.0
     shift: float = 0.1
@@ -70,7 +75,7 @@ class AugmentConfig:
 
     def __post_init__(self) -> None:
         """Raises InputError naming the first field that is out of its range."""
-        for name in ("photometric", "zoom_out", "crop", "flip", "affine"):
+        for name in ("photometric", "zoom_out", "crop", "flip", "turn", "affine"):
             _require(0 <= getattr(self, name) <= 1, name, "a probability in 0-1", getattr(self, name))
         for name in ("contrast", "saturation", "scale"):
             least, most = getattr(self, name)
@@ -177,7 +182,7 @@ def transform_boxes(boxes: NDArray[np.float32], matrix: Matrix) -> Matrix:
 def _draw_view(
     width: int, height: int, boxes: NDArray[np.float32], config: AugmentConfig, rng: np.random.Generator
 ) -> tuple[Matrix, tuple[int, int]]:
-    """Draws zoom-out, crop, flip and affine; returns the matrix from image to view and the view's (width, height)."""
+    """Draws zoom-out, crop, flip, turn and affine; returns the matrix from image to view and the view's (width, height)."""
     matrix, view = np.eye(3), (width, height)
     if rng.random() < config.zoom_out:
         ratio = rng.uniform(1.0, config.max_zoom)
@@ -188,6 +193,9 @@ def _draw_view(
         matrix, view = _shift(-x1, -y1) @ matrix, (x2 - x1, y2 - y1)
     if rng.random() < config.flip:
         matrix = _shift(view[0], 0) @ _scaling(-1, 1) @ matrix
+    if config.turn and rng.random() < config.turn:  # where it is off nothing is drawn: other samples stay as they were
+        for _ in range(int(rng.integers(1, 4))):
+            matrix, view = _shift(view[1], 0) @ _QUARTER @ matrix, view[::-1]
     if rng.random() < config.affine:
         matrix = _draw_affine(view, config, rng) @ matrix
     return matrix, view

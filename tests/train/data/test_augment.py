@@ -60,7 +60,9 @@ def test_switched_off_it_is_the_preprocessing_of_inference(size: tuple[int, int]
         {"zoom_out": 1.0},
         {"crop": 1.0},
         {"flip": 1.0},
+        {"turn": 1.0},
         {"affine": 1.0, "rotate": 0.0, "shear": 0.0},
+        {"zoom_out": 0.5, "crop": 0.5, "flip": 0.5, "turn": 1.0},
         {"zoom_out": 1.0, "crop": 1.0, "flip": 1.0, "affine": 1.0, "rotate": 0.0, "shear": 0.0},
     ],
     ids=lambda changes: "+".join(changes),
@@ -95,6 +97,21 @@ def test_flip_mirrors_the_image_and_its_boxes() -> None:
     result = augment(sample_with(image, [[10, 20, 50, 70]]), FRAME, rng, dataclasses.replace(OFF, flip=1.0))
     np.testing.assert_array_equal(result.image, image[:, ::-1])
     np.testing.assert_allclose(result.boxes, [[142, 20, 182, 70]])
+
+
+def test_turns_are_whole_quarters_of_the_image_and_its_boxes() -> None:
+    image = np.random.default_rng(0).integers(0, 256, (160, 160, 3), dtype=np.uint8)
+    frame = dataclasses.replace(FRAME, size=(160, 160))
+    seen = set()
+    for seed in range(12):
+        result = augment(
+            sample_with(image, [[10, 20, 50, 70]]), frame, np.random.default_rng(seed), dataclasses.replace(OFF, turn=1.0)
+        )
+        turns = next(count for count in (1, 2, 3) if np.array_equal(np.rot90(image, -count), result.image))
+        expected = {1: [90, 10, 140, 50], 2: [110, 90, 150, 140], 3: [20, 110, 70, 150]}[turns]
+        np.testing.assert_allclose(result.boxes, [expected])
+        seen.add(turns)
+    assert seen == {1, 2, 3}
 
 
 def test_zoom_out_keeps_everything_and_surrounds_it_with_the_mean_color() -> None:
@@ -203,6 +220,7 @@ def test_transform_boxes_takes_the_four_corners() -> None:
     "change",
     [
         {"flip": 1.5},
+        {"turn": -0.5},
         {"zoom_out": -0.1},
         {"contrast": (1.5, 0.5)},
         {"scale": (0.0, 1.0)},
