@@ -18,7 +18,7 @@ USES_demo      := EPOCHS ARGS
 USES_data      := DATA ARGS
 USES_train     := DATA RECIPE OUTPUT RESUME SIZE EPOCHS ARGS
 USES_onnx      := WEIGHTS MODEL RECIPE PRECISION SIZE ARGS
-USES_engine    := WEIGHTS DATA RECIPE OUTPUT PRECISION TARGET SIZE SPLIT MAX_AP_DROP ARGS
+USES_engine    := WEIGHTS DATA RECIPE OUTPUT PRECISION TARGET SIZE SPLIT MAX_AP_DROP RECOVER ARGS
 USES_eval      := WEIGHTS MODEL RECIPE DATA SPLIT ARGS
 USES_detect    := WEIGHTS MODEL RECIPE SOURCE OUTPUT ARGS
 USES_visualize := WEIGHTS MODEL RECIPE SOURCE OUTPUT ARGS
@@ -57,8 +57,8 @@ help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/\1|\2/' | awk -F'|' '{ printf "  %-14s %s\n", $$1, $$2 }'
 	@echo
 	@echo 'variables: DATA= dataset folder, RECIPE= see "make train ARGS=--list", SIZE= input side, EPOCHS=, WEIGHTS= checkpoint,'
-	@echo '  MODEL= .onnx file, PRECISION= fp32, fp16 or int8, TARGET= tensorrt, rtx or cpu, MAX_AP_DROP= points of AP, SOURCE= images,'
-	@echo '  SPLIT=, OUTPUT=, RESUME=, ARGS= anything else; one that a target does not use is an error'
+	@echo '  MODEL= .onnx file, PRECISION= fp32, fp16 or int8, TARGET= tensorrt, rtx or cpu, MAX_AP_DROP= points of AP, RECOVER= qat,'
+	@echo '  SOURCE= images, SPLIT=, OUTPUT=, RESUME=, ARGS= anything else; one that a target does not use is an error'
 
 setup: $(VENV)/.installed ## create .venv and install everything (every other target does this first)
 
@@ -109,7 +109,8 @@ onnx: setup ## export WEIGHTS to MODEL (ONNX) and compare its outputs with PyTor
 engine: setup ## WEIGHTS to ONNX and a TensorRT engine of PRECISION (fp16); fails unless AP on DATA is shown to be kept
 	$(call need,DATA,datasets/coco)
 	$(SHOW) $(RUN) export.chain --weights "$$weights" --data "$$DATA" $${OUTPUT:+--output "$$OUTPUT"} $${PRECISION:+--precision "$$PRECISION"} \
-		$${TARGET:+--target "$$TARGET"} $${SIZE:+--size "$$SIZE"} $${SPLIT:+--split "$$SPLIT"} $${MAX_AP_DROP:+--max-ap-drop "$$MAX_AP_DROP"} "$${extra[@]}"
+		$${TARGET:+--target "$$TARGET"} $${SIZE:+--size "$$SIZE"} $${SPLIT:+--split "$$SPLIT"} $${MAX_AP_DROP:+--max-ap-drop "$$MAX_AP_DROP"} \
+		$${RECOVER:+--recover "$$RECOVER"} "$${extra[@]}"
 
 eval: setup ## COCO accuracy of MODEL (or, with WEIGHTS=, of a checkpoint) on DATA
 	$(call need,DATA,datasets/coco)

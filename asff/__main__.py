@@ -34,6 +34,7 @@ COMMANDS = {
     "triton": ("export.triton", "write a model repository for Triton"),
     "deepstream": ("export.deepstream", "write a model, its configuration and a parser for DeepStream"),
     "engine": ("export.engine", "build a TensorRT engine from an ONNX file"),
+    "recover": ("export.recover", "train an INT8 file on with its rounding, to win accuracy back"),
     "verify": ("export.verify", "prove that exported files have kept their accuracy"),
     "chain": ("export.chain", "weights to a verified engine in one command"),
     "demo": ("export.demo", "the same on a synthetic dataset, from training on"),

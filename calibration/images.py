@@ -148,6 +148,17 @@ def find_shared(hashes: Collection[str], sizes: Collection[int] | None, dataset:
     return [entry for entry in alike if sha256(entry.path) in hashes]
 
 
+def check_apart(used: Sequence[LabeledImage], other: Dataset, how: str, option: str) -> None:
+    """Raises InputError, which names `option` as the remedy, if images that were used (`how`) are in another split too."""
+    hashes, sizes = {sha256(image.path) for image in used}, {image.path.stat().st_size for image in used}
+    shared = find_shared(hashes, sizes, other)
+    if shared:
+        raise InputError(
+            f"{other.root}: {len(shared)} images of {other.split!r} are {how} too, by their content (such as"
+            f" {shared[0].path.name}), which would flatter the result; choose another {option}"
+        )
+
+
 def group_copies(dataset: Dataset, image_ids: Sequence[int]) -> NDArray[np.intp]:
     """Numbers the different contents among the images of a split.
 

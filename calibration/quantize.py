@@ -15,6 +15,7 @@ from calibration.graph import Graph
 from calibration.placement import Placement, place
 from calibration.ranges import Range
 
+_QUANTIZE = "/QuantizeLinear"
 _SIGNED_MAX, _UNSIGNED_MAX = 127, 255
 WEIGHT_MAX = {"tensorrt": 127, "cpu": 64}
 """Largest magnitude of a quantized weight. x86 CPUs without VNNI add pairs of uint8 * int8 products in 16 bits, which saturate
@@ -80,6 +81,11 @@ def activation_scale(span: Range, signed: bool) -> tuple[NDArray[np.float32], ND
     return _symmetric(span) if signed else _asymmetric(span)
 
 
+def quantized_activation(node: NodeProto) -> str:
+    """Returns the name of the activation that a QuantizeLinear of `quantize` is for; it may read a cast of it by now."""
+    return node.name.removesuffix(_QUANTIZE)
+
+
 def shared_ranges(placement: Placement, ranges: Mapping[str, Range]) -> dict[str, Range]:
     """Returns the range of each quantized activation; activations that share a scale get the union of their ranges."""
     together: dict[str, Range] = {}
@@ -102,7 +108,7 @@ class _Writer:
         """Inserts one pair of Q and DQ between a tensor and its `takers`."""
         scale, zero = activation_scale(span, signed)
         inputs = [self._constant(f"{tensor}/scale", scale), self._constant(f"{tensor}/zero_point", zero)]
-        names = f"{tensor}/QuantizeLinear", f"{tensor}/DequantizeLinear"
+        names = f"{tensor}{_QUANTIZE}", f"{tensor}/DequantizeLinear"
         self._after[tensor] = [
             helper.make_node("QuantizeLinear", [tensor, *inputs], [f"{tensor}/quantized"], name=names[0]),
             helper.make_node("DequantizeLinear", [f"{tensor}/quantized", *inputs], [f"{tensor}/dequantized"], name=names[1]),

@@ -8,12 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from calibration.budget import BUDGETS
-from calibration.images import CalibrationImage, choose_apart, choose_images, dataset_sha256, digest, find_shared
+from calibration.images import CalibrationImage, check_apart, choose_apart, choose_images, dataset_sha256, digest
 from calibration.ranges import DETECTIONS
-from runtime.datasets.dataset import Dataset, LabeledImage, MadeSplit
+from runtime.datasets.dataset import Dataset, MadeSplit
 from runtime.datasets.open import open_dataset
-from runtime.errors import InputError
-from runtime.files import sha256
 
 
 @dataclass(frozen=True)
@@ -96,10 +94,10 @@ def open_data(request: Request) -> tuple[list[CalibrationImage], Dataset | None]
     else:
         images = choose_images(train, request.images, request.seed)
         search = request.open_split(request.search_split)
-        _check_apart([image.entry for image in images], search, "calibrated on", "--search-split")
+        check_apart([image.entry for image in images], search, "calibrated on", "--search-split")
     judged = request.open_split(request.split)
-    _check_apart([image.entry for image in images], judged, "calibrated on", "--split")
-    _check_apart(search.images, judged, "searched on", "--split")
+    check_apart([image.entry for image in images], judged, "calibrated on", "--split")
+    check_apart(search.images, judged, "searched on", "--split")
     return images, search
 
 
@@ -113,13 +111,3 @@ def inputs(request: Request, images: Sequence[CalibrationImage], search: Dataset
     """
     data = {"calibration images": digest(images), "search images": dataset_sha256(search) if search else None}
     return {"settings": request.settings(), "data": data}
-
-
-def _check_apart(used: Sequence[LabeledImage], other: Dataset, how: str, option: str) -> None:
-    hashes, sizes = {sha256(image.path) for image in used}, {image.path.stat().st_size for image in used}
-    shared = find_shared(hashes, sizes, other)
-    if shared:
-        raise InputError(
-            f"{other.root}: {len(shared)} images of {other.split!r} are {how} too, by their content (such as"
-            f" {shared[0].path.name}), which would flatter the result; choose another {option}"
-        )

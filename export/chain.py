@@ -12,10 +12,12 @@ from typing import Any
 
 from calibration import __main__ as calibration
 from calibration.request import Request, inputs, open_data
-from export import engine, onnx, verify
+from export import engine, onnx, recover, verify
 from export.accuracy import limits
 from export.onnx import top_k
 from export.onnx_export.export import ExportRequest
+from export.recovery.recover import RecoverRequest, choose
+from export.recovery.recover import inputs as recovery_inputs
 from export.trt.builder import BuildOptions
 from export.trt.engine import engine_name
 from runtime import cli
@@ -146,13 +148,32 @@ def engine_step(model: Path, output: Path, flavor: str) -> Step:
     return Step(engine.main, arguments, output, {"onnx": model}, details)
 
 
-def plan(options: argparse.Namespace, folder: Path) -> list[Step]:
-    """Returns the steps from the weights to the file of one precision and target; the files go to `folder`."""
+def recover_step(options: argparse.Namespace, model: Path, output: Path) -> Step:
+    """Returns the step that trains the weights of an INT8 file on with its rounding."""
     spec = open_weights(options.weights).spec
-    limits.check_classes(options.max_ap_drop, spec.class_names)
+    request = RecoverRequest(
+        weights=options.weights,
+        model=model,
+        output=output,
+        data=options.data,
+        split=options.split,
+        made_split=made_split(options, spec),
+        follow_links=options.follow_links,
+    )
+    arguments = ["--weights", str(options.weights), "--onnx", str(model), *data_options.to_arguments(options)]
+    arguments += ["--output", str(output), "--split", options.split]
+    details = recovery_inputs(request, choose(request))
+    return Step(recover.main, tuple(arguments), output, {"weights": options.weights, "onnx": model}, details)
+
+
+def plan(options: argparse.Namespace, engine_of: Callable[[str], Path]) -> list[Step]:
+    """Returns the steps from the weights to the ONNX file of one precision, which lies beside its engine.
+
+    With `--recover` the last one calibrates without returning layers to FP16, to a file beside that of the precision.
+    """
+    spec = open_weights(options.weights).spec
     size = options.size or spec.input_size
-    engines = {name: folder / engine_name(spec.replace(precision=name, input_size=size)) for name in PRECISIONS}
-    models = {name: path.with_suffix(".onnx") for name, path in engines.items()}
+    models = {name: engine_of(name).with_suffix(".onnx") for name in PRECISIONS}
 
     def export(precision: str, images: str | None = None) -> Step:
         return export_step(
@@ -169,9 +190,9 @@ def plan(options: argparse.Namespace, folder: Path) -> list[Step]:
     if options.precision == "int8":
         request = Request(
             models["fp32"],
-            models["int8"],
+            models["int8"].with_suffix(".calibrated.onnx") if options.recover else models["int8"],
             options.data,
-            max_ap_drop=options.max_ap_drop.by_precision["int8"],
+            max_ap_drop=None if options.recover else options.max_ap_drop.by_precision["int8"],
             target="cpu" if options.target == "cpu" else "tensorrt",
             rest=options.rest,
             search_split=options.search_split,
@@ -180,8 +201,6 @@ def plan(options: argparse.Namespace, folder: Path) -> list[Step]:
             follow_links=options.follow_links,
         )
         steps.append(calibration_step(request, data_options.to_arguments(options)))
-    if options.target != "cpu":
-        steps.append(engine_step(models[options.precision], engines[options.precision], options.target))
     return steps
 
 
@@ -198,6 +217,12 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--size", type=cli.image_size, help="side or HEIGHTxWIDTH, multiples of 32 (default: the weights')")
     parser.add_argument("--output", type=Path, help="folder for the files (default: that of the weights)")
     parser.add_argument("--rest", choices=("fp32", "fp16"), help="INT8: precision of what is not quantized, see calibration")
+    parser.add_argument(
+        "--recover",
+        choices=("qat",),
+        help="INT8: calibrate without returning layers to FP16, and where the budget is missed train on with the rounding, see"
+        " export.recover",
+    )
     parser.add_argument("--split", default="val", help="split to score on (default: the one that plays `val`)")
     parser.add_argument("--search-split", help="split to choose INT8 methods and layers by (default: images of train)")
     limits.add_arguments(parser)
@@ -217,11 +242,26 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 
 def main(arguments: list[str] | None = None) -> int:
     options = parse(arguments)
+    if options.recover and options.precision != "int8":
+        raise InputError(f"--recover {options.recover}: for --precision int8 only, not {options.precision}; leave it out")
     folder = output_folder(options.output or options.weights.parent)
-    steps = plan(options, folder)
-    run_steps(steps)
+    spec = open_weights(options.weights).spec
+    limits.check_classes(options.max_ap_drop, spec.class_names)
+    size = options.size or spec.input_size
+
+    def engine_of(precision: str) -> Path:
+        return folder / engine_name(spec.replace(precision=precision, input_size=size))
+
     judged = ["--weights", str(options.weights), *data_options.to_arguments(options), "--split", options.split]
     judged += ["--output", str(folder), *limits.to_arguments(limits.read_limits(options))]
+    steps = plan(options, engine_of)
+    run_steps(steps)
+    if options.recover and run_command(verify.main, [*judged, str(steps[-1].output)]):
+        steps.append(recover_step(options, steps.pop().output, engine_of("int8").with_suffix(".onnx")))
+        run_steps(steps[-1:])
+    if options.target != "cpu":
+        steps.append(engine_step(steps[-1].output, engine_of(options.precision), options.target))
+        run_steps(steps[-1:])
     return run_command(verify.main, [*judged, *(str(step.output) for step in steps)])
 
 

@@ -133,6 +133,7 @@ def test_the_public_names_of_the_runtime_exist() -> None:
         "calibration",
         "export.onnx",
         "export.engine",
+        "export.recover",
         "export.verify",
         "export.chain",
         "export.triton",

@@ -297,9 +297,10 @@ def _leaks(file: Path, dataset: Dataset) -> tuple[str, ...]:
     used: set[str] = set()
     for path in (file, *_origins(file)):
         try:
-            calibration = read_manifest(manifest_path(path)).details.get("calibration") or {}
-            used |= {image["sha256"] for image in calibration["images"]}
-            used |= {image["sha256"] for image in (calibration.get("search") or {}).get("images", ())}
+            details = read_manifest(manifest_path(path)).details
+            calibration = details.get("calibration") or {}
+            for part in (calibration, calibration.get("search") or {}, details.get("recovery") or {}):
+                used |= {image["sha256"] for image in part.get("images", ())}
         except (InputError, KeyError, TypeError, AttributeError):  # no manifest, or one without such images
             continue
     shared = find_shared(used, None, dataset)

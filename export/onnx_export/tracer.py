@@ -24,8 +24,8 @@ from runtime.errors import CheckFailed
 from runtime.ops.preprocess import normalization
 from runtime.spec import ModelSpec
 from train.model import DetectorModel
-from train.model.blocks import ConvBlock
 from train.model.deform_conv import DeformConv
+from train.model.folding import fold_batch_norm
 
 TOOLS = (f"torch {torch.__version__}", f"onnx {onnx.__version__}")
 
@@ -107,26 +107,6 @@ def _top_boxes(model: DetectorModel, maps: Sequence[Tensor], spec: ModelSpec) ->
     # Maxima and selections skip NaN, so an image with NaN in its maps gets NaN in every row.
     has_nan = torch.stack([torch.isnan(raw).flatten(1).float().amax(dim=1) for raw in maps]).amax(dim=0)
     return torch.where(has_nan[:, None, None] > 0, torch.tensor(float("nan")), best)
-
-
-def fold_batch_norm(model: DetectorModel) -> DetectorModel:
-    """Copies a model with its batch norms folded into the convolutions; it computes the same in evaluation mode."""
-    folded = copy.deepcopy(model).eval()
-    for block in folded.modules():
-        if isinstance(block, ConvBlock):
-            block.conv = _fold(block.conv, block.norm)
-            block.norm = nn.Identity()  # type: ignore[assignment]
-    return folded
-
-
-def _fold(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> nn.Conv2d:
-    """Folds a norm into its convolution, in place: `norm(conv(x))` in float64, rounded once."""
-    assert norm.running_mean is not None
-    assert norm.running_var is not None
-    scale = norm.weight.double() / (norm.running_var.double() + norm.eps).sqrt()
-    conv.bias = nn.Parameter((norm.bias.double() - norm.running_mean.double() * scale).float())
-    conv.weight = nn.Parameter((conv.weight.double() * scale.reshape(-1, 1, 1, 1)).float())
-    return conv
 
 
 def to_fp16(folded: DetectorModel) -> DetectorModel:

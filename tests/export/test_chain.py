@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from calibration.budget import FAILED
+from calibration.budget import FAILED, PASSED
 from calibration.request import Request
 from export import chain
 from export.chain import Step, calibration_step, engine_step, export_step, run_steps
@@ -111,6 +111,24 @@ def test_the_gate_has_the_last_word(run: Run, tmp_path: Path, monkeypatch: pytes
     report = json.loads((tmp_path / "run" / "report.json").read_text())
     assert not report["passed"]
     assert [file["status"] for file in report["files"]] == ["failed", "built, not run"]
+
+
+@pytest.mark.parametrize(("judged", "code", "trained"), [(PASSED, 0, []), (FAILED, 1, ["export.recover"])])
+def test_weights_are_trained_on_where_the_budget_is_missed(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, judged: str, code: int, trained: list[str]
+) -> None:
+    monkeypatch.setattr("export.accuracy.verdict.judge", lambda *_: judged)
+    request = ("--precision", "int8", "--target", "cpu", "--recover", "qat")
+    verify, names = "export.verify", ["fp32.onnx", "int8.onnx" if trained else "int8.calibrated.onnx"]
+    assert run(*request) == (code, ["export.onnx", "calibration", verify, *trained, verify])
+    report = json.loads((tmp_path / "run" / "report.json").read_text())
+    assert [file["name"] for file in report["files"]] == [f"tiny-64-{name}" for name in names]
+    assert run(*request) == (code, [verify, verify])  # what is made stays
+
+
+def test_training_on_is_for_int8(run: Run) -> None:
+    with pytest.raises(InputError, match="--recover qat: for --precision int8 only"):
+        run("--recover", "qat")
 
 
 def made(step: Step, details: Mapping[str, Any]) -> None:

@@ -1,0 +1,154 @@
+"""Trains the weights of an INT8 file on with its rounding, and writes the file anew."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from calibration.images import CalibrationImage, check_apart, choose_images, digest
+from calibration.quantize import quantize
+from calibration.ranges import Range
+from export.onnx_export.tracer import TOOLS, write_onnx
+from export.recovery.quant_plan import read_quant_plan
+from runtime.backends.ort import OrtBackend
+from runtime.datasets.dataset import MadeSplit
+from runtime.datasets.open import open_dataset
+from runtime.errors import InputError, ModelError
+from runtime.files import sha256
+from runtime.manifest import Origin, atomic_pair, manifest_path, read_manifest, write_manifest
+from runtime.spec import ModelSpec
+from train import checkpoint
+from train.model import YOLOv3
+from train.qat.finetune import Finetuned, FinetuneOptions, finetune
+from train.weights import open_weights
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecoverRequest:
+    """Input, output and settings of one recovery.
+
+    Attributes:
+        weights: of which the INT8 file was made.
+        model: the INT8 .onnx file, with the manifest that `python -m calibration` wrote.
+        output: the INT8 .onnx file to write.
+        data: dataset folder.
+        images: how many images of `train_split` to train on; None for the default.
+        train_split: split to train on; labels are not needed.
+        split: split that the gate scores; none of its images is trained on.
+        options: of the training.
+        made_split: how the data is divided if it has no validation images; None for the default.
+        follow_links: read files to which symbolic links lead out of the folder.
+    """
+
+    weights: Path
+    model: Path
+    output: Path
+    data: Path
+    images: int | None = None
+    train_split: str = "train"
+    split: str = "val"
+    options: FinetuneOptions = field(default_factory=FinetuneOptions)
+    made_split: MadeSplit | None = None
+    follow_links: bool = False
+
+    def settings(self) -> dict[str, Any]:
+        """Returns the settings that the output depends on, for its manifest; the device is none of them."""
+        own = {name: getattr(self, name) for name in ("images", "train_split", "split")}
+        return {**own, **{name: value for name, value in vars(self.options).items() if name != "device"}}
+
+
+def choose(request: RecoverRequest) -> list[CalibrationImage]:
+    """Chooses the images to train on.
+
+    Raises:
+        InputError: a split cannot be used, or an image is in the split that the gate scores too, by its content.
+    """
+    if request.train_split == request.split:
+        raise InputError(f"--train-split and --split are both {request.split!r}; the gate must score other images")
+    train, judged = (
+        open_dataset(request.data, name, request.made_split, request.follow_links)
+        for name in (request.train_split, request.split)
+    )
+    images = choose_images(train, request.images, request.options.seed)
+    check_apart([image.entry for image in images], judged, "trained on", "--split")
+    return images
+
+
+def inputs(request: RecoverRequest, images: Sequence[CalibrationImage]) -> dict[str, Any]:
+    """Returns what the output depends on besides the two files, for its manifest."""
+    return {"recovery": {"settings": request.settings(), "data": digest(images)}}
+
+
+def recover(request: RecoverRequest) -> Finetuned:
+    """Writes an INT8 file that computes more of what the float weights do than the given one, and its manifest.
+
+    Layers, their precisions and the kind of scales stay those of the given file; weights and ranges are new. Its spec names
+    the original weights as its source, so the gate compares it with them.
+
+    Raises:
+        InputError: the weights or the data cannot be used.
+        ModelError: not an INT8 file of these weights, or one that cannot be imitated.
+        CheckFailed: the training diverged.
+    """
+    loaded = open_weights(request.weights)
+    details, spec, batch = _read_source(request)
+    model = checkpoint.restore(request.weights, loaded)
+    if not isinstance(model, YOLOv3):
+        raise ModelError(f"{request.weights}: holds {loaded.config.recipe}; only YOLOv3 can be trained with rounding so far")
+    plan = read_quant_plan(request.model)
+    images = choose(request)
+    learned = finetune(model, plan, _loaders(images, spec), request.options)
+    factors = {name: learned.scales[scale] / scale.scale for name, scale in plan.scales.items()}
+    ranges = {name: _scaled(details["ranges"], name, factor) for name, factor in factors.items()}
+    checkpoint.load_weights(request.weights, model.cpu(), learned.weights)
+    with tempfile.TemporaryDirectory() as folder:
+        plain = Path(folder) / "fp32.onnx"
+        write_onnx(model, spec.replace(precision="fp32"), plain, batch=batch)
+        result = quantize(onnx.load(str(plain)), ranges, details["target"], fp16=details["half_layers"], rest=details["rest"])
+    spec = spec.replace(made_with=(*spec.made_with, f"recovery with {', '.join(TOOLS)}"))
+    del result.metadata_props[:]
+    onnx.helper.set_model_props(result, dict(sorted(spec.to_metadata().items())))
+    onnx.checker.check_model(result, full_check=True)
+    own = inputs(request, images)
+    own["calibration"] = {**details, "ranges": {name: {"low": span.low, "high": span.high} for name, span in ranges.items()}}
+    own["recovery"]["images"] = [{"name": image.entry.path.name, "sha256": image.sha256} for image in images]
+    own["recovery"]["distances"] = learned.distances
+    origins = [Origin.of(role, path, request.output) for role, path in (("weights", request.weights), ("onnx", request.model))]
+    with atomic_pair(request.output) as written:
+        onnx.save(result, str(written))
+        with OrtBackend(written):
+            pass  # opening it checks its signature against its spec
+        write_manifest(written, spec, origins, own)
+    return learned
+
+
+def _read_source(request: RecoverRequest) -> tuple[Mapping[str, Any], ModelSpec, int | None]:
+    """Reads how the INT8 file was calibrated, its spec, and its batch size if that is fixed."""
+    with OrtBackend(request.model) as backend:
+        spec, batch = backend.spec, backend.batch_size
+    if spec.precision != "int8":
+        raise ModelError(f"{request.model}: is of precision {spec.precision}; give an INT8 file of python -m calibration")
+    if spec.source_sha256 != sha256(request.weights):
+        raise ModelError(f"{request.model}: was not made from {request.weights}; give the weights that it was made from")
+    manifest = read_manifest(manifest_path(request.model))
+    details = manifest.details.get("calibration")
+    if manifest.sha256 != sha256(request.model) or not isinstance(details, Mapping):
+        raise ModelError(f"{manifest_path(request.model)}: is not what python -m calibration wrote with {request.model}")
+    return details, spec, batch
+
+
+def _loaders(images: list[CalibrationImage], spec: ModelSpec) -> list[Callable[[], NDArray[np.float32]]]:
+    plain = spec.plain()
+    return [partial(image.load, plain) for image in images]
+
+
+def _scaled(ranges: Mapping[str, Mapping[str, float]], name: str, factor: float) -> Range:
+    return Range(ranges[name]["low"] * factor, ranges[name]["high"] * factor)

@@ -1,0 +1,117 @@
+"""Recovery by training with rounding: the file it writes, its lineage, and what it refuses."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+
+from calibration.__main__ import main as calibrate
+from calibration.graph import Graph
+from calibration.quantize import quantized_activation
+from export import onnx as export_onnx
+from export.recovery.quant_plan import read_quant_plan
+from export.recovery.recover import RecoverRequest, recover
+from runtime.backends.ort import OrtBackend
+from runtime.errors import InputError, ModelError
+from runtime.manifest import find_changes, manifest_path, read_manifest
+from runtime.media.image import write_image
+from tests.support.small_models import noise
+from train.model.folding import fold_batch_norm
+from train.qat.fake_quant import FakeQuantization
+from train.qat.finetune import FinetuneOptions
+from train.weights import load_model
+
+
+@dataclass
+class Made:
+    """An INT8 file, the weights that it is made from, and their data."""
+
+    weights: Path
+    model: Path
+    data: Path
+
+    @property
+    def output(self) -> Path:
+        return self.model.with_name("new.onnx")
+
+    def request(self, **changes: object) -> RecoverRequest:
+        options = FinetuneOptions(epochs=3, batch=2, device="cpu")
+        values = {"weights": self.weights, "model": self.model, "data": self.data, "output": self.output, "options": options}
+        return RecoverRequest(**{**values, **changes})  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def made(make_checkpoint: Callable[..., Path], coco_set: Path, tmp_path: Path) -> Made:
+    weights, plain, model = make_checkpoint(), tmp_path / "fp32.onnx", tmp_path / "int8.onnx"
+    assert export_onnx.main(["--weights", str(weights), "--output", str(plain)]) == 0
+    arguments = ["--onnx", str(plain), "--data", str(coco_set), "--output", str(model)]
+    assert calibrate([*arguments, "--method", "entropy", "--max-ap-drop", "none"]) == 0
+    return Made(weights, model, coco_set)
+
+
+def scales(model: Path) -> dict[str, float]:
+    """The scale of each quantized activation of a file."""
+    graph = Graph(onnx.load(str(model)))
+    found = {
+        quantized_activation(node): graph.constant(node.input[1]) for node in graph.nodes if node.op_type == "QuantizeLinear"
+    }
+    return {name: float(value) for name, value in found.items() if value is not None}
+
+
+def test_the_file_computes_what_was_trained(made: Made) -> None:
+    learned = recover(made.request())
+    assert learned.distances[-1] < learned.distances[0]
+    before, after = scales(made.model), scales(made.output)
+    assert before.keys() == after.keys()
+    assert any(abs(after[name] / before[name] - 1) > 1e-3 for name in before)
+    plan = read_quant_plan(made.model)
+    for name, scale in plan.scales.items():
+        assert after[name] == pytest.approx(learned.scales[scale], rel=1e-5)
+    model = load_model(made.weights)
+    model.load_state_dict(learned.weights)
+    with OrtBackend(made.output) as backend:
+        images = noise(0, side=backend.spec.input_size[0])
+        found = backend.infer(images)
+    folded = fold_batch_norm(model)
+    with torch.no_grad(), FakeQuantization(folded, read_quant_plan(made.output)):
+        expected = folded.maps(torch.from_numpy(images))
+    for one, other in zip(found, expected):
+        difference = np.abs(one - other.numpy()) / other.abs().max().item()
+        assert np.median(difference) < 2e-3  # a value on the border of two steps may become either
+
+
+def test_the_original_weights_stay_its_source(made: Made) -> None:
+    recover(made.request())
+    manifest = read_manifest(manifest_path(made.output))
+    source = read_manifest(manifest_path(made.model))
+    assert manifest.spec.source_sha256 == source.spec.source_sha256
+    assert [item.role for item in manifest.made_from] == ["weights", "onnx"]
+    assert find_changes(manifest_path(made.output)) == []
+    assert len(manifest.details["recovery"]["images"]) == 8
+    assert manifest.details["calibration"]["half_layers"] == source.details["calibration"]["half_layers"]
+
+
+def test_what_cannot_be_trained_is_refused(
+    made: Made, make_checkpoint: Callable[..., Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    other = make_checkpoint("other.pt", fusion="none")
+    plain = made.model.with_name("fp32.onnx")
+    for change, kind, message in (
+        ({"weights": other}, ModelError, "was not made from"),
+        ({"model": plain}, ModelError, "is of precision fp32"),
+        ({"train_split": "val"}, InputError, "the gate must score other images"),
+        ({"images": 9}, InputError, "has 8 images, 9 were asked for"),
+    ):
+        with pytest.raises(kind, match=message):
+            recover(made.request(**change))
+    write_image(made.data / "val" / "0.png", np.zeros((72, 96, 3), np.uint8))
+    write_image(made.data / "train" / "0.png", np.zeros((72, 96, 3), np.uint8))
+    with pytest.raises(InputError, match="are trained on too"):
+        recover(made.request())
+    assert not made.output.exists()

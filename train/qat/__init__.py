@@ -1,0 +1,1 @@
+"""Quantization-aware training: recovers what INT8 loses, by training on with the rounding in the network."""
