@@ -18,7 +18,7 @@ Floats = NDArray[np.float64]
 SIDE = 480
 """Pixels of a chart's sides between its axes, unless others are given."""
 LEFT = 44
-"""Least pixels on the left of a chart, for tick labels and the axis title."""
+"""Pixels on the left of a chart for tick labels and the axis title, unless they need more."""
 
 _GRID: Color = (225, 225, 225)
 _BELOW, _RIGHT = 44, 24  # room for tick labels and axis title; for half a tick label
@@ -106,7 +106,7 @@ class Chart:
         image: the chart as drawn so far.
     """
 
-    def __init__(self, x: Axis, y: Axis, width: int = SIDE, height: int = SIDE) -> None:
+    def __init__(self, x: Axis, y: Axis, width: int = SIDE, height: int = SIDE, left: int = LEFT) -> None:
         """Draws the axes.
 
         Args:
@@ -114,10 +114,11 @@ class Chart:
             y: upwards.
             width: pixels between the ends of the x axis.
             height: pixels between the ends of the y axis.
+            left: least pixels on the left of that, so that several charts are in line.
         """
         self._x, self._y, self._width, self._height = x, y, width, height
         widest = max((text_size(text, 0.42)[0] for _, text in y.ticks()), default=0)
-        self._left = max(LEFT, widest + 6 + _TITLE)
+        self._left = max(left, widest + 6 + _TITLE)
         self.image = paper(self._left + width + _RIGHT, GAP + height + _BELOW)
         self._draw_axes()
 
