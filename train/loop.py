@@ -154,7 +154,7 @@ def _figures(result: Evaluation | None) -> dict[str, float]:
 def _show(run: Run, number: int, threshold: float, is_best: bool, fusion: FusionWeights) -> None:
     """Writes what TensorBoard and the folder show of an evaluation besides its metrics."""
     assert run.logger
-    run.logger.add_histograms(number, fusion.samples)
+    run.logger.add_fusion(number, fusion.samples)
     detector = Detector(TorchBackend(run.state.model, run.state.spec), score_threshold=threshold)
     image = draw_validation(detector, threshold, run.val_data)
     if image is not None:

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import csv
 import io
-import logging
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
@@ -24,43 +21,9 @@ from runtime.ops.image import Image
 from runtime.spec import ModelSpec
 from runtime.viz.annotate import draw
 from train.data.training_set import Batch
+from train.logs.board import Board
 from train.logs.fusion_weights import FUSION_COLUMNS
 from train.run.folder import BOARD, METRICS
-
-
-class Board:
-    """TensorBoard's files in a folder; opened anew after an error, since a writer that failed once, as on a full disk, is dead.
-
-    Args:
-        folder: where they are.
-        first: first epoch or step to come; TensorBoard drops what an interrupted run left of it and of later ones.
-    """
-
-    def __init__(self, folder: Path, first: int) -> None:
-        self._folder, self._writer = folder, _open_board(folder, first)
-
-    @contextlib.contextmanager
-    def writing(self, number: int) -> Iterator[Any]:
-        """Yields the writer for what an epoch or step of that number adds, and flushes it."""
-        try:
-            yield self._writer
-            self._writer.flush()
-        except OSError:
-            self.close()
-            self._writer = _open_board(self._folder, number)
-            raise
-
-    def close(self) -> None:
-        """Flushes everything; on a full disk the rest is dropped, since the run's own error says more."""
-        with contextlib.suppress(OSError):
-            self._writer.close()
-
-
-def _open_board(folder: Path, first: int) -> Any:
-    logging.getLogger("tensorboard").setLevel(logging.ERROR)
-    from torch.utils.tensorboard import SummaryWriter  # slow to import, and nobody else needs it
-
-    return SummaryWriter(str(folder), purge_step=first)
 
 
 class RunLogger:
@@ -80,7 +43,7 @@ class RunLogger:
         self._tags = {name: f"{group}/{name}" for name, group in groups.items()} | class_tags(class_names)
         self._columns = ("epoch", "learning_rate", *losses, "AP", "AP50", "gradient_norm", *map(class_column, class_names))
         self._columns += FUSION_COLUMNS if fused else ()
-        self._board = Board(folder / BOARD, epoch + 1)
+        self._board = _open_board(folder / BOARD, epoch + 1)
 
     def write_table(self, rows: Sequence[dict[str, str]]) -> None:
         """Writes all rows of `metrics.csv`; a column without value stays empty."""
@@ -92,27 +55,28 @@ class RunLogger:
 
     def add_scalars(self, epoch: int, values: dict[str, float]) -> None:
         """Adds one epoch's values to TensorBoard."""
-        with self._board.writing(epoch) as board:
-            for name, value in values.items():
-                group = "fusion" if name in FUSION_COLUMNS else "run"
-                board.add_scalar(self._tags.get(name, f"{group}/{name}"), value, epoch)
+        groups = {name: "fusion" if name in FUSION_COLUMNS else "run" for name in values}
+        self._board.add_scalars(
+            epoch, {self._tags.get(name, f"{groups[name]}/{name}"): value for name, value in values.items()}
+        )
 
-    def add_histograms(self, epoch: int, samples: Mapping[str, NDArray[np.float64]]) -> None:
-        """Adds the distributions of some values to TensorBoard."""
-        with self._board.writing(epoch) as board:
-            for name, values in samples.items():
-                board.add_histogram(f"fusion/{name}", values, epoch)
+    def add_fusion(self, epoch: int, samples: Mapping[str, NDArray[np.float64]]) -> None:
+        """Adds the distribution of the fusion weights to TensorBoard."""
+        self._board.add_shares(epoch, {f"fusion/{name}": values for name, values in samples.items()})
 
     def add_image(self, tag: str, image: Image, epoch: int, *file_names: str) -> None:
         """Writes a uint8 BGR image to files in the folder, and to TensorBoard."""
         for name in file_names:
             write_image(self._folder / name, image)
-        with self._board.writing(epoch) as board:
-            board.add_image(tag, image[..., ::-1], epoch, dataformats="HWC")
+        self._board.add_image(epoch, tag, image)
 
-    def close(self) -> None:
-        """Closes TensorBoard's files."""
-        self._board.close()
+    def open_steps(self, done: int) -> Board:
+        """Opens the run of TensorBoard that counts steps, of which some are done."""
+        return _open_board(self._folder / BOARD / "steps", done + 1)
+
+
+def _open_board(folder: Path, first: int) -> Board:
+    return Board(folder, first)
 
 
 def class_column(name: str) -> str:

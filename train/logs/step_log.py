@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from runtime.files import write_text
+from train.logs.board import AppendedFile, Board
 from train.logs.data_wait import Wait
-from train.run.folder import BOARD, STEPS, surviving
-from train.run_log import Board
+from train.run.folder import STEPS, surviving
 
 _RETRY = 60  # seconds after which a write that failed is tried again
 
@@ -105,9 +105,9 @@ class StepLog:
         self._read_at = 0.0
         self._files: StepFiles | None = None
 
-    def open(self, folder: Path, done: int, losses: Sequence[str]) -> None:
+    def open(self, folder: Path, done: int, losses: Sequence[str], board: Board) -> None:
         """Has rows written; see `StepFiles`."""
-        self._files = StepFiles(folder, done, losses)
+        self._files = StepFiles(folder, done, losses, board)
 
     def begin_epoch(self) -> None:
         """Starts the clock."""
@@ -145,56 +145,50 @@ class StepLog:
 
 
 class StepFiles:
-    """The rows of a run's steps in its folder: `steps.csv`, and the run `steps` of its TensorBoard.
+    """The rows of a run's steps, in `steps.csv` and on TensorBoard.
 
-    A row that cannot be written, as on a full disk, is reported and written later.
+    A row that cannot be written, as on a full disk, is reported, and written later into `steps.csv`.
 
     Args:
         folder: of the run.
         done: steps of the run so far; what an interrupted run logged of later ones is dropped.
         losses: names of the loss's values.
+        board: run of TensorBoard for the steps.
     """
 
-    def __init__(self, folder: Path, done: int, losses: Sequence[str]) -> None:
-        self._path, self._losses = folder / STEPS, tuple(losses)
-        rates = ("clipped", "images_per_second", "data_wait")
+    def __init__(self, folder: Path, done: int, losses: Sequence[str], board: Board) -> None:
+        path, rates = folder / STEPS, ("clipped", "images_per_second", "data_wait")
+        self._losses, self._board = tuple(losses), board
         self._columns = ("step", "epoch", "learning_rate", *losses, "gradient_norm", *rates)
-        self._board = Board(folder / BOARD / "steps", done + 1)
-        self._pending, self._retry_at = "", 0.0
+        self._unwritten, self._retry_at = "", 0.0
         with surviving():
-            self._pending = self._text(_rows(self._path, done), heading=True)
-            write_text(self._path, self._pending)
-            self._pending = ""
-        self._size = self._path.stat().st_size if self._path.exists() else 0
+            self._unwritten = self._text(_rows(path, done), heading=True)
+            write_text(path, self._unwritten)
+            self._unwritten = ""
+        self._file = AppendedFile(path)
 
     def add(self, step: int, epoch: int, values: Mapping[str, float]) -> None:
         """Adds a row; NaN stands for no value."""
         known = {name: value for name, value in values.items() if not math.isnan(value)}
         row = {"step": str(step), "epoch": str(epoch), **{name: f"{value:.6g}" for name, value in known.items()}}
-        self._pending += self._text([row])
+        self._unwritten += self._text([row])
         if time.monotonic() >= self._retry_at:
             self._retry_at = time.monotonic() + _RETRY
             with surviving():
                 self._append()
-                with self._board.writing(step) as board:
-                    for name, value in known.items():
-                        board.add_scalar(f"{'loss' if name in self._losses else 'run'}/{name}", value, step)
+                tags = {name: f"{'loss' if name in self._losses else 'run'}/{name}" for name in known}
+                self._board.add_scalars(step, {tags[name]: value for name, value in known.items()})
                 self._retry_at = 0.0
 
     def close(self) -> None:
         """Writes what could not be written before, if it can be now."""
         with surviving():
             self._append()
-        self._board.close()
 
     def _append(self) -> None:
-        if self._pending:
-            text = self._pending.encode()
-            with self._path.open("ab") as file:
-                self._size = min(self._size, file.tell())
-                file.truncate(self._size)  # what a full disk cut short
-                file.write(text)
-            self._size, self._pending = self._size + len(text), ""
+        if self._unwritten:
+            self._file.append(self._unwritten.encode())
+            self._unwritten = ""
 
     def _text(self, rows: Sequence[Mapping[str, str]], heading: bool = False) -> str:
         text = io.StringIO()

@@ -83,9 +83,8 @@ class Run:
             state.rows = [row for row in read_metrics(path / "metrics.csv") if int(row["epoch"]) <= state.epoch]
         has_weights = any(fusion.kind == "asff" for fusion in state.model.fusions())
         self.logger = RunLogger(path, state.epoch, state.losses, state.spec.class_names, has_weights)
-        stack.callback(self.logger.close)
         done = state.epoch * steps_per_epoch(len(self.feed), state.config.batch) + state.step
-        self.step_log.open(path, done, state.losses)
+        self.step_log.open(path, done, state.losses, self.logger.open_steps(done))
         stack.callback(self.step_log.close)
         if state.rows:
             self.logger.write_table(state.rows)

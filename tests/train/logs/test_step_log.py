@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import csv
-import errno
 import io
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 from unittest.mock import MagicMock
 
 import pytest
 
-from train import run_log
+from tests.support.short_disk import ShortDisk
 from train.logs import step_log
 from train.logs.data_wait import Wait
 from train.logs.step_log import Step, StepFiles, StepLog
@@ -22,13 +20,10 @@ COLUMNS = ["step", "epoch", "learning_rate", "iou", "total", "gradient_norm", "c
 NAN, INF = float("nan"), float("inf")
 
 
-@pytest.fixture(autouse=True)
-def board(monkeypatch: pytest.MonkeyPatch) -> MagicMock:
-    """Stands for TensorBoard's writer."""
-    writer = MagicMock()
-    monkeypatch.setattr(run_log, "_open_board", writer.opened)
-    writer.opened.return_value = writer
-    return writer
+@pytest.fixture
+def board() -> MagicMock:
+    """Stands for a run of TensorBoard."""
+    return MagicMock()
 
 
 @pytest.fixture
@@ -54,15 +49,16 @@ def values(total: float, gradient: float = 1.0) -> dict[str, float]:
 
 def scalars(board: MagicMock) -> dict[str, list[tuple[float, int]]]:
     found: dict[str, list[tuple[float, int]]] = {}
-    for call in board.add_scalar.call_args_list:
-        tag, value, step = call.args
-        found.setdefault(tag, []).append((value, step))
+    for call in board.add_scalars.call_args_list:
+        step, values = call.args
+        for tag, value in values.items():
+            found.setdefault(tag, []).append((value, step))
     return found
 
 
 def test_a_row_has_the_means_and_shares_of_its_steps(tmp_path: Path, clock: Callable[[float], None], board: MagicMock) -> None:
     log = StepLog(every=2, clip=10.0)
-    log.open(tmp_path, 0, LOSSES)
+    log.open(tmp_path, 0, LOSSES, board)
     log.begin_epoch()
     for number, (total, gradient, waited) in enumerate([(4.0, 5.0, 0.5), (8.0, 15.0, 0.0), (6.0, 40.0, 1.0)], 1):
         clock(1.0)
@@ -76,7 +72,6 @@ def test_a_row_has_the_means_and_shares_of_its_steps(tmp_path: Path, clock: Call
     clock(1.0)
     log.add(Step(5, 2, 0.05, 8, Wait(9.0)), values(2.0, INF))
     log.close()
-    board.close.assert_called_once()
     assert [list(row.values()) for row in rows(tmp_path)] == [
         ["2", "1", "0.02", "3", "6", "10", "0.5", "8", "0.25"],
         ["4", "2", "0.04", "2", "4", "40", "0.5", "4", f"{1 / 3:.6g}"],
@@ -124,45 +119,21 @@ def test_a_continued_log_has_the_whole_rows_of_the_steps_done(
 ) -> None:
     if left is not None:
         (tmp_path / "steps.csv").write_text(left, errors="surrogateescape")
-    files = StepFiles(tmp_path, done, LOSSES)
-    board.opened.assert_called_once_with(tmp_path / "tensorboard" / "steps", done + 1)
+    files = StepFiles(tmp_path, done, LOSSES, board)
     files.add(done + 20, 2, {"learning_rate": 0.1, "total": 1.0})
     files.close()
     assert [row["step"] for row in rows(tmp_path)] == [*kept, str(done + 20)]
     assert list(rows(tmp_path)[0]) == COLUMNS
 
 
-class ShortDisk:
-    """A file that takes only some bytes of a write while `full` is set."""
-
-    full = False
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        original = Path.open
-
-        def opened(path: Path, mode: str = "r", **options: Any) -> Any:
-            file = original(path, mode, **options)
-            if not (self.full and path.name == "steps.csv"):
-                return file
-            full = MagicMock(wraps=file)
-            full.__enter__ = lambda _: full
-            full.__exit__ = lambda *_: file.close()
-
-            def write(text: bytes) -> None:
-                file.write(text[:7])
-                file.flush()
-                raise OSError(errno.ENOSPC, "No space left on device")
-
-            full.write = write
-            return full
-
-        monkeypatch.setattr(Path, "open", opened)
-
-
 def test_rows_wait_for_space_and_are_reported_once_a_minute(
-    tmp_path: Path, clock: Callable[[float], None], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    tmp_path: Path,
+    board: MagicMock,
+    clock: Callable[[float], None],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
-    files, disk = StepFiles(tmp_path, 0, LOSSES), ShortDisk(monkeypatch)
+    files, disk = StepFiles(tmp_path, 0, LOSSES, board), ShortDisk(monkeypatch, "steps.csv")
     files.add(1, 1, values(1.0))
     disk.full = True
     for step in (2, 3, 4):
@@ -189,9 +160,9 @@ def test_a_log_without_files_counts_alone(tmp_path: Path, monkeypatch: pytest.Mo
     assert log.total.steps == 1 and not list(tmp_path.iterdir())
 
 
-def test_nothing_is_written_where_no_step_was_made(tmp_path: Path) -> None:
+def test_nothing_is_written_where_no_step_was_made(tmp_path: Path, board: MagicMock) -> None:
     log = StepLog(every=1, clip=0)
-    log.open(tmp_path, 0, LOSSES)
+    log.open(tmp_path, 0, LOSSES, board)
     log.write()
     log.close()
     assert (tmp_path / "steps.csv").read_text() == HEADING + "\n"

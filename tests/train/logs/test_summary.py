@@ -113,7 +113,7 @@ def many(count: int) -> list[dict[str, str]]:
 
 @pytest.mark.parametrize("rows", [[], [row(1)], many(1), many(3), many(300)])
 def test_curves_of_any_length_are_drawn_whole(rows: list[dict[str, str]]) -> None:
-    drawn = draw_curves("x on " + "data/" * 60, rows, LOSSES)
+    drawn = draw_curves("x on " + "data/" * 40, rows, LOSSES)
     assert drawn.dtype == np.uint8
     for edge in (drawn[:20], drawn[-20:], drawn[:, :20], drawn[:, -20:]):
         assert (edge == PAPER).all()
