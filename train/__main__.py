@@ -91,6 +91,9 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--keep", type=cli.positive, default=2, metavar="N", help="checkpoints kept to continue from (default: 2)"
     )
+    parser.add_argument(
+        "--log-every", type=cli.positive, default=20, metavar="N", help="steps between rows of steps.csv (default: 20)"
+    )
     parser.add_argument("--workers", type=cli.count, help="processes that prepare batches (default: by the cores)")
     _add_training(parser)
     parser.add_argument(
@@ -203,6 +206,7 @@ def _train(options: argparse.Namespace, world: World) -> Path:
         device_batch=options.device_batch,
         workers=options.workers,
         keep=options.keep,
+        log_every=options.log_every,
         compile_with="inductor" if options.compile else None,
         strict=options.strict,
         made_split=made_split(options, resume.spec if resume else None),

@@ -25,6 +25,7 @@ class _Sent(NamedTuple):
         where: epoch and batch in words.
         sources: the files of this rank's share of the batch.
         planned: lists the images that the plan has for the batch, of all ranks.
+        then: called with the values by name once they are read; None for nothing.
     """
 
     values: Tensor
@@ -32,6 +33,7 @@ class _Sent(NamedTuple):
     where: str
     sources: Sequence[str]
     planned: Callable[[], Sequence[str]]
+    then: Callable[[dict[str, float]], None] | None
 
 
 class StepMonitor:
@@ -71,6 +73,7 @@ class StepMonitor:
         sources: Sequence[str],
         planned: Callable[[], Sequence[str]] = tuple,
         stop: bool = False,
+        then: Callable[[dict[str, float]], None] | None = None,
     ) -> bool:
         """Sends a step's values on their way and reads those of the step before.
 
@@ -80,6 +83,7 @@ class StepMonitor:
             sources: the files of this rank's share of the batch.
             planned: lists the images that the plan has for the batch, of all ranks; called where they are named alone.
             stop: ask all ranks to stop.
+            then: called with the values by name, means over the ranks, once they are read.
 
         Returns:
             True if a rank asked to stop in a step before: on all ranks with the same step, whoever has flushed.
@@ -92,7 +96,7 @@ class StepMonitor:
         marks[0].fill_(stop)
         marks[1 + self._world.rank].copy_((~torch.isfinite(held)).any())
         means = self._world.mean(torch.cat([held, marks]))
-        before, self._sent = self._sent, self._send(means, _Sent(means, None, where, sources, planned))
+        before, self._sent = self._sent, self._send(means, _Sent(means, None, where, sources, planned, then))
         self._read(before)
         return self.asked
 
@@ -110,7 +114,7 @@ class StepMonitor:
         self._buffers.append(buffer)
         buffer.copy_(values, non_blocking=True)
         arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
-        arrived.record()
+        arrived.record(torch.cuda.current_stream(values.device))
         return sent._replace(values=buffer, arrived=arrived)
 
     def _read(self, sent: _Sent | None) -> None:
@@ -130,6 +134,8 @@ class StepMonitor:
         self.steps += 1
         for name, value in values.items():
             self.sums[name] += value if math.isfinite(value) else 0.0
+        if sent.then:
+            sent.then(values)
 
     def _explain(self, broken: Sequence[str], guilty: Sequence[int], sent: _Sent) -> str:
         suspects = sent.sources

@@ -1,17 +1,17 @@
-"""Writes a run's metrics as CSV and TensorBoard scalars, and its images."""
+"""Writes the metrics of a run's epochs as CSV and TensorBoard scalars, and its images."""
 
 from __future__ import annotations
 
-import contextlib
 import csv
 import io
-import logging
-from collections.abc import Iterator, Sequence
+import math
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
+from numpy.typing import NDArray
 
 from runtime.detections import Detections
 from runtime.files import read_text, write_text
@@ -21,20 +21,29 @@ from runtime.ops.image import Image
 from runtime.spec import ModelSpec
 from runtime.viz.annotate import draw
 from train.data.training_set import Batch
+from train.logs.board import Board
+from train.logs.fusion_weights import FUSION_COLUMNS
+from train.run.folder import BOARD, METRICS
 
 
 class RunLogger:
-    """Writes a run's metrics and images under its folder.
+    """Writes the metrics and images of a run's epochs under its folder.
 
     Args:
+        folder: of the run.
         epoch: epochs already completed; TensorBoard drops the later ones of an interrupted run.
-        components: names of the loss's parts.
+        losses: names of the loss's values.
+        class_names: of the spec.
+        fused: the model has fusion weights.
     """
 
-    def __init__(self, folder: Path, epoch: int, components: Sequence[str]) -> None:
-        self._folder, self._losses = folder, (*components, "total")
-        self._columns = ("epoch", "learning_rate", *self._losses, "AP", "AP50")
-        self._board = _open_board(folder, epoch + 1)
+    def __init__(self, folder: Path, epoch: int, losses: Sequence[str], class_names: Sequence[str], fused: bool) -> None:
+        self._folder = folder
+        groups = dict.fromkeys(losses, "loss") | dict.fromkeys(("AP", "AP50"), "accuracy")
+        self._tags = {name: f"{group}/{name}" for name, group in groups.items()} | class_tags(class_names)
+        self._columns = ("epoch", "learning_rate", *losses, "AP", "AP50", "gradient_norm", *map(class_column, class_names))
+        self._columns += FUSION_COLUMNS if fused else ()
+        self._board = _open_board(folder / BOARD, epoch + 1)
 
     def write_table(self, rows: Sequence[dict[str, str]]) -> None:
         """Writes all rows of `metrics.csv`; a column without value stays empty."""
@@ -42,43 +51,44 @@ class RunLogger:
         writer = csv.DictWriter(text, self._columns, lineterminator="\n", extrasaction="ignore")
         writer.writeheader()
         writer.writerows(rows)
-        write_text(self._folder / "metrics.csv", text.getvalue())
+        write_text(self._folder / METRICS, text.getvalue())
 
     def add_scalars(self, epoch: int, values: dict[str, float]) -> None:
         """Adds one epoch's values to TensorBoard."""
-        with self._reopened(epoch):
-            for name, value in values.items():
-                group = "loss" if name in self._losses else "accuracy" if name.startswith("AP") else "run"
-                self._board.add_scalar(f"{group}/{name}", value, epoch)
-            self._board.flush()
+        groups = {name: "fusion" if name in FUSION_COLUMNS else "run" for name in values}
+        self._board.add_scalars(
+            epoch, {self._tags.get(name, f"{groups[name]}/{name}"): value for name, value in values.items()}
+        )
 
-    def add_image(self, name: str, image: Image, epoch: int) -> None:
-        """Writes a uint8 BGR image as `<name>.jpg` and to TensorBoard."""
-        write_image(self._folder / f"{name}.jpg", image)
-        with self._reopened(epoch):
-            self._board.add_image(name, image[..., ::-1], epoch, dataformats="HWC")
+    def add_fusion(self, epoch: int, samples: Mapping[str, NDArray[np.float64]]) -> None:
+        """Adds the distribution of the fusion weights to TensorBoard."""
+        self._board.add_shares(epoch, {f"fusion/{name}": values for name, values in samples.items()})
 
-    @contextlib.contextmanager
-    def _reopened(self, epoch: int) -> Iterator[None]:
-        """Opens TensorBoard's file anew after an error of the block: a writer that failed once, as on a full disk, is dead."""
-        try:
-            yield
-        except OSError:
-            self.close()
-            self._board = _open_board(self._folder, epoch)
-            raise
+    def add_image(self, tag: str, image: Image, epoch: int, *file_names: str) -> None:
+        """Writes a uint8 BGR image to files in the folder, and to TensorBoard."""
+        for name in file_names:
+            write_image(self._folder / name, image)
+        self._board.add_image(epoch, tag, image)
 
-    def close(self) -> None:
-        """Flushes everything; on a full disk the rest is dropped, since the run's own error says more."""
-        with contextlib.suppress(OSError):
-            self._board.close()
+    def open_steps(self, done: int) -> Board:
+        """Opens the run of TensorBoard that counts steps, of which some are done."""
+        return _open_board(self._folder / BOARD / "steps", done + 1)
 
 
-def _open_board(folder: Path, first: int) -> Any:
-    logging.getLogger("tensorboard").setLevel(logging.ERROR)
-    from torch.utils.tensorboard import SummaryWriter  # slow to import, and nobody else needs it
+def _open_board(folder: Path, first: int) -> Board:
+    return Board(folder, first)
 
-    return SummaryWriter(str(folder / "tensorboard"), purge_step=first)
+
+def class_column(name: str) -> str:
+    """Returns the column of `metrics.csv` for the AP of a class."""
+    return f"AP {name}"
+
+
+def class_tags(class_names: Sequence[str]) -> dict[str, str]:
+    """Returns TensorBoard's tag of each class's column; names that it cannot tell apart have their class id too."""
+    plain = [re.sub(r"[^-\w.]", "_", name) for name in class_names]
+    unique = [name if plain.count(name) == 1 else f"{name}_{number}" for number, name in enumerate(plain)]
+    return {class_column(name): f"accuracy_by_class/{tag}" for name, tag in zip(class_names, unique)}
 
 
 def read_metrics(file: Path) -> list[dict[str, str]]:
@@ -86,6 +96,14 @@ def read_metrics(file: Path) -> list[dict[str, str]]:
     if not file.exists():
         return []
     return [row for row in csv.DictReader(io.StringIO(read_text(file))) if (row.get("epoch") or "").isdigit()]
+
+
+def number(row: Mapping[str, str], name: str) -> float:
+    """Reads a value of a row; NaN where it has none."""
+    try:
+        return float(row.get(name) or math.nan)
+    except ValueError:  # edited by hand
+        return math.nan
 
 
 def show_batch(batch: Batch, spec: ModelSpec, most: int = 8) -> Image:

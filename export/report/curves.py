@@ -8,7 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Optional
 
-from export.report.scatter import BOTTOM, LEFT, RIGHT, TOP, ticks
+from export.report.scatter import BOTTOM, LEFT, RIGHT, TOP
+from runtime.viz.chart import ticks
 
 Curve = Mapping[str, Any]
 Pair = tuple[Optional[float], Optional[float]]

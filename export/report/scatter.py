@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from runtime.viz.chart import log_ticks, ticks
 from runtime.viz.label_layout import Rectangle, overlap
 
 WIDTH, HEIGHT = 340, 260
@@ -16,7 +17,6 @@ _MARK = 5  # half the side of a point's mark
 _LONGEST = 20  # letters of a label: beside a mark in the middle there must be room for it
 _LEAST_SPAN = 1.0  # of the AP axis in points, so that rounding does not fill it
 _LEAST_RATIO = 2.0  # of the cost axis
-_MANTISSAS = (1, 1.5, 2, 3, 4, 5, 7)
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ def scatter(models: Sequence[Model]) -> Scatter:
     return Scatter(
         points,
         _path([(x_of(model.cost), y_of(model.ap)) for model in front]),
-        [(x_of(value), value) for value in _log_ticks(least, most)],
+        [(x_of(value), value) for value in log_ticks(least, most)],
         [(y_of(value), value) for value in ticks(low, high)],
     )
 
@@ -157,18 +157,3 @@ def _ends(values: Sequence[float]) -> tuple[float, float]:
 def _widened(low: float, high: float) -> tuple[float, float]:
     margin = max((high - low) * 0.1, (_LEAST_SPAN - (high - low)) / 2)
     return low - margin, high + margin
-
-
-def ticks(low: float, high: float) -> list[float]:
-    """Returns a few round values in a range."""
-    least = (high - low) / 6
-    unit = 10 ** math.floor(math.log10(least))
-    step = next(factor * unit for factor in (1, 2, 2.5, 5, 10) if factor * unit >= least)
-    return [round(index * step, 6) for index in range(math.ceil(low / step), math.floor(high / step) + 1)]
-
-
-def _log_ticks(low: float, high: float) -> list[float]:
-    """Returns round values in a range, the fewer the more powers of ten it spans."""
-    mantissas = _MANTISSAS if high / low < 5 else (1, 2, 5) if high / low < 200 else (1,)
-    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-    return [value for power in powers for value in (mantissa * 10.0**power for mantissa in mantissas) if low <= value <= high]

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import cv2
 import numpy as np
-from numpy.typing import NDArray
 
 from runtime.evaluation.operating_point import IOU, Curve, Curves, OperatingPoint, Point
 from runtime.ops.image import Image
@@ -21,24 +19,15 @@ from runtime.viz.canvas import (
     beside,
     class_label,
     paper,
-    paste,
     shorten,
     text_size,
     titled,
-    upwards,
     write,
 )
+from runtime.viz.chart import Axis, Chart, Floats
 
-Floats = NDArray[np.float64]
-
-_GRID: Color = (225, 225, 225)
 _OTHERS: Color = (190, 190, 190)  # curves of classes that the legend has no room for
-_SIDE = 480  # of a chart's square in pixels
-_LEFT, _BELOW, _RIGHT = 44, 44, 24  # room for tick labels and axis title; for half a tick label
 _LEGEND, _LINE, _MOST_NAMED = 300, 24, 14
-_TICKS = 5
-_SHIFT = 4  # bits of the fraction of a pixel
-_SCALE = 1 << _SHIFT
 
 
 def plot_precision_recall(curves: Curves, chosen: OperatingPoint) -> Image:
@@ -47,12 +36,12 @@ def plot_precision_recall(curves: Curves, chosen: OperatingPoint) -> Image:
     def line(curve: Curve) -> Floats:
         return np.stack([curve.recall, curve.precision], axis=1)
 
-    canvas = _axes("recall", "precision")
-    _draw_curves(canvas, [line(curve) for curve in (curves.overall, *_shown(curves).values())], _colors(curves))
+    chart = Chart(Axis("recall"), Axis("precision"))
+    _draw_curves(chart, [line(curve) for curve in (curves.overall, *_shown(curves).values())], _colors(curves))
     if chosen.overall:
-        _mark(canvas, chosen.overall.recall, chosen.overall.precision)
+        chart.mark(chosen.overall.recall, chosen.overall.precision)
     legend = _legend("precision / recall, %", curves, chosen, lambda at: f"{_percent(at.precision)} / {_percent(at.recall)}")
-    return titled("Precision against recall", f"circle: {describe(chosen)}", beside([canvas, legend]))
+    return titled("Precision against recall", f"circle: {describe(chosen)}", beside([chart.image, legend]))
 
 
 def plot_f1(curves: Curves, chosen: OperatingPoint) -> Image:
@@ -63,12 +52,12 @@ def plot_f1(curves: Curves, chosen: OperatingPoint) -> Image:
         x = np.concatenate([[1.0], np.repeat(curve.thresholds, 2)])
         return np.stack([x, np.concatenate([[0.0, 0.0], np.repeat(curve.f1, 2)[:-1]])[: len(x)]], axis=1)
 
-    canvas = _axes("score threshold", "F1")
-    _draw_curves(canvas, [line(curve) for curve in (curves.overall, *_shown(curves).values())], _colors(curves))
+    chart = Chart(Axis("score threshold"), Axis("F1"))
+    _draw_curves(chart, [line(curve) for curve in (curves.overall, *_shown(curves).values())], _colors(curves))
     if chosen.overall:
-        _mark(canvas, chosen.overall.threshold, chosen.overall.f1)
+        chart.mark(chosen.overall.threshold, chosen.overall.f1)
     legend = _legend("F1, %", curves, chosen, lambda at: _percent(at.f1))
-    return titled("F1 against the score threshold", f"circle: {describe(chosen)}", beside([canvas, legend]))
+    return titled("F1 against the score threshold", f"circle: {describe(chosen)}", beside([chart.image, legend]))
 
 
 def _shown(curves: Curves) -> dict[str, Curve]:
@@ -90,43 +79,11 @@ def _colors(curves: Curves) -> list[Color]:
     return [INK, *(class_color(index[name]) if name in named else _OTHERS for name in _shown(curves))]
 
 
-def _pixel(x: Any, y: Any) -> tuple[Any, Any]:
-    """Converts points of the unit square to pixels of the chart."""
-    return _LEFT + x * _SIDE, GAP + (1 - y) * _SIDE
-
-
-def _axes(x_title: str, y_title: str) -> Image:
-    """Draws the unit square with ticks and titles."""
-    canvas = paper(_LEFT + _SIDE + _RIGHT, GAP + _SIDE + _BELOW)
-    for tick in range(_TICKS + 1):
-        value, text = tick / _TICKS, f"{tick / _TICKS:.1f}"
-        x, y = (round(side) for side in _pixel(value, value))
-        cv2.line(canvas, (x, GAP), (x, GAP + _SIDE), _GRID, 1)
-        cv2.line(canvas, (_LEFT, y), (_LEFT + _SIDE, y), _GRID, 1)
-        width, height, _ = text_size(text, 0.42)
-        write(canvas, text, (x - width // 2, GAP + _SIDE + 17), 0.42, FAINT)
-        write(canvas, text, (_LEFT - width - 6, y + height // 2), 0.42, FAINT)
-    write(canvas, x_title, (_LEFT + (_SIDE - text_size(x_title, 0.5)[0]) // 2, GAP + _SIDE + 38), 0.5, INK)
-    paste(canvas, upwards(y_title, 0.5, INK), 0, GAP + (_SIDE - text_size(y_title, 0.5)[0]) // 2)
-    return canvas
-
-
-def _draw_curves(canvas: Image, lines: Sequence[Floats], colors: Sequence[Color]) -> None:
-    """Draws curves in the unit square, the first one thick and on top, those in gray below the others."""
+def _draw_curves(chart: Chart, lines: Sequence[Floats], colors: Sequence[Color]) -> None:
+    """Draws curves, the first one thick and on top, those in gray below the others."""
     order = sorted(range(len(lines)), key=lambda index: (index == 0, colors[index] != _OTHERS))
     for index in order:
-        values = lines[index][~np.isnan(lines[index]).any(axis=1)]
-        pixels = np.stack(_pixel(values[:, 0], values[:, 1]), axis=1)
-        points = np.round(pixels * _SCALE).astype(np.int32)
-        points = points[np.append(True, np.diff(points, axis=0).any(axis=1))[: len(points)]]
-        if len(points):
-            cv2.polylines(canvas, [points], False, colors[index], 1 if index else 2, cv2.LINE_AA, _SHIFT)
-
-
-def _mark(canvas: Image, x: float, y: float) -> None:
-    center = tuple(round(side * _SCALE) for side in _pixel(x, y))
-    cv2.circle(canvas, center, 6 * _SCALE, (255, 255, 255), cv2.FILLED, cv2.LINE_AA, _SHIFT)
-    cv2.circle(canvas, center, 6 * _SCALE, INK, 2, cv2.LINE_AA, _SHIFT)
+        chart.line(lines[index], colors[index], 1 if index else 2)
 
 
 def _legend(heading: str, curves: Curves, chosen: OperatingPoint, text_of: Callable[[Point], str]) -> Image:

@@ -23,7 +23,13 @@ def class_color(class_id: int) -> Color:
     return round(blue * 255), round(green * 255), round(red * 255)
 
 
-def draw(image: Image, found: Detections, class_names: Sequence[str], colors: Optional[Sequence[Color]] = None) -> Image:
+def draw(
+    image: Image,
+    found: Detections,
+    class_names: Sequence[str],
+    colors: Optional[Sequence[Color]] = None,
+    with_scores: bool = True,
+) -> Image:
     """Draws boxes and labels on a copy of an image, the best detection on top.
 
     Labels do not cover each other: the best detections choose their place first, and one that finds none has no label.
@@ -33,6 +39,7 @@ def draw(image: Image, found: Detections, class_names: Sequence[str], colors: Op
         found: detections in pixels of the image, best first.
         class_names: by class id.
         colors: BGR, one a detection; by default that of its class.
+        with_scores: false for labels of the class alone.
 
     Returns:
         uint8 BGR `[H, W, 3]`.
@@ -48,7 +55,7 @@ def draw(image: Image, found: Detections, class_names: Sequence[str], colors: Op
         cv2.rectangle(canvas, (left, top), last, color, thickness, cv2.LINE_AA)
     taken: list[Rectangle] = []
     for box, score, class_id, color in zip(boxes, found.scores, found.class_ids.tolist(), colors):
-        text = f"{class_label(class_names[class_id], class_id)} {score:.2f}"
+        text = class_label(class_names[class_id], class_id) + (f" {score:.2f}" if with_scores else "")
         width, height, depth = text_size(text, font_scale)
         spot = free_spot(box, width + 2, height + depth, size, taken)
         if spot:

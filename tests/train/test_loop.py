@@ -68,9 +68,18 @@ def test_a_run_leaves_checkpoints_metrics_and_images(coco_set: Path, tmp_path: P
     assert [bool(row["AP"]) for row in table] == [False] * 7 + [True] + [False] * 7 + [True]
     parts = ("anchor", "iou", "offset", "objectness", "classes")
     assert sum(float(table[0][part]) for part in parts) == pytest.approx(float(table[0]["total"]), rel=1e-4)
-    for name in ("last.pt", "training.jpg", "validation.jpg"):
+    for name in ("last.pt", "training.jpg", "validation-last.png", "validation-best.png", "curves.png"):
         assert (tmp_path / "run" / name).is_file()
-    assert list((tmp_path / "run" / "tensorboard").glob("events*"))
+    steps = list(csv.DictReader((tmp_path / "run" / "steps.csv").read_text().splitlines()))
+    assert [row["step"] for row in steps] == [str(4 * number) for number in range(1, 17)]  # at each checkpoint
+    for name in ("gradient_norm", "total"):
+        assert [float(row[name]) for row in steps] == pytest.approx([float(row[name]) for row in table], rel=1e-4)
+    for row in table[7::8]:
+        by_class = [float(row[f"AP {name}"]) for name in CLASSES]
+        assert sum(by_class) / 3 == pytest.approx(float(row["AP"]), abs=1e-5)
+        assert sum(float(row[f"P3_from_{level}"]) for level in ("P5", "P4", "P3")) == pytest.approx(1, abs=1e-4)
+    for folder in ("tensorboard", "tensorboard/steps"):
+        assert list((tmp_path / "run" / folder).glob("events*"))
     loaded = checkpoint.load(best)
     assert loaded.spec.class_names == CLASSES
     assert loaded.optimizer is None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Sequence
 from typing import Any, Optional
@@ -20,6 +21,8 @@ from train.data.training_set import Batch
 from train.distributed import World
 from train.ema import WeightAverage
 from train.finite import StepMonitor
+from train.logs.data_wait import Wait
+from train.logs.step_log import Step, StepLog
 from train.model import DetectorModel, build_model
 from train.optim import build_optimizer
 from train.precision import set_up
@@ -84,6 +87,7 @@ class Run:
         self.optimizer = build_optimizer(self.model, config)
         self.average = WeightAverage(self.model, config.ema) if config.ema else None
         self.monitor = StepMonitor((*self.model.components, "total", "gradient"), self.precision.scales)
+        self.log = StepLog(1, config.clip_gradient)
         self.take_step = Stepper(config, self.model, self.optimizer, self.precision, self.average)
         normalizer = Normalizer(model_spec(config, CLASSES), device, self.precision.channels_last)
         self.batches = list(to_device([batch(self.model, config, rows)] * 3, normalizer, device))
@@ -91,7 +95,9 @@ class Run:
 
     def step(self, found: DeviceBatch) -> None:
         values = self.take_step([found], self.config.learning_rate, 0)
-        self.monitor.add(values, "epoch 1, batch 1", found.batch.sources)
+        step = Step(self.log.total.steps + 1, 1, self.config.learning_rate, len(found.images), Wait(0.0))
+        then = functools.partial(self.log.add, step)
+        self.monitor.add(values, "epoch 1, batch 1", found.batch.sources, then=then)
 
 
 SILENT = LossConfig(label_smoothing=False)
@@ -122,7 +128,7 @@ def test_no_operator_of_a_step_waits(name: str, rows: str) -> None:
     with NoWaits():
         run.step(run.batches[0])
         run.step(run.batches[1])
-    assert run.monitor.steps == 1 and run.monitor.sums["total"] > 0
+    assert run.monitor.steps == run.log.total.steps == 1 and run.monitor.sums["total"] > 0
 
 
 @pytest.mark.parametrize(
@@ -184,6 +190,17 @@ def test_sums_go_on_from_those_of_a_checkpoint() -> None:
     assert monitor.sums == {"total": 7.0} and monitor.steps == 2  # the last one is still on its way
     monitor.flush()
     assert monitor.sums == {"total": 13.0}
+
+
+def test_the_values_of_a_step_are_handed_on_a_step_late_unless_they_are_at_fault() -> None:
+    monitor = StepMonitor(("total", "gradient"), scaled=False)
+    seen: list[tuple[int, dict[str, float]]] = []
+    for number, value in enumerate((1.0, 2.0, float("nan"))):
+        monitor.add([torch.tensor(value)] * 2, "", [], then=lambda values, number=number: seen.append((number, values)))
+        assert len(seen) == number
+    with pytest.raises(CheckFailed):
+        monitor.flush()
+    assert seen == [(number, {"total": number + 1.0, "gradient": number + 1.0}) for number in (0, 1)]
 
 
 def test_a_request_to_stop_is_heard_a_step_late() -> None:

@@ -66,7 +66,7 @@ def draw_samples(dataset: Dataset, count: int, size: int) -> Image:
         sample, _ = training_set.sample(SampleIndex(0, index, index, (size, size), False), {})
         for pixels, boxes, ids in ((image, entry.boxes, entry.class_ids), (sample.image, sample.boxes, sample.class_ids)):
             found = Detections.from_arrays(boxes, np.ones(len(boxes)), ids)
-            drawn.append(draw(np.ascontiguousarray(pixels), found, dataset.class_names))
+            drawn.append(draw(np.ascontiguousarray(pixels), found, dataset.class_names, with_scores=False))
     if not drawn:
         raise InputError(f"{dataset.root}: none of {count} images of {dataset.split} can be read")
     return tile(drawn)

@@ -63,6 +63,11 @@ def shared_batches(
     return [share[part * len(share) // parts : (part + 1) * len(share) // parts] for share in shares for part in range(parts)]
 
 
+def steps_per_epoch(count: int, batch_size: int) -> int:
+    """Returns the number of batches in which an epoch takes so many images."""
+    return max(count // batch_size, 1)
+
+
 def epoch_batches(
     count: int,
     epoch: int,
@@ -91,7 +96,7 @@ def epoch_batches(
     if min(min(frame) for frame in frames) < 1:
         raise InputError(f"the input sizes are {list(sizes)}, expected positive numbers of pixels")
     order = generator(seed, epoch, 0, Purpose.ORDER).permutation(count).tolist()
-    batches = max(count // batch_size, 1)
+    batches = steps_per_epoch(count, batch_size)
     changes = -(-batches // RESIZE_EVERY)
     drawn = generator(seed, epoch, 0, Purpose.SIZES).integers(len(frames), size=changes).tolist()
     return [

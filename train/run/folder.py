@@ -19,7 +19,10 @@ from train.run.state import RunState
 log = logging.getLogger(__name__)
 
 LAST, BEST = "last.pt", "best.pt"
-_WRITTEN = (LAST, BEST, "metrics.csv", "split.json", "training.jpg", "validation.jpg")
+METRICS, STEPS, BOARD, CURVES = "metrics.csv", "steps.csv", "tensorboard", "curves.png"
+TRAINING, VALIDATION, BEST_VALIDATION = "training.jpg", "validation-last.png", "validation-best.png"
+_OF_A_RUN = (BEST, METRICS, STEPS, CURVES, VALIDATION, BEST_VALIDATION, "split.json")
+_WRITTEN = (LAST, TRAINING, *_OF_A_RUN)
 
 
 class RunFolder:
@@ -47,11 +50,11 @@ class RunFolder:
         Raises:
             OutputError: it cannot be written.
         """
-        for name in (BEST, "metrics.csv", "split.json"):
+        for name in _OF_A_RUN:
             (self.path / name).unlink(missing_ok=True)
         for file in _earlier(self.path):
             file.unlink()
-        shutil.rmtree(self.path / "tensorboard", ignore_errors=True)
+        shutil.rmtree(self.path / BOARD, ignore_errors=True)
         self._save(state, keep=1)
 
     def count_step(self) -> bool:

@@ -32,6 +32,8 @@ class RunOptions:
     """Minutes between checkpoints within an epoch."""
     keep: int = 2
     """Checkpoints kept to continue from, the newest among them."""
+    log_every: int = 20
+    """Steps between rows of `steps.csv`."""
     strict: bool = False
     """Fail on the first unreadable image."""
     progress: bool = True

@@ -17,11 +17,12 @@ from runtime.files import locked_folder
 from train.checkpoint import Checkpoint
 from train.config import TrainConfig
 from train.data.anchor_fit import box_shapes, fit_anchors, measure_fit
-from train.data.epoch import SampleIndex, epoch_batches
+from train.data.epoch import SampleIndex, epoch_batches, steps_per_epoch
 from train.data.loader import Feed, default_workers
 from train.data.splits import check_splits, open_splits, save_made_split
 from train.data.training_set import TrainingSet
 from train.distributed import World
+from train.logs.step_log import StepLog
 from train.model import build_model
 from train.optim import build_optimizer
 from train.overrides import AUTO
@@ -52,6 +53,7 @@ class Run:
     feed: Feed
     val_data: Dataset
     device: torch.device
+    step_log: StepLog
     folder: RunFolder | None = None
     logger: RunLogger | None = None
 
@@ -79,8 +81,11 @@ class Run:
             save_made_split(path, self.training_set.dataset, self.val_data)
         elif state.epoch and not state.rows:  # an earlier version's checkpoint, which lacks them
             state.rows = [row for row in read_metrics(path / "metrics.csv") if int(row["epoch"]) <= state.epoch]
-        self.logger = RunLogger(path, state.epoch, state.model.components)
-        stack.callback(self.logger.close)
+        has_weights = any(fusion.kind == "asff" for fusion in state.model.fusions())
+        self.logger = RunLogger(path, state.epoch, state.losses, state.spec.class_names, has_weights)
+        done = state.epoch * steps_per_epoch(len(self.feed), state.config.batch) + state.step
+        self.step_log.open(path, done, state.losses, self.logger.open_steps(done))
+        stack.callback(self.step_log.close)
         if state.rows:
             self.logger.write_table(state.rows)
 
@@ -119,7 +124,8 @@ def prepare(config: TrainConfig, options: RunOptions, resume: Checkpoint | None,
     most_pixels = -(-config.batch // (world.size * step.parts)) * max(config.size, *config.sizes) ** 2
     feed = Feed(training_set, workers, most_pixels, pinned=device.type == "cuda")
     log.info("computing in %s, %d workers", precision.describe(state.optimizer), workers)
-    return Run(options, world, state, step, training_set, feed, val_data, device)
+    step_log = StepLog(options.log_every, config.clip_gradient)
+    return Run(options, world, state, step, training_set, feed, val_data, device, step_log)
 
 
 def without_pointless_smoothing(config: TrainConfig, num_classes: int) -> TrainConfig:

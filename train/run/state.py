@@ -53,9 +53,14 @@ class RunState:
         self.step, self.sums = 0, dict.fromkeys(self.names, 0.0)
 
     @property
+    def losses(self) -> tuple[str, ...]:
+        """Names of the loss's values: its parts, and `total`."""
+        return (*self.model.components, "total")
+
+    @property
     def names(self) -> tuple[str, ...]:
-        """Names of a step's values: the parts of the loss, `total`, and `gradient`, its norm."""
-        return (*self.model.components, "total", "gradient")
+        """Names of a step's values: those of the loss, and `gradient`, its norm."""
+        return (*self.losses, "gradient")
 
     def averaged(self) -> contextlib.AbstractContextManager[None]:
         """Puts the moving average, if there is one, into the model until the end of the block."""

@@ -17,12 +17,12 @@ from runtime.viz import accuracy_plots
 from runtime.viz.accuracy_plots import plot_f1, plot_precision_recall
 from runtime.viz.annotate import class_color
 from runtime.viz.canvas import GAP, INK, MARGIN, PAPER, shorten, text_size
+from runtime.viz.chart import LEFT, SIDE
 from runtime.viz.confusion_plot import plot_confusion
 from runtime.viz.plot_files import write_plots
 
 LONG = "a class name that goes on and on and does not fit into any legend at all"
 HEAD = MARGIN + 52 + GAP  # height above a chart
-SIDE, LEFT = accuracy_plots._SIDE, accuracy_plots._LEFT
 
 
 def found(kinds: Sequence[tuple[float, bool]], objects: int) -> ClassMatches:

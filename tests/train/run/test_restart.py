@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import csv
 import errno
 import os
 import shutil
@@ -75,6 +76,12 @@ def at_call(number: int, function: Callable[..., object], before: Callable[[], o
     return wrapped
 
 
+def logged_steps(folder: Path) -> list[list[str]]:
+    """The rows of `steps.csv` but for what depends on the time."""
+    rows = csv.DictReader((folder / "steps.csv").read_text().splitlines())
+    return [[value for name, value in row.items() if name not in ("images_per_second", "data_wait")] for row in rows]
+
+
 def half_written(folder: Path) -> None:
     """What a kill amid a write leaves."""
     (folder / ".last-abcd1234.pt").write_bytes((folder / "last.pt").read_bytes()[:5000])
@@ -110,6 +117,8 @@ def test_a_run_that_is_killed_at_every_moment_ends_as_an_undisturbed_one(
                 train(random_recipe(), run_options(data, tmp_path), find_checkpoint(tmp_path))
     train(random_recipe(), run_options(data, tmp_path), find_checkpoint(tmp_path))
     assert difference(whole, tmp_path) == []
+    assert logged_steps(tmp_path) == logged_steps(whole)
+    assert [row[0] for row in logged_steps(whole)] == ["3", "4", "7", "8"]  # at each checkpoint
     assert not [item for item in tmp_path.iterdir() if item.name.startswith(".")]
     assert sorted(item.name for item in tmp_path.glob("last*.pt")) == ["last-1.pt", "last-2.pt", "last.pt"]
 
