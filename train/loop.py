@@ -83,7 +83,7 @@ def _run_epoch(run: Run) -> None:
     """Trains one epoch, or the rest of it, evaluates if it is due, and writes metrics and checkpoints."""
     state, config = run.state, run.state.config
     number = state.epoch + 1
-    speed = _train_epoch(run)
+    speed = train_epoch(run)
     losses = {name: total / state.step for name, total in state.sums.items() if name != "gradient"}
     values = {"learning_rate": learning_rate(number, config, state.step), **losses}
     message = f"epoch {number}/{config.epochs}  loss {losses['total']:.2f}  {speed:.1f} images/s"
@@ -134,7 +134,7 @@ def _write_epoch(run: Run, values: dict[str, float]) -> None:
     (run.folder.finish if is_last else run.folder.save)(state)
 
 
-def _train_epoch(run: Run) -> float:
+def train_epoch(run: Run) -> float:
     """Makes the steps of an epoch that are not done yet; returns the images a second of all ranks.
 
     A signal to end takes effect after a step, with a checkpoint.

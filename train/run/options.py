@@ -34,6 +34,8 @@ class RunOptions:
     """Checkpoints kept to continue from, the newest among them."""
     strict: bool = False
     """Fail on the first unreadable image."""
+    cache: bool = True
+    """Keep the decoded training images in memory if they fit."""
     progress: bool = True
     """Show progress bars on a terminal."""
     made_split: MadeSplit | None = None
