@@ -232,6 +232,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parse(arguments)
     chosen = list(configurations(options))
     if options.output:
+        cli.check_suffix(options.output, ".json")
         check_writable(options.output)
     found: list[dict[str, Any]] = []
     with contextlib.ExitStack() as stack:
