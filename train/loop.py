@@ -101,7 +101,7 @@ def _run_epoch(run: Run) -> None:
     """Trains one epoch, or the rest of it, evaluates if it is due, and writes metrics and checkpoints."""
     state, config = run.state, run.state.config
     number = state.epoch + 1
-    _train_epoch(run)
+    train_epoch(run)
     means = {name: total / state.step for name, total in state.sums.items()}
     gradient = means.pop("gradient")
     values = {"learning_rate": learning_rate(number, config, state.step), **means, "gradient_norm": gradient}
@@ -182,7 +182,7 @@ def _save(run: Run) -> None:
         run.folder.save(run.state)
 
 
-def _train_epoch(run: Run) -> None:
+def train_epoch(run: Run) -> None:
     """Makes the steps of an epoch that are not done yet.
 
     A signal to end takes effect after a step, with a checkpoint.

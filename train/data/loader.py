@@ -93,6 +93,11 @@ class Feed:
         """Number of images of the training set."""
         return len(self._training_set)
 
+    @property
+    def workers(self) -> int:
+        """Processes that prepare batches; no more than the first plan has batches."""
+        return self._workers
+
     def batches(self, plan: Sequence[Sequence[SampleIndex]]) -> Iterator[Batch]:
         """Yields the planned batches, in order.
 

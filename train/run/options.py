@@ -36,6 +36,8 @@ class RunOptions:
     """Steps between rows of `steps.csv`."""
     strict: bool = False
     """Fail on the first unreadable image."""
+    cache: bool = True
+    """Keep the decoded training images in memory if they fit."""
     progress: bool = True
     """Show progress bars on a terminal."""
     made_split: MadeSplit | None = None

@@ -106,7 +106,7 @@ def prepare(config: TrainConfig, options: RunOptions, resume: Checkpoint | None,
     spec = resume.spec.replace(operating_threshold=None) if resume else model_spec(config, train_data.class_names)
     spec = spec.replace(made_split=val_data.made_split and tuple(val_data.made_split))
     check_splits(spec, train_data, val_data)
-    training_set = TrainingSet(train_data, spec, config.augment, config.seed, cache=True, strict=options.strict)
+    training_set = TrainingSet(train_data, spec, config.augment, config.seed, cache=options.cache, strict=options.strict)
     device = choose_device(options.device, world)
     torch.manual_seed(config.seed)
     model = build_model(config.model, spec.num_classes, config.loss)
