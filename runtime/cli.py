@@ -10,8 +10,9 @@ import errno
 import logging
 import os
 import re
+import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -41,6 +42,11 @@ class _Formatter(terminal.LineFormatter):
 
     def format(self, record: logging.LogRecord) -> str:
         return _as_called(super().format(record))
+
+
+def log_command(logger: logging.Logger, level: int, text: str, command: Sequence[str]) -> None:
+    """Logs a command for people to type; each word is an argument of its own, so that the formatter does not cut the whole."""
+    logger.log(level, text + " %s" * len(command), *map(shlex.quote, command))
 
 
 def run(main: Callable[[], int]) -> NoReturn:
@@ -190,8 +196,8 @@ def add_conf(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--conf",
         type=probability,
-        help="lowest score shown (default: the model's operating threshold, see the option --store of runtime.evaluate; 0.25"
-        " if it has none)",
+        help="lowest score shown (default: the model's operating threshold, see the option --store of"
+        " python -m runtime.evaluate; 0.25 if it has none)",
     )
 
 

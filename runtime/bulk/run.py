@@ -110,7 +110,7 @@ def _read(path: Path) -> dict[str, Any]:
             }
     except (KeyError, TypeError, ValueError):
         pass
-    raise InputError(f"{path}: not of this version of runtime.bulk; choose another --output")
+    raise InputError(f"{path}: not of this version of python -m runtime.bulk; choose another --output")
 
 
 def _check(folder: Path, earlier: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
