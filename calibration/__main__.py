@@ -27,7 +27,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         "budget is met; nothing is written if it cannot be met.",
         "python -m calibration --onnx model.onnx --data datasets/coco --output model.int8.onnx",
     )
-    parser.add_argument("--onnx", type=Path, required=True, help="FP32 model made by python -m export.onnx")
+    parser.add_argument("--onnx", type=cli.model_file, required=True, help="FP32 model made by python -m export.onnx")
     add_data_options(parser)
     parser.add_argument("--output", type=Path, required=True, help="the .onnx file to write")
     parser.add_argument(

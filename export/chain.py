@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import logging
-import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -86,7 +85,7 @@ def run_steps(steps: Sequence[Step]) -> None:
 
 def run_command(main: Main, arguments: Sequence[str]) -> int:
     """Logs and runs one of this project's commands; returns its exit code."""
-    log.info("+ python -m %s %s", main.__module__.removesuffix(".__main__"), shlex.join(arguments))
+    cli.log_command(log, logging.INFO, "+", ["python", "-m", main.__module__.removesuffix(".__main__"), *arguments])
     return main(list(arguments))
 
 
@@ -216,18 +215,18 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--precision", choices=PRECISIONS, default="fp16", help="of the engine (default: fp16)")
     parser.add_argument("--size", type=cli.image_size, help="side or HEIGHTxWIDTH, multiples of 32 (default: the weights')")
     parser.add_argument("--output", type=Path, help="folder for the files (default: that of the weights)")
-    parser.add_argument("--rest", choices=("fp32", "fp16"), help="INT8: precision of what is not quantized, see calibration")
+    parser.add_argument("--rest", choices=("fp32", "fp16"), help="INT8: precision of the rest, see python -m calibration")
     parser.add_argument(
         "--recover",
         choices=("qat",),
         help="INT8: calibrate without returning layers to FP16, and where the budget is missed train on with the rounding, see"
-        " export.recover",
+        " python -m export.recover",
     )
     parser.add_argument("--split", default="val", help="split to score on (default: the one that plays `val`)")
     parser.add_argument("--search-split", help="split to choose INT8 methods and layers by (default: images of train)")
     limits.add_arguments(parser)
-    parser.add_argument("--uint8-input", action="store_true", help="see export.onnx")
-    parser.add_argument("--topk", type=top_k, metavar="K", help="see export.onnx")
+    parser.add_argument("--uint8-input", action="store_true", help="see python -m export.onnx")
+    parser.add_argument("--topk", type=top_k, metavar="K", help="see python -m export.onnx")
     parser.add_argument(
         "--target",
         "--flavor",

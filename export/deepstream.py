@@ -33,7 +33,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument(
         "--engine",
-        type=Path,
+        type=cli.model_file,
         required=True,
         help="an .onnx file made by python -m export.onnx with --topk and no --uint8-input",
     )

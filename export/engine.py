@@ -43,7 +43,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         " precision it claims, 2 bad input, 3 no TensorRT or no GPU for it, 130 Ctrl-C; nothing is written unless it is 0.",
         "python -m export.engine --onnx yolov3-asff.onnx --flavor rtx --batch 1,1,8",
     )
-    parser.add_argument("--onnx", type=Path, required=True, help="file written by python -m export.onnx")
+    parser.add_argument("--onnx", type=cli.model_file, required=True, help="file written by python -m export.onnx")
     parser.add_argument("--output", type=Path, help="default: NAME-SIZE-PRECISION.engine beside the ONNX file")
     parser.add_argument(
         "--flavor",

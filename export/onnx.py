@@ -43,7 +43,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         metavar="K",
         help=f"decode in the graph, give out the K <= {MOST_CANDIDATES} best boxes",
     )
-    parser.add_argument("--inspect", action="store_true", help="add outputs that show how ASFF fuses (for runtime.visualize)")
+    parser.add_argument("--inspect", action="store_true", help="add what python -m runtime.visualize draws, how ASFF fuses")
     parser.add_argument(
         "--classes", type=Path, metavar="FILE", help="class names, one per line (default: those of the weights)"
     )

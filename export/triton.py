@@ -53,7 +53,9 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         "Write a model repository for Triton: config.pbtxt with dynamic batching, the model, its labels and its manifest.",
         "python -m export.triton --engine model.onnx --output repository/ --max-batch 8",
     )
-    parser.add_argument("--engine", type=Path, required=True, help="the model: .onnx, or .engine with its manifest beside it")
+    parser.add_argument(
+        "--engine", type=cli.model_file, required=True, help="the model: .onnx, or .engine with its manifest beside it"
+    )
     parser.add_argument("--output", type=Path, required=True, help="the repository; the model becomes a folder in it")
     parser.add_argument("--name", help="of the model in the repository (default: that of its file)")
     parser.add_argument(

@@ -37,7 +37,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         "  python -m export.verify --bisect --image street.jpg best.onnx best.int8.onnx\n"
         "  python -m export.verify --manifest best.onnx.json",
     )
-    parser.add_argument("files", nargs="*", type=Path, metavar="FILE", help=".onnx files and .engine files")
+    parser.add_argument("files", nargs="*", type=cli.model_file, metavar="FILE", help=".onnx files and .engine files")
     parser.add_argument("--weights", type=Path, help="what the files were made from")
     add_data_options(parser, required=False)
     parser.add_argument("--split", default="val", help="split to score (default: the one that plays `val`)")

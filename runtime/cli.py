@@ -10,8 +10,9 @@ import errno
 import logging
 import os
 import re
+import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -19,6 +20,7 @@ import cv2
 
 from runtime.backends.gpu import show_only
 from runtime.backends.open import BACKENDS
+from runtime.backends.triton import SCHEME, served_address
 from runtime.console import extras, signals, terminal
 from runtime.console.startup import exit_code
 from runtime.console.terminal import printable, unexpected
@@ -40,6 +42,11 @@ class _Formatter(terminal.LineFormatter):
 
     def format(self, record: logging.LogRecord) -> str:
         return _as_called(super().format(record))
+
+
+def log_command(logger: logging.Logger, level: int, text: str, command: Sequence[str]) -> None:
+    """Logs a command for people to type; each word is an argument of its own, so that the formatter does not cut the whole."""
+    logger.log(level, text + " %s" * len(command), *map(shlex.quote, command))
 
 
 def run(main: Callable[[], int]) -> NoReturn:
@@ -156,9 +163,19 @@ def parser(module: str, description: str, example: str) -> argparse.ArgumentPars
     return made
 
 
-def add_model(parser: argparse.ArgumentParser, made_with: str = "python -m export.onnx") -> None:
-    """Adds `--engine` and `--backend`, the arguments of `open_backend`, to a command that runs an exported model."""
-    parser.add_argument("--engine", required=True, help=f"the model: an .onnx file made by {made_with}")
+def add_model(parser: argparse.ArgumentParser, made_with: str = "python -m export.onnx", *, served: bool = True) -> None:
+    """Adds `--engine` and `--backend`, the arguments of `open_backend`, to a command that runs an exported model.
+
+    Args:
+        parser: of the command.
+        made_with: the command that makes the model.
+        served: whether the model may run on a Triton server.
+    """
+    text = f"the model: an .onnx file made by {made_with}, or an .engine"
+    if served:
+        parser.add_argument("--engine", required=True, help=f"{text}, or {SCHEME}host:port/model of a Triton server")
+    else:
+        parser.add_argument("--engine", required=True, type=model_file, help=text)
     parser.add_argument(
         "--backend",
         choices=BACKENDS,
@@ -179,9 +196,16 @@ def add_conf(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--conf",
         type=probability,
-        help="lowest score shown (default: the model's operating threshold, see the option --store of runtime.evaluate; 0.25"
-        " if it has none)",
+        help="lowest score shown (default: the model's operating threshold, see the option --store of"
+        " python -m runtime.evaluate; 0.25 if it has none)",
     )
+
+
+def model_file(text: str) -> Path:
+    """Parses the path of a model file, for a command that needs the file itself."""
+    if served_address(text) is not None:
+        raise argparse.ArgumentTypeError(f"expected a model's file, got {text}; give the file that is served there")
+    return Path(text)
 
 
 def check_suffix(output: Path, suffix: str, option: str = "--output") -> None:

@@ -8,9 +8,9 @@ from typing import Any, Optional
 
 from runtime import cli
 from runtime.backends.open import open_backend
-from runtime.backends.triton import SCHEME
+from runtime.backends.triton import served_address
 from runtime.detector import Detector, default_score_threshold
-from runtime.files import sha256
+from runtime.files import PathLike, sha256
 from runtime.results.classes import parse_classes
 from runtime.spec import ModelSpec
 from runtime.streaming.statistics import RunStatistics
@@ -24,7 +24,7 @@ class DetectorOptions:
     """What a `Detector` is opened with.
 
     Attributes:
-        engine: path of the model file.
+        engine: path of the model file, or address of a served model.
         backend: see `open_backend`.
         conf: lowest score, in [0, 1]; None for the model's own.
         iou: threshold of NMS, in (0, 1]; None for the model's own.
@@ -32,7 +32,7 @@ class DetectorOptions:
         classes: names or ids of the only classes that are detected, separated by commas; None for all.
     """
 
-    engine: str
+    engine: PathLike
     backend: str = "auto"
     conf: Optional[float] = None
     iou: Optional[float] = None
@@ -71,8 +71,9 @@ class DetectorOptions:
 
     def settings(self, spec: ModelSpec) -> dict[str, Any]:
         """Returns what decides the results, so that a run which is resumed goes on with the same."""
+        address = served_address(self.engine)
         return {
-            "model": f"{self.engine} {spec.source_sha256}" if self.engine.startswith(SCHEME) else sha256(self.engine),
+            "model": sha256(self.engine) if address is None else f"{address} {spec.source_sha256}",
             "score threshold": default_score_threshold(spec) if self.conf is None else self.conf,
             "IoU threshold": spec.nms_threshold if self.iou is None else self.iou,
             "max detections": self.max_detections,

@@ -28,7 +28,7 @@ def parse(arguments: Optional[list[str]] = None) -> argparse.Namespace:
         "Serve a model over HTTP: POST an image to /detect, or open the page at / in a browser.",
         "python -m runtime.serve --engine model.onnx\n  curl --data-binary @street.jpg http://127.0.0.1:8000/detect",
     )
-    cli.add_model(parser)
+    cli.add_model(parser, served=False)
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1, this machine alone)")
     parser.add_argument("--port", type=cli.count, default=8000, help="0 takes a free one (default: 8000)")
     parser.add_argument(

@@ -6,7 +6,6 @@ import argparse
 import logging
 import math
 import os
-import shlex
 from pathlib import Path
 
 from runtime import cli
@@ -219,8 +218,8 @@ def _train(options: argparse.Namespace, world: World) -> Path:
         return train(config, run, resume, world)
     except KeyboardInterrupt:
         launcher = ["torchrun", "--nproc-per-node", os.environ.get("LOCAL_WORLD_SIZE", "1")] if world.size > 1 else ["python"]
-        command = shlex.join([*launcher, "-m", "train", *data_options.to_arguments(options), "--resume", str(folder)])
-        log.warning("stopped; continue with: %s", command)
+        command = [*launcher, "-m", "train", *data_options.to_arguments(options), "--resume", str(folder)]
+        cli.log_command(log, logging.WARNING, "stopped; continue with:", command)
         raise
 
 

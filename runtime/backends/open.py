@@ -9,7 +9,7 @@ from typing import Optional
 from runtime.backends.base import Backend
 from runtime.backends.gpu import find_gpu
 from runtime.backends.onnx_base import OnnxBackend
-from runtime.backends.triton import SCHEME, TritonBackend
+from runtime.backends.triton import TritonBackend, served_address
 from runtime.components import is_installed, load
 from runtime.errors import InputError
 from runtime.files import PathLike
@@ -37,10 +37,11 @@ def open_backend(path: PathLike, backend: str = "auto", threads: Optional[int] =
     file = Path(path)
     if backend not in BACKENDS:
         raise InputError(f"backend: expected one of {', '.join(BACKENDS)}, got {backend!r}")
-    if str(path).startswith(SCHEME):
+    address = served_address(path)
+    if address is not None:
         if backend != "auto":
-            raise InputError(f"{path}: a served model runs on its server; leave out --backend {backend}")
-        return TritonBackend(str(path))
+            raise InputError(f"{address}: a served model runs on its server; leave out --backend {backend}")
+        return TritonBackend(address)
     if not file.is_file():
         raise InputError(f"{file}: no such model file")
     if file.suffix == ".onnx":

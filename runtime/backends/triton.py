@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import threading
 from collections.abc import Sequence
@@ -18,6 +19,7 @@ from runtime.backends.signature import INPUT_NAME
 from runtime.components import load
 from runtime.console.terminal import printable
 from runtime.errors import InputError, ModelError
+from runtime.files import PathLike
 from runtime.spec import ModelSpec
 
 SCHEME = "triton://"
@@ -28,6 +30,13 @@ SPEC_PARAMETER = "yolov3_asff_spec"
 _ADDRESS = re.compile(r"triton://(?P<server>[^/?#@\s]+:\d+)/(?P<model>[^/?#\s]+)(?:/(?P<version>\d+))?/?")
 _TYPES = {"float32": "FP32", "uint8": "UINT8"}
 _TIMEOUT = 60.0  # seconds for a connection, and for an answer
+
+
+def served_address(model: PathLike) -> Optional[str]:
+    """Returns the address of a served model; None for a file."""
+    text = os.fspath(model)
+    start = SCHEME[:-1]  # a `Path` of the address has lost a slash
+    return SCHEME + text[len(start) :].lstrip("/") if text.startswith(start) else None
 
 
 class TritonBackend:

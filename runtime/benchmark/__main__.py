@@ -42,7 +42,7 @@ def parse(arguments: Optional[list[str]] = None) -> argparse.Namespace:
         "python -m runtime.benchmark --engine model.int8.onnx --compare model.onnx --batch 1,8,32 --plot times.png",
     )
     cli.add_model(parser)
-    parser.add_argument("--compare", metavar="OTHER", help="a second model to alternate with; may be the same file")
+    parser.add_argument("--compare", metavar="OTHER", help="a second model to alternate with; may be the same")
     parser.add_argument("--compare-backend", choices=BACKENDS, default="auto", help="what runs the second model")
     parser.add_argument("--batch", type=_batches, default=(1,), metavar="N,N,…", help="batch sizes (default: 1)")
     parser.add_argument("--source", help="an image, folder or glob pattern (default: made-up images of 640x480)")
@@ -83,7 +83,7 @@ class _Model:
     """An opened model, the backend that was asked for, and the requested batch sizes that it takes."""
 
     letter: str
-    file: Path
+    file: str
     asked: str
     backend: Backend
     detector: Detector
@@ -98,9 +98,9 @@ def measure(options: argparse.Namespace) -> Report:
     """
     here = machine.describe()  # before we are the load
     with contextlib.ExitStack() as opened:
-        models = [_open(opened, "A", Path(options.engine), options.backend, options)]
+        models = [_open(opened, "A", options.engine, options.backend, options)]
         if options.compare:
-            models.append(_open(opened, "B", Path(options.compare), options.compare_backend, options))
+            models.append(_open(opened, "B", options.compare, options.compare_backend, options))
         files, images = opened.enter_context(open_images(options.source))
         rows, comparisons, loads = [], [], []
         clocks = opened.enter_context(watched())
@@ -124,7 +124,7 @@ def _under_load(model: _Model, batch: int, options: argparse.Namespace) -> Load:
     return under_load(model.letter, model.backend, images, options.threads, options.repeats)
 
 
-def _open(opened: contextlib.ExitStack, letter: str, file: Path, asked: str, options: argparse.Namespace) -> _Model:
+def _open(opened: contextlib.ExitStack, letter: str, file: str, asked: str, options: argparse.Namespace) -> _Model:
     backend = opened.enter_context(open_backend(file, asked))
     if isinstance(backend, TimedBackend):
         backend.compile_at_once()  # else kernels get better while they are timed
@@ -151,7 +151,7 @@ def _interleave(
 
 def _facts(model: _Model, found: Optional[Footprint]) -> ModelFacts:
     spec = model.backend.spec
-    return ModelFacts(model.letter, str(model.file), spec.name, spec.precision, spec.input_size, model.backend.title, found)
+    return ModelFacts(model.letter, model.file, spec.name, spec.precision, spec.input_size, model.backend.title, found)
 
 
 if __name__ == "__main__":

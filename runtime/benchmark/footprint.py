@@ -16,7 +16,9 @@ import numpy as np
 
 from runtime.backends.gpu import memory_used
 from runtime.backends.open import open_backend
+from runtime.backends.triton import served_address
 from runtime.detector import Detector
+from runtime.files import PathLike
 from runtime.ops.preprocess import preprocess
 
 log = logging.getLogger(__name__)
@@ -50,8 +52,10 @@ class Footprint:
     gpu: Optional[float]
 
 
-def measure(engine: Path, backend: str, batches: Sequence[int]) -> Optional[Footprint]:
+def measure(engine: PathLike, backend: str, batches: Sequence[int]) -> Optional[Footprint]:
     """Opens a model in a new process and detects in a batch of each size; None where that cannot be done."""
+    if served_address(engine) is not None:
+        return None  # what it takes is taken on its server
     command = [sys.executable, "-c", _CHILD, json.dumps([_ROOT, *sys.path]), str(engine), backend, *map(str, batches)]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
@@ -61,7 +65,7 @@ def measure(engine: Path, backend: str, batches: Sequence[int]) -> Optional[Foot
     return Footprint(**{**found, "peaks": {int(batch): value for batch, value in found["peaks"].items()}})
 
 
-def take(engine: Path, backend: str, batches: Sequence[int]) -> Footprint:
+def take(engine: PathLike, backend: str, batches: Sequence[int]) -> Footprint:
     """Does what `measure` does, but in this process."""
     before, gpu_before = peak(), memory_used()
     start, peaks = time.perf_counter(), {}
@@ -95,5 +99,5 @@ def peak() -> float:
 def main() -> int:
     """Prints the footprint as JSON on stdout; this is what the new process runs."""
     engine, backend, *batches = sys.argv[1:]
-    print(json.dumps(asdict(take(Path(engine), backend, list(map(int, batches))))))
+    print(json.dumps(asdict(take(engine, backend, list(map(int, batches))))))
     return 0

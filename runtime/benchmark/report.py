@@ -25,7 +25,7 @@ class ModelFacts:
 
     Attributes:
         letter: `A` or `B`.
-        file: its path.
+        file: its path, or address.
         name: of the model.
         precision: `fp32`, `fp16` or `int8`.
         input_size: (height, width) in pixels.

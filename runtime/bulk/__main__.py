@@ -33,7 +33,7 @@ def parse(arguments: Optional[list[str]] = None) -> argparse.Namespace:
         "stopped, however it was stopped. Every image gets one row; those that cannot be used say why in the column `error`.",
         "python -m runtime.bulk --engine model.onnx --source photos/ --output found/ --workers 4",
     )
-    cli.add_model(parser)
+    cli.add_model(parser, served=False)
     parser.add_argument(
         "--source",
         required=True,
@@ -90,7 +90,7 @@ def _make(job: Job, missing: list[int], earlier: Counts, options: argparse.Names
     """Makes the missing shards, under a progress bar."""
     gpus = options.gpus
     if gpus is None:
-        gpus = float(options.backend in _ON_GPU or job.chosen.engine.endswith(".engine"))
+        gpus = float(options.backend in _ON_GPU or Path(job.chosen.engine).suffix == ".engine")
     new = Counts()
     with connected(options.address, job.folder, options.workers) as ray:
         pool = choose_pool(ray, options.workers, gpus)

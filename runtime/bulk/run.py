@@ -13,7 +13,6 @@ from typing import Any, Optional
 
 from runtime.backends.open import open_backend
 from runtime.backends.tensorrt.engine_info import read_engine_info
-from runtime.backends.triton import SCHEME
 from runtime.bulk.attempts import FOLDER
 from runtime.bulk.plan import Images, Plan, find_images, open_plan, write_plan
 from runtime.bulk.shards import shard_path
@@ -44,8 +43,6 @@ def open_job(folder: Path, source: str, chosen: DetectorOptions, *, shard_size: 
     Raises:
         InputError: the source has no images, or the folder holds a run with other settings, or other files.
     """
-    if chosen.engine.startswith(SCHEME):
-        raise InputError(f"{chosen.engine}: expected a model file; a served model is run by runtime.detect")
     spec = read_spec(chosen)
     images = find_images(source, leave_out=folder)
     decisive = {**chosen.settings(spec), "backend": chosen.backend, "images per shard": shard_size}
@@ -113,7 +110,7 @@ def _read(path: Path) -> dict[str, Any]:
             }
     except (KeyError, TypeError, ValueError):
         pass
-    raise InputError(f"{path}: not of this version of runtime.bulk; choose another --output")
+    raise InputError(f"{path}: not of this version of python -m runtime.bulk; choose another --output")
 
 
 def _check(folder: Path, earlier: Mapping[str, Any], settings: Mapping[str, Any]) -> None:

@@ -91,18 +91,6 @@ class GroundTruth:
             self.image_ids[chosen], self.class_ids[chosen], self.boxes[chosen], self.areas[chosen], self.crowd[chosen]
         )
 
-    @classmethod
-    def from_records(cls, records: Sequence[Mapping[str, Any]]) -> GroundTruth:
-        """Reads annotation records as `Dataset.annotations` has them."""
-        boxes = np.array([item["bbox"] for item in records], np.float64).reshape(-1, 4)
-        return cls(
-            np.array([item["image_id"] for item in records], np.int64),
-            np.array([item["category_id"] for item in records], np.int64) - 1,
-            boxes,
-            np.array([item.get("area", item["bbox"][2] * item["bbox"][3]) for item in records], np.float64),
-            np.array([item.get("iscrowd", 0) for item in records], np.bool_),
-        )
-
 
 @dataclass(frozen=True, eq=False)
 class Dataset:

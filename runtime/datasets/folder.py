@@ -12,6 +12,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Optional
 
 from runtime import files
+from runtime.console.terminal import printable
 from runtime.errors import InputError
 from runtime.files import PathLike
 from runtime.media.kinds import IMAGE_SUFFIXES
@@ -19,7 +20,7 @@ from runtime.media.kinds import IMAGE_SUFFIXES
 LARGEST_ANNOTATIONS = 4 << 30
 """Most bytes that are read of one file of annotations: ten times those of COCO."""
 _DRIVE = re.compile(r"[A-Za-z]:/")
-_BREAKS = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+_LONGEST = 120  # characters of a quoted text
 _LINKS = "a symbolic link that leads out of the dataset's folder; read it with --follow-links if you trust it"
 
 
@@ -225,9 +226,8 @@ def _is_inside(path: str, folder: str) -> bool:
 
 
 def shorten(text: str) -> str:
-    """Escapes what would break the line in a text that a message quotes, and cuts the text."""
-    text = _BREAKS.sub(lambda found: repr(found.group())[1:-1], text[:120])
-    return text if len(text) < 120 else f"{text[:117]}..."
+    """Returns a text as a message quotes it; see `printable`."""
+    return printable(text, _LONGEST)
 
 
 def describe(root: Path) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Optional
 
 from runtime.backends.onnx_metadata import replace_metadata
+from runtime.backends.triton import served_address
 from runtime.errors import InputError, ModelError
 from runtime.evaluation.operating_point import Curve
 from runtime.files import LARGEST_MODEL, PathLike, atomic_write, check_writable, read_bytes, sha256
@@ -25,9 +26,12 @@ def check_storable(file: PathLike) -> None:
     """Proves before long work that a threshold can be stored in an exported file.
 
     Raises:
+        InputError: it is a served model, whose file is elsewhere.
         ModelError: the manifest beside it cannot be read, or describes another file.
         OutputError: its folder cannot be written to.
     """
+    if served_address(file) is not None:
+        raise InputError(f"{file}: a threshold is stored in a model's file; give the file, and serve it again")
     check_writable(file)
     _own_manifest(Path(file))
 

@@ -91,7 +91,7 @@ def find_files(source: str, *, recursive: bool = False, leave_out: Optional[Path
     elif path.is_file():
         files = listed_files(source, read_list(path), path.parent) if is_list(path) else [path]
     elif is_live(source):
-        raise InputError(f"{live_title(source)}: expected files; cameras and streams are read by runtime.detect alone")
+        raise InputError(f"{live_title(source)}: expected files; only python -m runtime.detect reads cameras and streams")
     else:
         files = sorted(Path(item) for item in glob.glob(source, recursive=True) if os.path.isfile(item))
         if not files:

@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 
 from calibration.images import MIN_SEARCH, choose_apart, find_shared, group_copies, range_image_count
-from runtime.datasets.dataset import Dataset, GroundTruth, LabeledImage
+from runtime.datasets.dataset import Dataset, LabeledImage
 from runtime.errors import InputError
 from runtime.files import sha256
 from runtime.media.image import write_image
+from tests.support.ground_truth import truth_of
 
 COUNT = 90
 Made = Callable[..., Dataset]
@@ -37,7 +38,7 @@ def make(tmp_path: Path) -> Made:
                 path.write_bytes(b"no image")
             entries.append(LabeledImage(index, path, 8, 8, *OBJECT))
         annotations = [{"image_id": index, "category_id": 1, "bbox": [0, 0, 4, 4]} for index in range(count)]
-        return Dataset(tmp_path, "train", ("cat",), tuple(entries), GroundTruth.from_records(annotations))
+        return Dataset(tmp_path, "train", ("cat",), tuple(entries), truth_of(annotations))
 
     return build
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -14,13 +15,20 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from calibration.__main__ import main as calibrate
+from export.deepstream import main as deepstream
+from export.engine import main as build_engine
 from export.triton import main
-from runtime import detect
+from export.verify import main as verify
+from runtime import detect, evaluate
 from runtime.backends.open import open_backend
+from runtime.benchmark.__main__ import main as benchmark
+from runtime.bulk.__main__ import main as bulk
 from runtime.detector import Detector
 from runtime.errors import InputError, ModelError
 from runtime.manifest import Origin, find_changes, read_manifest, write_manifest
 from runtime.media.image import write_image
+from runtime.serve import main as serve_command
 from runtime.spec import ModelSpec
 from tests.support.detect_command import Command, one_error, white
 from tests.support.engine_manifests import FACTS
@@ -113,6 +121,12 @@ def test_a_served_model_finds_the_same(kind: str, batch: int | None, build: Any,
         with serve(folder / "1" / "model.onnx", as_json(config)) as (address, _):
             given = ("--engine", address, "--source", tmp_path / "a.png", "--output", tmp_path, "--save", "csv")
             assert command(detect.main, *given)[0] == 0
+            given = ("--engine", address, "--compare", Path(address), "--batch", batch or 1, "--repeats", 1, "--warm-up", 0)
+            code, out, err = command(benchmark, *given, "--json")
+            assert (code, err) == (0, "") and len(json.loads(out)["comparisons"]) == 1
+            assert json.loads(out)["models"][0]["file"] == address
+            code, _, err = command(evaluate.main, "--engine", address, "--data", "absent", "--store")
+            assert code == 2 and f"{address}: a threshold is stored in a model's file" in one_error(err)
         assert len((tmp_path / "detections.csv").read_text().splitlines()) == 2
     assert [len(item) > 0 for item in found] == [True, False, True, True, True, True]
 
@@ -131,6 +145,23 @@ def test_refused(
 ) -> None:
     code, _, err = command(main, "--engine", build("square", batch), "--output", tmp_path / "repository", *options)
     assert code == 2 and message in one_error(err) and not (tmp_path / "repository").exists()
+
+
+@pytest.mark.parametrize(
+    ("run", "arguments"),
+    [
+        (main, ("--output", "r", "--engine")),
+        (deepstream, ("--output", "d", "--engine")),
+        (serve_command, ("--engine",)),
+        (bulk, ("--source", "s", "--output", "o", "--engine")),
+        (calibrate, ("--data", "d", "--output", "o", "--onnx")),
+        (build_engine, ("--onnx",)),
+        (verify, ("--weights", "w", "--data", "d")),
+    ],
+)
+def test_commands_that_need_the_file(run: Callable[..., int], arguments: tuple[str, ...], command: Command) -> None:
+    code, _, err = command(run, *arguments, "triton://host:8000/m")
+    assert code == 2 and "expected a model's file, got triton://host:8000/m; give the file" in one_error(err)
 
 
 def test_a_model_that_is_there_stays(build: Any, command: Command, tmp_path: Path) -> None:

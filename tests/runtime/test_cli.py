@@ -178,3 +178,11 @@ def test_messages_name_commands_as_the_user_calls_them(
     assert end(raising(InputError(text))) == 2
     assert capsys.readouterr().err == f"error: {shown}\n"
     assert cli._Formatter("%(message)s").format(logging.makeLogRecord({"msg": text})) == shown
+
+
+def test_a_long_command_is_logged_whole(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    monkeypatch.setattr(cli, "PROGRAMS", {"export.verify": "asff verify"})
+    names = [f"{index}/{'a' * 200}" for index in range(9)]
+    cli.log_command(logging.getLogger(), logging.WARNING, "+", ["python", "-m", "export.verify", "a file\n", *names])
+    shown = cli._Formatter("%(message)s").format(caplog.records[0])
+    assert shown == f"+ asff verify 'a file\\n' {' '.join(names)}"

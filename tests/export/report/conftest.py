@@ -11,10 +11,11 @@ from calibration.budget import FAILED, PASSED
 from export.accuracy.gate import NOT_RUN, Outcome, Verification
 from export.accuracy.limits import Limits
 from export.report import write_report
-from runtime.datasets.dataset import Dataset, GroundTruth, LabeledImage
+from runtime.datasets.dataset import Dataset, LabeledImage
 from runtime.manifest import Origin, write_manifest
 from runtime.media.image import write_image
 from runtime.spec import ModelSpec
+from tests.support.ground_truth import truth_of
 from tests.support.report_pages import (
     BAD,
     CALIBRATION,
@@ -39,7 +40,7 @@ def found(tmp_path: Path) -> Verification:
             write_image(path, rng.integers(0, 256, (90, 160, 3), dtype=np.uint8))
         entries.append(LabeledImage(index, path, 160, 90, boxes, np.array([0, 1]), np.array([False, True])))
     spec = ModelSpec("tiny", ("cat", NASTY, "unseen"), (64, 64), (((9.0, 9.0),),) * 3, source_sha256="0" * 64)
-    dataset = Dataset(tmp_path, "val", spec.class_names, tuple(entries), GroundTruth.from_records([]))
+    dataset = Dataset(tmp_path, "val", spec.class_names, tuple(entries), truth_of([]))
     before = [detection(0, 10, 0.9), detection(1, 10, 0.8), detection(1, 80, 0.7, 2), detection(1, 60, 0.1)]
     after = [detection(0, 11, 0.9), detection(1, 10, 0.6), detection(1, 100, 0.5)]
     outcomes = []

@@ -90,7 +90,7 @@ def test_two_models_see_the_same_images_in_turns(
     report = json.loads(out)
     assert [model["letter"] for model in report["models"]] == ["A", "B"]
     assert [comparison["batch"] for comparison in report["comparisons"]] == [3]
-    assert footprints == [(tiny_onnx, "auto", (3,)), (tiny_onnx, "onnxruntime", (3,))]
+    assert footprints == [(str(tiny_onnx), "auto", (3,)), (str(tiny_onnx), "onnxruntime", (3,))]
     rounds = [
         ["0.jpg", "1.jpg", "2.jpg"],
         ["3.jpg", "4.jpg", "5.jpg"],

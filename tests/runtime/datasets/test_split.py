@@ -9,11 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from runtime.datasets.dataset import Dataset, GroundTruth, LabeledImage, MadeSplit
+from runtime.datasets.dataset import Dataset, LabeledImage, MadeSplit
 from runtime.datasets.open import open_dataset, undivided
 from runtime.datasets.split import divide, names_of
 from runtime.datasets.summary import class_counts, require_objects, summarize
 from runtime.errors import InputError
+from tests.support.ground_truth import truth_of
 from tests.support.layouts import make_single
 
 
@@ -27,7 +28,7 @@ def made_up(root: Path, classes: list[list[int]], names: list[str] | None = None
         ids = np.array(found, np.int64)
         images.append(LabeledImage(index + 1, path, 8, 8, boxes, ids, np.zeros(len(found), np.bool_)))
         records += [{"image_id": index + 1, "category_id": 1 + class_id, "bbox": [0, 0, 4, 4]} for class_id in found]
-    return Dataset(root, "all", ("a", "b", "c"), tuple(images), GroundTruth.from_records(records))
+    return Dataset(root, "all", ("a", "b", "c"), tuple(images), truth_of(records))
 
 
 @pytest.mark.parametrize("share", [0.05, 0.2, 0.5, 0.9])

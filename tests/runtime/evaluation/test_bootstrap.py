@@ -10,11 +10,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from runtime.datasets.dataset import Dataset, GroundTruth
+from runtime.datasets.dataset import Dataset
 from runtime.datasets.open import open_dataset
 from runtime.evaluation import matching
 from runtime.evaluation.bootstrap import ApDelta, average_precision, compare, mean_ap, student_quantile
 from runtime.evaluation.matching import AREAS, Matches, read_matches, run_cocoeval
+from tests.support.ground_truth import truth_of
 
 IMAGES = 12
 Rng = np.random.Generator
@@ -76,7 +77,7 @@ def _repeated(dataset: Dataset, records: Records, counts: Any) -> tuple[Matches,
         **{
             **{name: getattr(dataset, name) for name in dataset.__dataclass_fields__},
             "images": [type(of[a])(**{**vars(of[a]), "image_id": b}) for a, b in copies],
-            "truth": GroundTruth.from_records(
+            "truth": truth_of(
                 [{**item, "image_id": b} for item in dataset.annotations for a, b in copies if item["image_id"] == a]
             ),
         }

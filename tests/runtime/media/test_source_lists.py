@@ -110,5 +110,5 @@ def test_an_image_that_is_called_a_list(tmp_path: Path) -> None:
 
 
 def test_streams_are_no_files() -> None:
-    with pytest.raises(InputError, match=r"^rtsp://host/x: expected files; cameras and streams are read by runtime\.detect"):
+    with pytest.raises(InputError, match=r"^rtsp://host/x: expected files; only python -m runtime\.detect reads cameras"):
         find_sources("rtsp://user:secret@host/x")
