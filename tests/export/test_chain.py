@@ -54,7 +54,10 @@ def run(exported: object, tmp_path: Path, caplog: pytest.LogCaptureFixture, monk
         write_image(data / "search2017" / path.name, image)
     shutil.copy(data / "annotations" / "instances_val2017.json", data / "annotations" / "instances_search2017.json")
     caplog.set_level(logging.INFO)
-    monkeypatch.setattr("calibration.images._MOST_RANGED", 1)  # image to search ranges by, for speed
+    quick = {"method": "minmax"}  # ranges by the values alone need no search
+    monkeypatch.setattr(
+        chain, "calibration_step", lambda request, data: calibration_step(dataclasses.replace(request, **quick), data)
+    )
 
     def call(*arguments: str) -> tuple[int, list[str]]:
         caplog.clear()
@@ -118,10 +121,6 @@ def test_weights_are_trained_on_where_the_budget_is_missed(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, judged: str, code: int, trained: list[str]
 ) -> None:
     monkeypatch.setattr("export.accuracy.verdict.judge", lambda *_: judged)
-    quick = {"method": "minmax", "images": 2}  # ranges by the values alone need no search
-    monkeypatch.setattr(
-        chain, "calibration_step", lambda request, data: calibration_step(dataclasses.replace(request, **quick), data)
-    )
     request = ("--precision", "int8", "--target", "cpu", "--recover", "qat")
     verify, names = "export.verify", ["fp32.onnx", "int8.onnx" if trained else "int8.calibrated.onnx"]
     assert run(*request) == (code, ["export.onnx", "calibration", verify, *trained, verify])
