@@ -175,6 +175,11 @@ def group_copies(dataset: Dataset, image_ids: Sequence[int]) -> NDArray[np.intp]
     return np.array([numbers.setdefault(key, len(numbers)) for key in keys], np.intp)
 
 
+def named(images: Sequence[CalibrationImage]) -> list[dict[str, str]]:
+    """Lists name and SHA-256 of the chosen images, for a manifest."""
+    return [{"name": image.entry.path.name, "sha256": image.sha256} for image in images]
+
+
 def digest(images: Sequence[CalibrationImage]) -> str:
     """Returns one SHA-256 of the chosen images' contents, in order."""
     return hashlib.sha256("".join(image.sha256 for image in images).encode()).hexdigest()

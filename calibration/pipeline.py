@@ -18,13 +18,14 @@ from calibration.budget import CONFIDENCE, PASSED, judge
 from calibration.cache import read_values, write_values
 from calibration.collect import cache_key, collect
 from calibration.graph import Graph
-from calibration.images import range_image_count
+from calibration.images import named, range_image_count
 from calibration.placement import place
 from calibration.quantize import quantize
 from calibration.range_search import search_ranges
 from calibration.ranges import DETECTIONS, METHODS, Histogram, Range, find_range
 from calibration.request import Request, inputs, open_data
 from calibration.sensitivity import LayerSensitivity, Outputs, cut_at_maps, rank_layers, smallest_set
+from calibration.writer import write_int8
 from runtime.backends.ort import OrtBackend
 from runtime.datasets.dataset import Dataset
 from runtime.detector import Detector
@@ -32,7 +33,6 @@ from runtime.errors import CheckFailed, InputError, ModelError
 from runtime.evaluation.bootstrap import Bounds, compare
 from runtime.evaluation.coco import Evaluation, evaluate, match_classes
 from runtime.files import sha256
-from runtime.manifest import Origin, atomic_pair, write_manifest
 from runtime.spec import ModelSpec
 
 log = logging.getLogger(__name__)
@@ -237,19 +237,12 @@ class _Work:
         spec = self.spec.replace(
             precision="int8", made_with=(*self.spec.made_with, f"calibration with onnx {onnx.__version__}")
         )
-        del model.metadata_props[:]
-        onnx.helper.set_model_props(model, dict(sorted(spec.to_metadata().items())))
-        onnx.checker.check_model(model, full_check=True)
         details = {
             **self.inputs,
             "calibration": self._details(ranges, result),
             "accuracy": _accuracy(result),
         }
-        with atomic_pair(request.output) as written:
-            onnx.save(model, str(written))
-            with OrtBackend(written):
-                pass  # opening it checks its signature against its spec
-            write_manifest(written, spec, [Origin.of("onnx", request.model, request.output)], details)
+        write_int8(model, spec, request.output, {"onnx": request.model}, details)
 
     def _details(self, ranges: dict[str, Range], result: Result) -> dict[str, Any]:
         placement = place(Graph(self.model), self.request.target, without=result.fp16_layers)
@@ -260,9 +253,9 @@ class _Work:
             "rest": self.request.float_precision,
             "seed": self.request.seed,
             "split": self.request.calibration_split,
-            "images": [{"name": image.entry.path.name, "sha256": image.sha256} for image in self.images],
+            "images": named(self.images),
             "search": _named(self.search) if self.search else None,
-            "ranges": {name: {"low": span.low, "high": span.high} for name, span in used.items()},
+            "ranges": {name: asdict(span) for name, span in used.items()},
             "histograms": {name: _summary(self.histograms[name], used[name]) for name in used},
             "float_layers": list(placement.float_layers),
             "half_layers": sorted(result.fp16_layers),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,9 +13,10 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from calibration.images import CalibrationImage, check_apart, choose_images, digest
+from calibration.images import CalibrationImage, check_apart, choose_images, digest, named
 from calibration.quantize import quantize
 from calibration.ranges import Range
+from calibration.writer import write_int8
 from export.onnx_export.tracer import TOOLS, write_onnx
 from export.recovery.quant_plan import read_quant_plan
 from runtime.backends.ort import OrtBackend
@@ -23,7 +24,7 @@ from runtime.datasets.dataset import MadeSplit
 from runtime.datasets.open import open_dataset
 from runtime.errors import InputError, ModelError
 from runtime.files import sha256
-from runtime.manifest import Origin, atomic_pair, manifest_path, read_manifest, write_manifest
+from runtime.manifest import manifest_path, read_manifest
 from runtime.spec import ModelSpec
 from train import checkpoint
 from train.model import YOLOv3
@@ -114,19 +115,10 @@ def recover(request: RecoverRequest) -> Finetuned:
         write_onnx(model, spec.replace(precision="fp32"), plain, batch=batch)
         result = quantize(onnx.load(str(plain)), ranges, details["target"], fp16=details["half_layers"], rest=details["rest"])
     spec = spec.replace(made_with=(*spec.made_with, f"recovery with {', '.join(TOOLS)}"))
-    del result.metadata_props[:]
-    onnx.helper.set_model_props(result, dict(sorted(spec.to_metadata().items())))
-    onnx.checker.check_model(result, full_check=True)
     own = inputs(request, images)
-    own["calibration"] = {**details, "ranges": {name: {"low": span.low, "high": span.high} for name, span in ranges.items()}}
-    own["recovery"]["images"] = [{"name": image.entry.path.name, "sha256": image.sha256} for image in images]
-    own["recovery"]["distances"] = learned.distances
-    origins = [Origin.of(role, path, request.output) for role, path in (("weights", request.weights), ("onnx", request.model))]
-    with atomic_pair(request.output) as written:
-        onnx.save(result, str(written))
-        with OrtBackend(written):
-            pass  # opening it checks its signature against its spec
-        write_manifest(written, spec, origins, own)
+    own["calibration"] = {**details, "ranges": {name: asdict(span) for name, span in ranges.items()}}
+    own["recovery"] |= {"images": named(images), "distances": learned.distances}
+    write_int8(result, spec, request.output, {"weights": request.weights, "onnx": request.model}, own)
     return learned
 
 
