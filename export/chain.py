@@ -25,7 +25,7 @@ from runtime.datasets.options import add_data_options, made_split, open_split
 from runtime.errors import InputError
 from runtime.files import output_folder, sha256
 from runtime.manifest import manifest_path, read_manifest
-from runtime.spec import PRECISIONS
+from runtime.spec import PRECISIONS, ModelSpec
 from train.weights import WEIGHTS_HELP, open_weights
 
 log = logging.getLogger("chain")
@@ -147,9 +147,8 @@ def engine_step(model: Path, output: Path, flavor: str) -> Step:
     return Step(engine.main, arguments, output, {"onnx": model}, details)
 
 
-def recover_step(options: argparse.Namespace, model: Path, output: Path) -> Step:
-    """Returns the step that trains the weights of an INT8 file on with its rounding."""
-    spec = open_weights(options.weights).spec
+def recover_step(options: argparse.Namespace, spec: ModelSpec, model: Path, output: Path) -> Step:
+    """Returns the step that trains the weights of an INT8 file on with its rounding; the spec is that of the weights."""
     request = RecoverRequest(
         weights=options.weights,
         model=model,
@@ -165,19 +164,22 @@ def recover_step(options: argparse.Namespace, model: Path, output: Path) -> Step
     return Step(recover.main, tuple(arguments), output, {"weights": options.weights, "onnx": model}, details)
 
 
-def plan(options: argparse.Namespace, engine_of: Callable[[str], Path]) -> list[Step]:
+def plan(options: argparse.Namespace, spec: ModelSpec, engines: Mapping[str, Path]) -> list[Step]:
     """Returns the steps from the weights to the ONNX file of one precision, which lies beside its engine.
 
     With `--recover` the last one calibrates without returning layers to FP16, to a file beside that of the precision.
+
+    Args:
+        options: of the command line.
+        spec: of the weights, with the input size of the files.
+        engines: by precision.
     """
-    spec = open_weights(options.weights).spec
-    size = options.size or spec.input_size
-    models = {name: engine_of(name).with_suffix(".onnx") for name in PRECISIONS}
+    models = {name: path.with_suffix(".onnx") for name, path in engines.items()}
 
     def export(precision: str, images: str | None = None) -> Step:
         return export_step(
             *(options.weights, models[precision], precision),
-            size=size,
+            size=spec.input_size,
             images=images,
             uint8_input=options.uint8_input,
             top_k=options.topk or 0,
@@ -246,20 +248,17 @@ def main(arguments: list[str] | None = None) -> int:
     folder = output_folder(options.output or options.weights.parent)
     spec = open_weights(options.weights).spec
     limits.check_classes(options.max_ap_drop, spec.class_names)
-    size = options.size or spec.input_size
-
-    def engine_of(precision: str) -> Path:
-        return folder / engine_name(spec.replace(precision=precision, input_size=size))
-
+    spec = spec.replace(input_size=options.size or spec.input_size)
+    engines = {name: folder / engine_name(spec.replace(precision=name)) for name in PRECISIONS}
     judged = ["--weights", str(options.weights), *data_options.to_arguments(options), "--split", options.split]
     judged += ["--output", str(folder), *limits.to_arguments(limits.read_limits(options))]
-    steps = plan(options, engine_of)
+    steps = plan(options, spec, engines)
     run_steps(steps)
     if options.recover and run_command(verify.main, [*judged, str(steps[-1].output)]):
-        steps.append(recover_step(options, steps.pop().output, engine_of("int8").with_suffix(".onnx")))
+        steps.append(recover_step(options, spec, steps.pop().output, engines["int8"].with_suffix(".onnx")))
         run_steps(steps[-1:])
     if options.target != "cpu":
-        steps.append(engine_step(steps[-1].output, engine_of(options.precision), options.target))
+        steps.append(engine_step(steps[-1].output, engines[options.precision], options.target))
         run_steps(steps[-1:])
     return run_command(verify.main, [*judged, *(str(step.output) for step in steps)])
 
