@@ -8,7 +8,6 @@ Example: `python -m benchmarks.fusion --data datasets/bccd --epochs 20 --seeds n
 from __future__ import annotations
 
 import argparse
-import csv
 import dataclasses
 import statistics
 from collections.abc import Sequence
@@ -20,8 +19,9 @@ from train.config import FUSIONS
 from train.loop import train
 from train.overrides import with_epochs, with_size
 from train.recipes import recipe
-from train.run.folder import find_checkpoint
+from train.run.folder import METRICS, find_checkpoint
 from train.run.options import RunOptions
+from train.run_log import read_metrics
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -60,16 +60,11 @@ def trained(given: argparse.Namespace, fusion: str, seed: int) -> float:
     if not _finished(folder, given.epochs):
         options = RunOptions(data=given.data, output=folder, device=given.device, workers=given.workers)
         train(config, options, find_checkpoint(folder))
-    return 100 * float(_rows(folder)[-1]["AP"])
-
-
-def _rows(folder: Path) -> list[dict[str, str]]:
-    path = folder / "metrics.csv"
-    return list(csv.DictReader(path.read_text().splitlines())) if path.exists() else []
+    return 100 * float(read_metrics(folder / METRICS)[-1]["AP"])
 
 
 def _finished(folder: Path, epochs: int) -> bool:
-    rows = _rows(folder)
+    rows = read_metrics(folder / METRICS)
     if len(rows) > epochs:
         raise InputError(f"{folder} holds a run of {len(rows)} epochs, expected at most {epochs}; use another --output")
     return len(rows) == epochs

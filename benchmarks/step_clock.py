@@ -12,6 +12,7 @@ import torch
 
 from train.data.epoch import SampleIndex
 from train.data.training_set import Batch
+from train.logs.data_wait import record_event
 from train.run.prepare import Run
 
 PARTS = ("data", "forward", "loss", "backward", "optimizer")
@@ -85,10 +86,7 @@ class StepClock:
         return StepTimes(steps, sum(seconds for at, seconds in self._waits if at >= start) / (end - start))
 
     def _mark(self, part: str) -> None:
-        event = None
-        if self._device.type == "cuda":
-            event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
-            event.record(torch.cuda.current_stream(self._device))
+        event = record_event(self._device)
         self._marks.append(_Mark(part, time.perf_counter(), event))
 
     def _marked(self, before: str, call: Any, after: str) -> Any:

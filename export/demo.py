@@ -28,6 +28,7 @@ from runtime.viz.annotate import draw
 from train.data.synthetic import make_synthetic
 from train.loop import train
 from train.recipes import recipe
+from train.run.folder import METRICS
 from train.run.options import RunOptions
 from train.run_log import read_metrics, tile
 
@@ -56,7 +57,7 @@ def run(folder: Path, *, train_images: int, val_images: int, epochs: int | None,
     config = config.replace(evaluate_every=config.epochs)
     log.info("2/5 training %s, %d epochs at %d px", config.recipe, config.epochs, config.size)
     train(config, RunOptions(data=data, output=output_folder(folder / "run")))
-    reached = float(read_metrics(folder / "run" / "metrics.csv")[-1]["AP50"])
+    reached = float(read_metrics(folder / "run" / METRICS)[-1]["AP50"])
     if reached < min_ap50:
         raise CheckFailed(f"the trained model reached AP50 {reached:.3f}, expected at least {min_ap50}; raise --epochs")
     log.info("3/5 exporting FP32, FP16, INT8 and a TensorRT engine")

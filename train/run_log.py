@@ -43,7 +43,7 @@ class RunLogger:
         self._tags = {name: f"{group}/{name}" for name, group in groups.items()} | class_tags(class_names)
         self._columns = ("epoch", "learning_rate", *losses, "AP", "AP50", "gradient_norm", *map(class_column, class_names))
         self._columns += FUSION_COLUMNS if fused else ()
-        self._board = _open_board(folder / BOARD, epoch + 1)
+        self._board = Board(folder / BOARD, epoch + 1)
 
     def write_table(self, rows: Sequence[dict[str, str]]) -> None:
         """Writes all rows of `metrics.csv`; a column without value stays empty."""
@@ -72,11 +72,7 @@ class RunLogger:
 
     def open_steps(self, done: int) -> Board:
         """Opens the run of TensorBoard that counts steps, of which some are done."""
-        return _open_board(self._folder / BOARD / "steps", done + 1)
-
-
-def _open_board(folder: Path, first: int) -> Board:
-    return Board(folder, first)
+        return Board(self._folder / BOARD / "steps", done + 1)
 
 
 def class_column(name: str) -> str:

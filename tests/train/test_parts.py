@@ -24,7 +24,7 @@ from train.run.step import Stepper
 
 @pytest.fixture(autouse=True)
 def without_tensorboard(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(run_log, "_open_board", lambda *_: MagicMock())
+    monkeypatch.setattr(run_log, "Board", lambda *_: MagicMock())
 
 
 @pytest.mark.parametrize("config", [tiny(), tiny(backbone="mobilenetv2"), tiny(detector="retinanet")])

@@ -42,12 +42,12 @@ def timed(items: Iterator[T], device: torch.device) -> Iterator[tuple[T, Wait]]:
             item = next(items)
         except StopIteration:
             return
-        host, begun = time.perf_counter() - start, _event(device)
+        host, begun = time.perf_counter() - start, record_event(device)
         yield item, Wait(host, (behind, begun) if behind and begun else None)
-        behind = _event(device)
+        behind = record_event(device)
 
 
-def _event(device: torch.device) -> torch.cuda.Event | None:
+def record_event(device: torch.device) -> torch.cuda.Event | None:
     """Records an event behind all that a GPU was given so far."""
     if device.type != "cuda":
         return None

@@ -43,9 +43,10 @@ def draw_validation(detector: Detector, threshold: float, dataset: Dataset) -> I
         colors = [_CROWD if crowd else class_color(k) for k, crowd in zip(truth.class_ids.tolist(), entry.crowd.tolist())]
         left = _fitted(image, truth, dataset.class_names, colors)
         right = _fitted(image, found, detector.spec.class_names)
+        said = f"{len(found)} detected, score >= {threshold:.2g}"
         if not len(found):
-            _announce(right, f"nothing above {threshold:.2g}")
-        said = f"{len(found)} detected, score >= {threshold:.2g}" if len(found) else f"nothing above {threshold:.2g}"
+            said = f"nothing above {threshold:.2g}"
+            _announce(right, said)
         labeled = f"{len(truth)} labeled: {entry.path.name}"
         pairs.append(beside([_headed(left, labeled), _headed(right, said)], gap=4))
     rows = [beside(pairs[start : start + _PAIRS], gap=2 * GAP) for start in range(0, len(pairs), _PAIRS)]

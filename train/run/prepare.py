@@ -28,7 +28,7 @@ from train.optim import build_optimizer
 from train.overrides import AUTO
 from train.precision import set_up
 from train.run.device import choose_device
-from train.run.folder import RunFolder
+from train.run.folder import METRICS, RunFolder
 from train.run.identity import code_hash, data_hashes
 from train.run.options import RunOptions
 from train.run.state import RunState
@@ -80,7 +80,7 @@ class Run:
             self.folder.begin(state)  # so that there is something to resume from at any moment
             save_made_split(path, self.training_set.dataset, self.val_data)
         elif state.epoch and not state.rows:  # an earlier version's checkpoint, which lacks them
-            state.rows = [row for row in read_metrics(path / "metrics.csv") if int(row["epoch"]) <= state.epoch]
+            state.rows = [row for row in read_metrics(path / METRICS) if int(row["epoch"]) <= state.epoch]
         has_weights = any(fusion.kind == "asff" for fusion in state.model.fusions())
         self.logger = RunLogger(path, state.epoch, state.losses, state.spec.class_names, has_weights)
         done = state.epoch * steps_per_epoch(len(self.feed), state.config.batch) + state.step
