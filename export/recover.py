@@ -23,7 +23,9 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         "python -m export.recover --weights best.pt --onnx int8.onnx --data datasets/mine --output recovered.int8.onnx",
     )
     parser.add_argument("--weights", type=Path, required=True, help=WEIGHTS_HELP)
-    parser.add_argument("--onnx", type=Path, required=True, help="INT8 file that python -m calibration made from them")
+    parser.add_argument(
+        "--onnx", type=cli.model_file, required=True, help="INT8 file that python -m calibration made from them"
+    )
     add_data_options(parser)
     parser.add_argument("--output", type=Path, required=True, help="the .onnx file to write")
     parser.add_argument("--images", type=cli.positive, help=f"images to train on (default: {DEFAULT_IMAGES}, or all)")
@@ -47,8 +49,10 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 
 def main(arguments: list[str] | None = None) -> int:
     given = parse(arguments)
-    check_writable(given.output)
-    check_writable(manifest_path(given.output))
+    cli.check_suffix(given.output, ".onnx")
+    cli.check_keeps(given.output, given.onnx, given.weights)
+    for path in (given.output, manifest_path(given.output)):
+        check_writable(path)
     options = {name: getattr(given, name) for name in FinetuneOptions.__dataclass_fields__}
     recover(
         RecoverRequest(

@@ -15,6 +15,7 @@ from calibration.__main__ import main as calibrate
 from calibration.graph import Graph
 from calibration.quantize import quantized_activation
 from export import onnx as export_onnx
+from export import recover as command
 from export.recovery.quant_plan import read_quant_plan
 from export.recovery.recover import RecoverRequest, recover
 from runtime.backends.ort import OrtBackend
@@ -115,3 +116,12 @@ def test_what_cannot_be_trained_is_refused(
     with pytest.raises(InputError, match="are trained on too"):
         recover(made.request())
     assert not made.output.exists()
+
+
+def test_the_file_that_it_starts_from_is_kept(made: Made) -> None:
+    before = made.model.read_bytes()
+    given = ["--weights", str(made.weights), "--onnx", str(made.model), "--data", str(made.data)]
+    for output, message in ((made.model, "would replace"), (made.model.with_suffix(".engine"), "ending in .onnx")):
+        with pytest.raises(InputError, match=message):
+            command.main([*given, "--output", str(output)])
+    assert made.model.read_bytes() == before
