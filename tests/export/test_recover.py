@@ -66,8 +66,8 @@ def scales(model: Path) -> dict[str, float]:
 
 
 def test_the_file_computes_what_was_trained(made: Made) -> None:
-    learned = recover(made.request())
-    assert learned.distances[-1] < learned.distances[0]
+    learned = recover(made.request(options=FinetuneOptions(epochs=8, batch=2, device="cpu")))
+    assert learned.distances[-1] < 0.9 * learned.distances[0]
     before, after = scales(made.model), scales(made.output)
     assert before.keys() == after.keys()
     assert any(abs(after[name] / before[name] - 1) > 1e-3 for name in before)

@@ -29,7 +29,7 @@ CENTERS = tuple((8.0 * 1.6**k, 8.0 * 1.6 ** ((k * 5) % 9)) for k in range(9))
 @pytest.fixture(autouse=True)
 def without_tensorboard(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its files take time, and nothing here looks at them."""
-    monkeypatch.setattr(run_log, "_open_board", lambda *_: MagicMock())
+    monkeypatch.setattr(run_log, "Board", lambda *_: MagicMock())
 
 
 @pytest.fixture

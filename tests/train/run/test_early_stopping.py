@@ -84,7 +84,7 @@ def test_what_does_not_count() -> None:
 
 
 def test_a_run_ends_and_resumes_exactly(coco_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(run_log, "_open_board", lambda *_: MagicMock())
+    monkeypatch.setattr(run_log, "Board", lambda *_: MagicMock())
     monkeypatch.setattr(early_stopping, "WORTH_HAVING", 101.0)  # so that every evaluation counts
     config = random_recipe(patience=2, epochs=9)
     train(config, run_options(coco_set, tmp_path / "whole"))

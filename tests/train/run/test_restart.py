@@ -44,7 +44,7 @@ class Killed(BaseException):
 def without_tensorboard() -> Iterator[None]:
     """Its files take time, and nothing here looks at them."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(run_log, "_open_board", lambda *_: MagicMock())
+        patch.setattr(run_log, "Board", lambda *_: MagicMock())
         yield
 
 
