@@ -7,14 +7,14 @@ import contextlib
 import hmac
 import json
 import re
-from collections.abc import AsyncIterator, Awaitable, Collection
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from typing import Any, Optional, TypeVar
 
 from fastapi import APIRouter, Depends, FastAPI, HTTPException, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
-from starlette.requests import ClientDisconnect, HTTPConnection
+from starlette.requests import ClientDisconnect
 
 from runtime.console.terminal import printable
 from runtime.detector import Detector, default_score_threshold
@@ -75,7 +75,7 @@ def create_app(
         exception_handlers={RefusedRequestError: _refused, RequestValidationError: _invalid},
     )
     app.include_router(_open_routes(server))
-    app.include_router(_guarded_routes(server), dependencies=[Depends(_Token(token))] if token is not None else [])
+    app.include_router(_guarded_routes(server), dependencies=[Depends(_token_check(token))] if token is not None else [])
     app.add_middleware(Guard, metrics=server.metrics, hosts=hosts)
     return app
 
@@ -89,18 +89,15 @@ def check_token(token: Optional[str]) -> None:
         )
 
 
-class _Token(HTTPBearer):
-    """Dependency of the routes that need the token."""
+def _token_check(token: str) -> Callable[..., Awaitable[None]]:
+    """Returns the dependency of the routes that need the token; a function, whose annotations FastAPI 0.115 resolves."""
+    bearer = Depends(HTTPBearer(auto_error=False, description="the token that the server was started with"))
 
-    def __init__(self, token: str) -> None:
-        super().__init__(auto_error=False, description="the token that the server was started with")
-        self._token = token
-
-    async def __call__(self, request: HTTPConnection) -> Optional[HTTPAuthorizationCredentials]:
-        given = await super().__call__(request)
-        if given is None or not hmac.compare_digest(given.credentials.encode(), self._token.encode()):
+    async def check(given: Optional[HTTPAuthorizationCredentials] = bearer) -> None:
+        if given is None or not hmac.compare_digest(given.credentials.encode(), token.encode()):
             raise HTTPException(401, "a token is needed: Authorization: Bearer TOKEN", {"WWW-Authenticate": "Bearer"})
-        return given
+
+    return check
 
 
 class _Server:
