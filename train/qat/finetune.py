@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from runtime.errors import CheckFailed, InputError
 from train.distributed import World
-from train.memory import is_out_of_memory
+from train.memory import is_out_of_memory, keep_freed_memory
 from train.model import DetectorModel
 from train.model.folding import fold_batch_norm, unfolded_weights
 from train.qat.fake_quant import FakeQuantization, learnable_scales
@@ -85,6 +85,8 @@ def finetune(
         CheckFailed: the loss is not finite.
     """
     device = choose_device(options.device, World())
+    if device.type == "cpu":
+        keep_freed_memory()
     teacher, student = model.to(device), fold_batch_norm(model).to(device)
     scales = learnable_scales(plan, device)
     rates = ((list(student.parameters()), options.learning_rate), (list(scales.values()), options.scale_rate))

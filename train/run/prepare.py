@@ -23,6 +23,7 @@ from train.data.splits import check_splits, open_splits, save_made_split
 from train.data.training_set import TrainingSet
 from train.distributed import World
 from train.logs.step_log import StepLog
+from train.memory import keep_freed_memory
 from train.model import build_model
 from train.optim import build_optimizer
 from train.overrides import AUTO
@@ -108,6 +109,8 @@ def prepare(config: TrainConfig, options: RunOptions, resume: Checkpoint | None,
     check_splits(spec, train_data, val_data)
     training_set = TrainingSet(train_data, spec, config.augment, config.seed, cache=options.cache, strict=options.strict)
     device = choose_device(options.device, world)
+    if device.type == "cpu":
+        keep_freed_memory()
     torch.manual_seed(config.seed)
     model = build_model(config.model, spec.num_classes, config.loss)
     if options.init and found:
