@@ -17,6 +17,7 @@ PASSED, FAILED, UNDECIDED = "passed", "failed", "undecided"
 
 _ROUNDING = 1e-9  # points of AP that float arithmetic may add to a loss of exactly the budget
 _POWER = 0.8  # chance that the number of images named for an undecided file does decide it
+_MOST_TIMES = 100  # as many images as there are: more is no advice
 
 
 def judge(bounds: Bounds, budget: float) -> str:
@@ -43,12 +44,12 @@ def images_to_decide(bounds: Bounds, budget: float, images: int) -> int | None:
         images: number of images that ΔAP was measured on.
 
     Returns:
-        The number in two digits; None if it is beyond a million: the loss is the budget, as far as can be seen.
+        The number in two digits; None beyond a hundred times `images`: the loss is the budget, as far as can be seen.
     """
     distance = abs(bounds.estimate + budget)
     needed = NormalDist().inv_cdf(bounds.confidence) + NormalDist().inv_cdf(_POWER)
     count = images * (needed * bounds.standard_error / distance) ** 2 if distance > _ROUNDING else math.inf
-    if count > 1_000_000:
+    if count > _MOST_TIMES * images:
         return None
     count = max(count, images + 1)
     step = int(10 ** max(0, len(str(math.ceil(count))) - 2))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
@@ -112,9 +113,12 @@ def _criterion(name: str, delta: ApDelta, class_name: str | None, budget: float,
 
 
 def describe(bounds: Bounds, budget: float, images: int) -> str:
-    """Says between which values ΔAP lies, and how many images would decide."""
+    """Says between which values ΔAP lies, and how many images would decide, or else which loss is not exceeded."""
     count = images_to_decide(bounds, budget, images)
-    remedy = f"about {count:,} images would decide it" if count else "no number of images would decide it"
+    if count:
+        remedy = f"about {count:,} images would decide it"
+    else:
+        remedy = f"too close to tell: what is shown is a loss of {math.ceil(-bounds.lower * 100) / 100:g} at most"
     span = f"ΔAP {bounds.estimate:+.2f} lies between {bounds.lower:+.2f} and {bounds.upper:+.2f}"
     return f"{span}, the budget is {budget:g}; {remedy}"
 

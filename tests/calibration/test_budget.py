@@ -49,6 +49,8 @@ def test_the_verdict_rests_on_the_bounds(lower: float, upper: float, budget: flo
         (-0.2, 0.03, 0.5, 100, 110),  # more than there are, since they did not decide
         (-0.5, 0.3, 0.5, 100, None),
         (-0.499, 0.3, 0.5, 100, None),
+        (-0.425, 0.3, 0.5, 100, 9900),
+        (-0.427, 0.3, 0.5, 100, None),  # more than a hundred times as many
     ],
 )
 def test_the_images_that_would_decide(estimate: float, error: float, budget: float, images: int, expected: int | None) -> None:

@@ -9,7 +9,8 @@ import pytest
 
 from calibration.budget import FAILED, PASSED, UNDECIDED
 from export.accuracy.limits import Budgets, Limits
-from export.accuracy.verdict import MIN_IMAGES, MIN_OBJECTS, assess, holm
+from export.accuracy.verdict import MIN_IMAGES, MIN_OBJECTS, assess, describe, holm
+from runtime.evaluation.bootstrap import Bounds
 from runtime.evaluation.matching import AREAS, ClassMatches, Matches
 
 CLASSES = ("cat", "dog")
@@ -49,6 +50,15 @@ def verdict(before: Matches, after: Matches, **budgets: object) -> dict[str, str
 def test_ap_over_all_classes(after: tuple[float, float], budget: float, expected: str) -> None:
     before = matches(50, 4, (0.9, 0.9))
     assert verdict(before, matches(50, 4, after), by_precision={"int8": budget}) == {"AP": expected}
+
+
+@pytest.mark.parametrize(
+    ("estimate", "remedy"),
+    [(-0.2, "about 620 images would decide it"), (-0.49, "too close to tell: what is shown is a loss of 0.99 at most")],
+)
+def test_the_remedy_is_one_that_can_be_had(estimate: float, remedy: str) -> None:
+    bounds = Bounds(estimate, 0.3, estimate - 0.494, estimate + 0.494, 0.95)
+    assert describe(bounds, 0.5, 100).endswith(f"the budget is 0.5; {remedy}")
 
 
 @pytest.mark.parametrize(("images", "objects"), [(MIN_IMAGES - 1, 9), (MIN_IMAGES, MIN_OBJECTS // MIN_IMAGES // 2)])
