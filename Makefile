@@ -135,7 +135,7 @@ bench: setup ## time MODEL= stage by stage; without MODEL= run benchmarks/ (DATA
 	$(SHOW) $(RUN) $(if $(call given,MODEL),runtime.benchmark --engine "$$model" $${SOURCE:+--source "$$SOURCE"},benchmarks $${DATA:+--data "$$DATA"}) "$${extra[@]}"
 
 test: setup ## all tests but the slow and the timed ones
-	$(SHOW) env OMP_NUM_THREADS=1 $(RUN) pytest -n auto --dist loadfile --timeout 900 "$${extra[@]}"
+	$(SHOW) env OMP_NUM_THREADS=1 $(RUN) pytest -n auto --dist loadfile --timeout 1800 "$${extra[@]}"
 
 test-runtime: ## the tests of runtime/ in an environment without torch and onnx
 	@test -d $(VENV)-runtime || { $(PYTHON) -m venv $(VENV)-runtime && $(VENV)-runtime/bin/pip install --disable-pip-version-check --quiet \
