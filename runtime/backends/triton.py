@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
-import threading
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
 from typing import Any, Optional
 from urllib.parse import quote
@@ -40,7 +41,9 @@ def served_address(model: PathLike) -> Optional[str]:
 
 
 class TritonBackend:
-    """Runs a model on a Triton server, that `python -m export.triton` made a repository for. Any thread may call `infer`.
+    """Runs a model on a Triton server, that `python -m export.triton` made a repository for.
+
+    Any thread may call `infer`; the server gets one request at a time.
 
     Args:
         address: `triton://host:port/model`, with `/version` behind it for another than the server's choice. The port is that
@@ -59,8 +62,16 @@ class TritonBackend:
         self._client = load("tritonclient.http", "triton")
         self._address, self._server = address, found["server"]
         self._model, self._version = quote(found["model"], safe=""), found["version"] or ""
-        self._own = threading.local()  # a client serves one thread alone
-        self._is_closed = False
+        # The client is bound to the thread that made it, where gevent keeps descriptors until it is told to end.
+        self._thread = ThreadPoolExecutor(1, "triton")
+        self._connection: Any = None
+        with contextlib.ExitStack() as stack:
+            stack.callback(self.close)
+            self._configure()
+            stack.pop_all()
+
+    def _configure(self) -> None:
+        """Reads what the server says of the model."""
         config = self._ask(lambda client: client.get_model_config(self._model, self._version), InputError)
         try:
             self._spec = ModelSpec.from_metadata(json.loads(config["parameters"][SPEC_PARAMETER]["string_value"]))
@@ -68,11 +79,11 @@ class TritonBackend:
             dims = tuple(int(side) for side in config["input"][0]["dims"])
         except (KeyError, TypeError, ValueError, IndexError) as error:
             raise ModelError(
-                f"{address}: its configuration has no model spec; make the repository with `python -m export.triton`"
+                f"{self._address}: its configuration has no model spec; make the repository with `python -m export.triton`"
             ) from error
         self._batch_size = None if self._max_batch else dims[0]
         if dims[0 if self._max_batch else 1 :] != self._spec.input_shape:
-            raise ModelError(f"{address}: takes images {list(dims)}, its spec says {list(self._spec.input_shape)}")
+            raise ModelError(f"{self._address}: takes images {list(dims)}, its spec says {list(self._spec.input_shape)}")
 
     @property
     def spec(self) -> ModelSpec:
@@ -108,33 +119,43 @@ class TritonBackend:
         return list(outputs)
 
     def _ask(self, question: Any, unreachable: type[InputError]) -> Any:
-        """Asks the server with this thread's client.
+        """Asks the server.
 
         Raises:
             ModelError: the server refuses, or the backend was closed.
             InputError: of the type `unreachable`, where the server does not answer.
         """
-        if self._is_closed:
-            raise ModelError("the model was closed; open it again")
-        client = getattr(self._own, "client", None)
-        if client is None:
-            options = {"connection_timeout": _TIMEOUT, "network_timeout": _TIMEOUT}
-            client = self._own.client = self._client.InferenceServerClient(self._server, **options)
         try:
-            return question(client)
+            answer = self._thread.submit(self._ask_here, question, unreachable)
+        except RuntimeError as error:
+            raise ModelError("the model was closed; open it again") from error
+        return answer.result()
+
+    def _ask_here(self, question: Any, unreachable: type[InputError]) -> Any:
+        """Asks the server on the client's thread."""
+        if self._connection is None:
+            options = {"connection_timeout": _TIMEOUT, "network_timeout": _TIMEOUT}
+            self._connection = self._client.InferenceServerClient(self._server, **options)
+        try:
+            return question(self._connection)
         except load("tritonclient.utils", "triton").InferenceServerException as error:
             raise ModelError(f"{self._address}: the server refuses ({printable(error, 300)})") from error
         except Exception as error:  # of sockets, gevent and HTTP, which have no common base
-            self._own.client = None  # whatever is left in its connection is of this question
+            self._connection = None  # whatever is left in it is of this question
             reason = printable(error, 200) or type(error).__name__
             raise unreachable(f"{self._address}: no Triton server answers by HTTP ({reason}); is it running there?") from error
 
+    def _leave(self) -> None:
+        """Ends the connection and what gevent holds for the client's thread."""
+        if self._connection is not None:
+            self._connection.close()
+        load("gevent", "triton").get_hub().destroy(destroy_loop=True)
+
     def close(self) -> None:
-        """Lets no more runs begin; connections end with their threads."""
-        self._is_closed = True
-        client, self._own.client = getattr(self._own, "client", None), None
-        if client is not None:
-            client.close()
+        """Lets no more runs begin; the connection ends with the last of them."""
+        with contextlib.suppress(RuntimeError):  # closed before
+            self._thread.submit(self._leave)
+        self._thread.shutdown(wait=False)
 
     def __enter__(self) -> TritonBackend:
         return self

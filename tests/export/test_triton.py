@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
@@ -38,6 +39,8 @@ model_config = pytest.importorskip("tritonclient.grpc.model_config_pb2")
 pytest.importorskip("tritonclient.http")
 text_format = pytest.importorskip("google.protobuf.text_format")
 json_format = pytest.importorskip("google.protobuf.json_format")
+
+DESCRIPTORS = Path("/proc/self/fd")
 
 
 def decoding(path: Path, spec: ModelSpec, batch: int | None) -> Path:
@@ -129,6 +132,31 @@ def test_a_served_model_finds_the_same(kind: str, batch: int | None, build: Any,
             assert code == 2 and f"{address}: a threshold is stored in a model's file" in one_error(err)
         assert len((tmp_path / "detections.csv").read_text().splitlines()) == 2
     assert [len(item) > 0 for item in found] == [True, False, True, True, True, True]
+
+
+@pytest.mark.skipif(not DESCRIPTORS.is_dir(), reason="this system does not list a process's descriptors")
+def test_neither_threads_nor_backends_leave_descriptors(build: Any, command: Command, tmp_path: Path) -> None:
+    def count() -> int:
+        return len(list(DESCRIPTORS.iterdir()))
+
+    assert command(main, "--engine", build("square"), "--output", tmp_path)[0] == 0
+    model = tmp_path / "m" / "1" / "model.onnx"
+    with serve(model, as_json(config_of(tmp_path / "m"))) as (address, _):
+        Detector(address).close()  # what libraries open once
+        before = count()
+        for _ in range(2):
+            with Detector(address) as remote:
+                remote(white())
+                opened = count()
+                for _ in range(3):
+                    assert len(list(remote.stream([white(), white()]))) == 2
+                assert count() <= opened
+        until = time.monotonic() + 10  # the server notices late that a client went
+        while count() > before and time.monotonic() < until:
+            time.sleep(0.02)
+        assert count() <= before
+        with pytest.raises(ModelError, match="closed; open it again"):
+            remote(white())
 
 
 @pytest.mark.parametrize(
