@@ -22,6 +22,7 @@ ENDING = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP")
 """Signals that ask a command to end: Ctrl-C, `kill` and a closed terminal."""
 
 
+_NEWER_PYTHON = (3, 10)  # what all packages but runtime are written for
 _AGAIN = 0.02  # seconds, by which the callback has returned
 
 
@@ -74,6 +75,9 @@ def _reporter() -> _ExceptHook:
             sys.__excepthook__(kind, error, trace)
         if isinstance(error, ModuleNotFoundError) and error.name:
             print(f"error: {extras.missing(error.name.partition('.')[0])}", file=sys.stderr)
+            sys.exit(MissingComponentError.exit_code)
+        if sys.version_info < _NEWER_PYTHON and isinstance(error, (SyntaxError, TypeError)):
+            print(f"error: this command needs Python 3.10 or newer, this is {sys.version.split()[0]}", file=sys.stderr)
             sys.exit(MissingComponentError.exit_code)
         print(unexpected(error), file=sys.stderr)
         sys.exit(UNEXPECTED)

@@ -58,6 +58,21 @@ def test_imports_that_fail(numpy: str, exit_code: int, line: str, tmp_path: Path
     assert process.returncode == exit_code
 
 
+def test_newer_python_than_there_is(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(startup, "_NEWER_PYTHON", (3, 99))
+    for error, code in ((TypeError("unexpected keyword argument 'kw_only'"), 3), (OSError("broken"), 4)):
+        with pytest.raises(SystemExit) as ended:
+            startup._reporter()(type(error), error, None)
+        assert ended.value.code == code
+    assert capsys.readouterr().err.startswith("error: this command needs Python 3.10 or newer, this is 3.")
+
+
+@pytest.mark.skipif(sys.version_info >= (3, 10), reason="this Python is new enough")
+def test_training_on_an_old_python() -> None:
+    found = subprocess.run([sys.executable, "-m", "train", "--help"], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert found.returncode == 3 and found.stderr.startswith("error: ") and found.stderr.count("\n") == 1
+
+
 def test_a_library_leaves_the_signals_alone() -> None:
     code = "import signal, sys\nhook, old = sys.excepthook, signal.getsignal(signal.SIGINT)\nimport runtime\n"
     code += "assert signal.getsignal(signal.SIGINT) is old and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL\n"
