@@ -14,7 +14,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from runtime import cli
-from runtime.errors import InputError
 from train.config import FUSIONS
 from train.loop import train
 from train.overrides import with_epochs, with_size
@@ -57,17 +56,9 @@ def trained(given: argparse.Namespace, fusion: str, seed: int) -> float:
     config = with_epochs(with_size(recipe(given.recipe), given.size), given.epochs)
     model = dataclasses.replace(config.model, fusion=fusion)
     config = config.replace(model=model, seed=seed, evaluate_every=given.epochs)
-    if not _finished(folder, given.epochs):
-        options = RunOptions(data=given.data, output=folder, device=given.device, workers=given.workers)
-        train(config, options, find_checkpoint(folder))
+    options = RunOptions(data=given.data, output=folder, device=given.device, workers=given.workers)
+    train(config, options, find_checkpoint(folder))
     return 100 * float(read_metrics(folder / METRICS)[-1]["AP"])
-
-
-def _finished(folder: Path, epochs: int) -> bool:
-    rows = read_metrics(folder / METRICS)
-    if len(rows) > epochs:
-        raise InputError(f"{folder} holds a run of {len(rows)} epochs, expected at most {epochs}; use another --output")
-    return len(rows) == epochs
 
 
 def row(fusion: str, found: Sequence[float]) -> str:

@@ -6,10 +6,10 @@ import argparse
 import logging
 import math
 import os
+import sys
 from pathlib import Path
 
 from runtime import cli
-from runtime.datasets import options as data_options
 from runtime.datasets.options import add_data_options, made_split
 from runtime.errors import InputError
 from runtime.spec import RESIZE_MODES
@@ -184,14 +184,18 @@ def main(arguments: list[str] | None = None) -> int:
     if options.data is None:
         raise InputError("no dataset given; add --data FOLDER")
     with joined(options.device) as world:
-        best = _train(options, world)
+        best = _train(options, world, sys.argv[1:] if arguments is None else arguments)
         if world.is_main:
             print(best)
     return 0
 
 
-def _train(options: argparse.Namespace, world: World) -> Path:
-    """Starts or continues a run as the options say; returns the path of its best checkpoint, or of a dry run's image."""
+def _train(options: argparse.Namespace, world: World, given: list[str]) -> Path:
+    """Starts or continues a run as the options say, as which `given` was read.
+
+    Returns:
+        The path of its best checkpoint, or of a dry run's image.
+    """
     folder, resume = world.from_main(lambda: _find_run(options))
     config = resume.config if resume and not _is_configured(options) else configure(options)
     intervals = dict(options.save_every)
@@ -218,7 +222,8 @@ def _train(options: argparse.Namespace, world: World) -> Path:
         return train(config, run, resume, world)
     except KeyboardInterrupt:
         launcher = ["torchrun", "--nproc-per-node", os.environ.get("LOCAL_WORLD_SIZE", "1")] if world.size > 1 else ["python"]
-        command = [*launcher, "-m", "train", *data_options.to_arguments(options), "--resume", str(folder)]
+        same = [argument for argument in given if argument != "--overwrite"]
+        command = [*launcher, "-m", "train", *same, *([] if options.resume else ["--resume"])]
         cli.log_command(log, logging.WARNING, "stopped; continue with:", command)
         raise
 
@@ -227,7 +232,8 @@ def _dry_run(config: TrainConfig, options: RunOptions, resume: Checkpoint | None
     """Says what a run would be; returns the image of its first batch."""
     if world.size > 1:
         raise InputError("--dry-run: expected one process; run it without torchrun")
-    image_path = options.output.with_name(f"{options.output.name}-first-batch.jpg")
+    folder = options.output.resolve()
+    image_path = folder.parent / f"{folder.name}-first-batch.jpg"
     for line in describe(prepare(config, options, resume, world), image_path):
         log.info("%s", line)
     log.info("nothing was trained; the same command without --dry-run starts it")
@@ -259,6 +265,10 @@ def _find_run(options: argparse.Namespace) -> tuple[Path, Checkpoint | None]:
     if given or options.overwrite:
         name = (*given, "overwrite")[0].replace("_", "-")
         raise InputError(f"--resume continues a run as it was begun; leave out --{name}")
+    if options.resume.is_file() and options.resume.name != LAST:
+        raise InputError(
+            f"{options.resume}: a run continues from its {LAST}; name its folder, or start a new run from this file with --init"
+        )
     folder = options.resume.parent if options.resume.is_file() else options.resume
     found = find_checkpoint(folder)
     if not found:

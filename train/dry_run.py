@@ -83,7 +83,8 @@ def describe(run: Run, image_path: Path) -> list[str]:
 
 def first_batch(run: Run, plan: Sequence[list[SampleIndex]]) -> Batch:
     """Reads the first images of an epoch's plan that this rank would train on, as many as the device takes at a time."""
-    shares = shared_batches(plan[run.state.step :], run.world.rank, run.world.size, run.step.parts)
+    left = plan[run.state.step :] or plan  # a run may continue with an evaluation
+    shares = shared_batches(left, run.world.rank, run.world.size, run.step.parts)
     with run.feed:
         return next(iter(run.feed.batches(shares[:1])))
 

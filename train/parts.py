@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
+from runtime.errors import InputError
 from train.config import TrainConfig
 from train.model import DetectorModel
 
@@ -25,6 +26,16 @@ def frozen_parts(config: TrainConfig, epoch: int) -> set[str]:
 def never_trained(config: TrainConfig) -> set[str]:
     """Returns the parts that stay as they are for the whole run."""
     return {part for part, epochs in config.freeze if not epochs or epochs >= config.epochs}
+
+
+def check_parts(model: DetectorModel, config: TrainConfig) -> None:
+    """Raises InputError where the configuration names parts that a model does not have, or leaves nothing to train."""
+    there = {part_of(name) for name, _ in model.named_parameters()}
+    for option, named in (("--freeze", dict(config.freeze)), ("--part-rates", dict(config.part_rates))):
+        if absent := sorted(named.keys() - there):
+            raise InputError(f"{option} {absent[0]}: this model has no such part; it has {', '.join(sorted(there))}")
+    if frozen_parts(config, 0) >= there:
+        raise InputError(f"--freeze: nothing is left to train; expected one of {', '.join(sorted(there))} to stay free")
 
 
 def set_frozen(model: DetectorModel, parts: set[str]) -> bool:

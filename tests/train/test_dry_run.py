@@ -32,6 +32,22 @@ def test_the_lines_and_the_image(command: Command, coco_set: Path, tmp_path: Pat
     assert list(image.parent.iterdir()) == [image]
 
 
+def test_in_the_working_folder_and_of_a_run_that_continues_with_an_evaluation(
+    command: Command, coco_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = ["--data", coco_set, "--recipe", "demo", "--size", 64, "--epochs", 2, "--batch", 4, "--workers", 0]
+    monkeypatch.setattr("train.loop._evaluate_epoch", interrupt)
+    assert command(main, *given, "--evaluate-every", 1, "--output", tmp_path / "run")[0] == 130
+    monkeypatch.chdir(tmp_path / "run")
+    code, out, err = command(main, *given, "--output", ".", "--overwrite", "--dry-run")
+    assert code == 0 and Path(out.strip()) == tmp_path / "run-first-batch.jpg", err
+    assert command(main, "--data", coco_set, "--resume", ".", "--workers", 0, "--dry-run")[0] == 0
+
+
+def interrupt(*_: object) -> str:
+    raise KeyboardInterrupt
+
+
 @pytest.mark.parametrize("fusion", ["none", "asff"])
 def test_the_activations_are_those_that_the_backward_pass_holds(fusion: str) -> None:
     model = build_model(tiny(fusion=fusion).model, len(CLASSES)).train()

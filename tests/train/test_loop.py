@@ -8,6 +8,7 @@ import json
 import logging
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -354,7 +355,8 @@ def test_ctrl_c_leaves_a_checkpoint_to_resume_from(command: Command, coco_set: P
     finally:
         process.kill()  # or a training of 10,000 epochs goes on
     assert process.returncode == 130, talk
-    assert f"--resume {folder}" in talk
+    same = shlex.join(map(str, arguments))
+    assert f"continue with: python -m train {same} --epochs 10000 --evaluate-every 10000 --resume\n" in talk
     assert "Traceback" not in talk
     saved = checkpoint.load(folder / "last.pt")
     assert saved.epoch >= 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from pathlib import Path
 from unittest.mock import MagicMock
@@ -17,7 +18,7 @@ from train.config import PARTS, TrainConfig
 from train.loop import train
 from train.model import build_model
 from train.optim import build_optimizer
-from train.parts import frozen_parts, never_trained, part_of
+from train.parts import check_parts, frozen_parts, never_trained, part_of
 from train.run.folder import find_checkpoint
 from train.run.step import Stepper
 
@@ -63,6 +64,22 @@ def test_the_schedule(freeze: tuple[tuple[str, int], ...], epoch: int, frozen: s
 def test_what_cannot_be_is_refused(change: dict[str, object], message: str) -> None:
     with pytest.raises(InputError, match=message):
         tiny().replace(**change)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"freeze": (("fusion", 1),)}, "--freeze fusion: this model has no such part; it has backbone, heads, neck"),
+        ({"part_rates": (("fusion", 0.5),)}, "--part-rates fusion: this model has no such part"),
+        ({"freeze": (("backbone", 0), ("heads", 2), ("neck", 1))}, "nothing is left to train"),
+        ({"freeze": (("backbone", 0), ("heads", 2))}, None),
+    ],
+)
+def test_parts_are_those_of_the_model(change: dict[str, object], message: str | None) -> None:
+    config = tiny(detector="retinanet", fusion="none")
+    model = build_model(config.model, 2, config.loss)
+    with pytest.raises(InputError, match=message) if message else contextlib.nullcontext():
+        check_parts(model, config.replace(**change))
 
 
 def test_rates_by_part_reach_every_weight_once() -> None:

@@ -77,14 +77,23 @@ class Feed:
         training_set: samples to draw from.
         workers: processes that prepare batches; 0: this one.
         most_pixels: of the largest batch to come; None: of the first epoch's largest.
+        most_batches: of a plan to come, which more workers could not share; None: those of the first.
         pinned: hand over batches in pinned memory.
 
     Raises:
         MissingComponentError: at the end of the context or before, a worker was killed or cannot be started.
     """
 
-    def __init__(self, training_set: TrainingSet, workers: int, most_pixels: int | None = None, pinned: bool = False) -> None:
+    def __init__(
+        self,
+        training_set: TrainingSet,
+        workers: int,
+        most_pixels: int | None = None,
+        most_batches: int | None = None,
+        pinned: bool = False,
+    ) -> None:
         self._training_set, self._workers, self._most, self._pinned = training_set, workers, most_pixels, pinned
+        self._most_batches = most_batches
         self._slots: SharedSlots | None = None
         self._plan = _Plan()
         self._loader: DataLoader[_Handed | DetectorError] | None = None
@@ -95,7 +104,7 @@ class Feed:
 
     @property
     def workers(self) -> int:
-        """Processes that prepare batches; no more than the first plan has batches."""
+        """Processes that prepare batches; no more than there are batches to share."""
         return self._workers
 
     def batches(self, plan: Sequence[Sequence[SampleIndex]]) -> Iterator[Batch]:
@@ -104,7 +113,7 @@ class Feed:
         Raises:
             InputError: as `TrainingSet.sample`.
         """
-        if not self._workers:
+        if not self._workers or not plan:
             for positions in plan:
                 yield self._report(self._training_set.batch(positions))
             return
@@ -126,7 +135,7 @@ class Feed:
 
     def _start(self, plan: Sequence[Sequence[SampleIndex]]) -> Iterator[_Handed | DetectorError]:
         if self._loader is None:
-            self._workers = min(self._workers, max(len(plan), 1))
+            self._workers = min(self._workers, self._most_batches or len(plan))
             self._loader = self._make_loader(plan)
         if self._slots:
             self._slots.reset()

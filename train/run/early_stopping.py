@@ -48,11 +48,13 @@ class EarlyStopping:
             matches: of this evaluation; None where none could be made, which does not count.
             is_best: its AP is the best so far.
         """
-        stale = self.stale
-        if self.patience and matches and self._best:
-            gain = compare(self._best, matches).bounds(CONFIDENCE)
+        stale, best = self.stale, self._best
+        if matches and best and matches.image_ids != best.image_ids:
+            best = None  # an image cannot be read any more: compare with this evaluation from now on
+        if self.patience and matches and best:
+            gain = compare(best, matches).bounds(CONFIDENCE)
             stale = stale + 1 if gain.upper < WORTH_HAVING else 0
-        self._next = stale, matches if is_best or self._best is None else self._best
+        self._next = stale, matches if is_best or best is None else best
 
     def agree(self, world: World) -> None:
         """Has all ranks count as rank 0 does, which alone has the matches."""

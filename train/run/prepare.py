@@ -27,6 +27,7 @@ from train.memory import keep_freed_memory
 from train.model import build_model
 from train.optim import build_optimizer
 from train.overrides import AUTO
+from train.parts import check_parts
 from train.precision import set_up
 from train.run.device import choose_device
 from train.run.folder import METRICS, RunFolder
@@ -101,7 +102,10 @@ def prepare(config: TrainConfig, options: RunOptions, resume: Checkpoint | None,
     config = with_found_anchors(config, train_data, found, resume)
     data = data_hashes((train_data, val_data))
     if world.size > 1:
-        world.check_agreement({"recipe": config.to_json(), **data, "code": code_hash(), "PyTorch": torch.__version__})
+        world.check_agreement(
+            {"recipe": config.to_json(), **data, "code": code_hash(), "PyTorch": torch.__version__}
+            | {"--device-batch": str(options.device_batch), "--compile": str(options.compile_with)}
+        )
     if resume:
         check_same_run(resume, config, data, options)
     spec = resume.spec.replace(operating_threshold=None) if resume else model_spec(config, train_data.class_names)
@@ -113,6 +117,7 @@ def prepare(config: TrainConfig, options: RunOptions, resume: Checkpoint | None,
         keep_freed_memory()
     torch.manual_seed(config.seed)
     model = build_model(config.model, spec.num_classes, config.loss)
+    check_parts(model, config)
     if options.init and found:
         start_from(options.init, model, spec, found)
     precision = set_up(config, model, device, options.compile_with)
@@ -125,7 +130,8 @@ def prepare(config: TrainConfig, options: RunOptions, resume: Checkpoint | None,
     step.plan(min(config.batch, len(training_set)))
     workers = default_workers(device) if options.workers is None else options.workers
     most_pixels = -(-config.batch // (world.size * step.parts)) * max(config.size, *config.sizes) ** 2
-    feed = Feed(training_set, workers, most_pixels, pinned=device.type == "cuda")
+    most_batches = steps_per_epoch(len(training_set), config.batch) * step.parts
+    feed = Feed(training_set, workers, most_pixels, most_batches, pinned=device.type == "cuda")
     log.info("computing in %s, %d workers", precision.describe(state.optimizer), workers)
     step_log = StepLog(options.log_every, config.clip_gradient)
     return Run(options, world, state, step, training_set, feed, val_data, device, step_log)

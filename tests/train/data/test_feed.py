@@ -73,6 +73,14 @@ def test_workers_stay_and_give_the_batches_of_one_process(training_set: Training
     assert not any(Path(f"/proc/{number}").exists() for number in seen[0])
 
 
+def test_what_is_left_of_an_epoch_does_not_bound_the_workers(training_set: TrainingSet) -> None:
+    whole = plan(0, 96)
+    with Feed(training_set, 2, most_batches=len(whole)) as feed:
+        assert list(feed.batches([])) == []  # resumed for its evaluation
+        assert len(list(feed.batches(whole[-1:]))) == 1
+        assert len(worker_ids(feed)) == feed.workers == 2
+
+
 @linux
 def test_batches_larger_than_any_file_may_be_are_handed_over(training_set: TrainingSet) -> None:
     """No file can grow here at all, in /dev/shm least of all: what a worker hands over takes none."""

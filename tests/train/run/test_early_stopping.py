@@ -78,6 +78,11 @@ def test_what_does_not_count() -> None:
         unreadable.judge(None, False)
         unreadable.commit()
     assert not unreadable.ends
+    vanished = EarlyStopping(1)
+    for images, stale in ((20, 0), (19, 0), (19, 1)):  # an image less: nothing to compare with but from now on
+        vanished.judge(matches(images, 0.5), images == 20)
+        vanished.commit()
+        assert vanished.stale == stale
     state = {**EarlyStopping(1).state_dict(), "image_ids": matches(3, 1).by_area["all"][0].objects}
     with pytest.raises(ModelError, match="early stopping"):
         EarlyStopping(1).load_state_dict(state, NAMES)  # type: ignore[arg-type]

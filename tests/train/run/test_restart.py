@@ -6,6 +6,7 @@ import contextlib
 import csv
 import errno
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -318,7 +319,7 @@ def test_kill_9_and_sigterm_are_continued_by_the_same_command(
         _, said = child.communicate(timeout=60)
         assert child.returncode == code, said
         assert "Traceback" not in said
-    assert f"--resume {run}" in said
+    assert f"continue with: python -m train {shlex.join(arguments(run))}\n" in said
     monkeypatch.setitem(recipes.RECIPES, "random", random_recipe)
     assert train_command(arguments(run)) == train_command(arguments(tmp_path / "whole")) == 0
     assert difference(tmp_path / "whole", run) == []
