@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +20,10 @@ from export.recovery.recover import inputs as recovery_inputs
 from export.trt.builder import BuildOptions
 from export.trt.engine import engine_name
 from runtime import cli
+from runtime.backends.tensorrt.library import open_tensorrt
 from runtime.datasets import options as data_options
 from runtime.datasets.options import add_data_options, made_split, open_split
-from runtime.errors import InputError
+from runtime.errors import InputError, MissingComponentError
 from runtime.files import output_folder, sha256
 from runtime.manifest import manifest_path, read_manifest
 from runtime.spec import PRECISIONS, ModelSpec
@@ -250,17 +251,31 @@ def main(arguments: list[str] | None = None) -> int:
     limits.check_classes(options.max_ap_drop, spec.class_names)
     spec = spec.replace(input_size=options.size or spec.input_size)
     engines = {name: folder / engine_name(spec.replace(precision=name)) for name in PRECISIONS}
+    asked = limits.read_limits(options)
+    if options.recover:  # two files may be judged by the same images: the error is shared between them
+        asked = replace(asked, confidence=(1 + asked.confidence) / 2)
+    if options.target != "cpu" and not engines[options.precision].exists():
+        _check_tensorrt(options.target)
     judged = ["--weights", str(options.weights), *data_options.to_arguments(options), "--split", options.split]
-    judged += ["--output", str(folder), *limits.to_arguments(limits.read_limits(options))]
+    judged += ["--output", str(folder)]
     steps = plan(options, spec, engines)
     run_steps(steps)
-    if options.recover and run_command(verify.main, [*judged, str(steps[-1].output)]):
+    accuracy = limits.to_arguments(replace(asked, require_speedup=None))
+    if options.recover and run_command(verify.main, [*judged, *accuracy, str(steps[-1].output)]):
         steps.append(recover_step(options, spec, steps.pop().output, engines["int8"].with_suffix(".onnx")))
         run_steps(steps[-1:])
     if options.target != "cpu":
         steps.append(engine_step(steps[-1].output, engines[options.precision], options.target))
         run_steps(steps[-1:])
-    return run_command(verify.main, [*judged, *(str(step.output) for step in steps)])
+    return run_command(verify.main, [*judged, *limits.to_arguments(asked), *(str(step.output) for step in steps)])
+
+
+def _check_tensorrt(flavor: str) -> None:
+    """Raises MissingComponentError where no engine can be built, before long work that would end in it."""
+    try:
+        open_tensorrt(flavor)
+    except MissingComponentError as error:
+        raise MissingComponentError(f"{error}; --target cpu needs none of it") from error
 
 
 if __name__ == "__main__":

@@ -138,6 +138,7 @@ def verify(
         for exported in opened:
             if exported.backend:
                 _check_same_model(exported.file, exported.backend.spec, spec)
+        _check_speed_reference(opened, limits)
         log.info("scoring PyTorch on %d images", len(dataset))
         reference = measure("PyTorch", pytorch, weights, dataset)
         if reference.evaluation.ap <= 0:
@@ -247,6 +248,13 @@ def _examine(
     failed = faults or any(item.status == FAILED for item in missed)
     status = FAILED if failed else UNDECIDED if missed else PASSED
     return Outcome(name, file, spec, measurement, status, reasons, notes, criteria, operating)
+
+
+def _check_speed_reference(opened: Sequence[ExportedFile], limits: Limits) -> None:
+    """Raises InputError where speed is required of an INT8 file and there is no FP32 file to be faster than."""
+    precisions = {item.backend.spec.precision for item in opened if item.backend}
+    if limits.require_speedup is not None and "int8" in precisions and "fp32" not in precisions:
+        raise InputError("--require-speedup: the INT8 file is timed against the FP32 file; give that too")
 
 
 def _judge_speed(

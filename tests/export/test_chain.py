@@ -19,7 +19,7 @@ from calibration.request import Request
 from export import chain
 from export.chain import Step, calibration_step, engine_step, export_step, run_steps
 from export.onnx_export.export import ExportRequest
-from runtime.errors import CheckFailed, InputError
+from runtime.errors import CheckFailed, InputError, MissingComponentError
 from runtime.files import write_json
 from runtime.manifest import Origin, find_changes, manifest_path, read_manifest, write_manifest
 from runtime.media.image import read_image, write_image
@@ -121,11 +121,12 @@ def test_weights_are_trained_on_where_the_budget_is_missed(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, judged: str, code: int, trained: list[str]
 ) -> None:
     monkeypatch.setattr("export.accuracy.verdict.judge", lambda *_: judged)
-    request = ("--precision", "int8", "--target", "cpu", "--recover", "qat")
+    request = ("--precision", "int8", "--target", "cpu", "--recover", "qat", "--require-speedup", "0.001")
     verify, names = "export.verify", ["fp32.onnx", "int8.onnx" if trained else "int8.calibrated.onnx"]
     assert run(*request) == (code, ["export.onnx", "calibration", verify, *trained, verify])
     report = json.loads((tmp_path / "run" / "report.json").read_text())
     assert [file["name"] for file in report["files"]] == [f"tiny-64-{name}" for name in names]
+    assert (report["limits"]["confidence"], report["limits"]["require_speedup"]) == (0.975, 0.001)
     if trained:
         assert run(*request) == (code, [verify, verify])  # what is made stays
 
@@ -133,6 +134,18 @@ def test_weights_are_trained_on_where_the_budget_is_missed(
 def test_training_on_is_for_int8(run: Run) -> None:
     with pytest.raises(InputError, match="--recover qat: for --precision int8 only"):
         run("--recover", "qat")
+
+
+def test_an_engine_that_cannot_be_built_is_said_before_the_work(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def absent(flavor: str) -> None:
+        raise MissingComponentError(f"{flavor} is not installed")
+
+    monkeypatch.setattr(chain, "open_tensorrt", absent)
+    with pytest.raises(MissingComponentError, match="rtx is not installed; --target cpu needs none of it"):
+        run("--precision", "fp16")
+    assert not list((tmp_path / "run").glob("*.onnx"))
 
 
 def made(step: Step, details: Mapping[str, Any]) -> None:

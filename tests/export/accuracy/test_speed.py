@@ -10,9 +10,11 @@ import numpy as np
 import pytest
 
 from calibration.budget import FAILED, PASSED
-from export.accuracy.gate import Outcome, _with_speed
+from export.accuracy.gate import ExportedFile, Outcome, _check_speed_reference, _with_speed
+from export.accuracy.limits import Limits
 from export.accuracy.speed import Speedup, measure_speedup
 from runtime.backends.base import Backend
+from runtime.errors import InputError
 from runtime.spec import ModelSpec
 
 
@@ -57,3 +59,14 @@ def test_what_the_gate_makes_of_it(
     found = _with_speed(before, Speedup(ratio, ratio - 0.1, ratio + 0.1), required)
     assert found.status == status
     assert " ".join((*found.reasons, *found.notes)) == told
+
+
+def test_speed_is_not_required_without_what_it_is_measured_by(make_spec: Any) -> None:
+    files = {
+        precision: ExportedFile(precision, Path(precision), cast(Backend, Sleeper(make_spec(precision=precision), 0)))
+        for precision in ("fp32", "int8")
+    }
+    for given, required in ((["int8", "fp32"], 1.2), (["fp32"], 1.2), (["int8"], None)):
+        _check_speed_reference([files[name] for name in given], Limits(require_speedup=required))
+    with pytest.raises(InputError, match="timed against the FP32 file; give that too"):
+        _check_speed_reference([files["int8"]], Limits(require_speedup=1.2))
