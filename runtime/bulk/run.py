@@ -20,6 +20,7 @@ from runtime.bulk.worker import Job
 from runtime.detector_options import DetectorOptions
 from runtime.errors import InputError
 from runtime.files import read_json, sweep_temporaries, write_json
+from runtime.results.classes import parse_classes
 from runtime.spec import ModelSpec
 
 log = logging.getLogger(__name__)
@@ -44,12 +45,17 @@ def open_job(folder: Path, source: str, chosen: DetectorOptions, *, shard_size: 
         InputError: the source has no images, or the folder holds a run with other settings, or other files.
     """
     spec = read_spec(chosen)
+    if chosen.classes is not None:
+        parse_classes(chosen.classes, spec.class_names)  # not first in a worker
     images = find_images(source, leave_out=folder)
     decisive = {**chosen.settings(spec), "backend": chosen.backend, "images per shard": shard_size}
     settings = {**decisive, "source": os.path.abspath(source), "list": _content_hash(source, images)}
     path = folder / MANIFEST
-    if path.is_file():
-        content = _read(path)
+    content = _read(path) if path.is_file() else None
+    if content and content["settings"] != settings and not _has_results(folder):
+        content = None  # nothing was made with them yet
+        shutil.rmtree(folder / FOLDER, ignore_errors=True)
+    if content:
         _check(folder, content["settings"], settings)
         plan = _resume(folder, content, images, source, shard_size)
     else:
@@ -136,8 +142,12 @@ def _resume(folder: Path, content: Mapping[str, Any], images: Images, source: st
     return plan
 
 
+def _has_results(folder: Path) -> bool:
+    return any(folder.glob("shard-*.parquet"))
+
+
 def _check_new(folder: Path) -> None:
-    if any(folder.glob("shard-*.parquet")):
+    if _has_results(folder):
         raise InputError(f"{folder}: holds shards, but not {MANIFEST} that says what they are of; choose another --output")
 
 

@@ -80,7 +80,11 @@ class ShardWorker:
         counts = read_counts(path, job.plan.size(shard), job.metadata)
         if counts is None:
             attempts = Attempts(job.folder, shard)
-            counts = write_shard(path, list(self._rows(shard, attempts)), job.metadata)
+            try:
+                counts = write_shard(path, list(self._rows(shard, attempts)), job.metadata)
+            except Exception:  # a full disk, a model that fails: no image killed this process
+                attempts.finish()
+                raise
             attempts.finish()
         return counts
 

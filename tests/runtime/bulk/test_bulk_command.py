@@ -184,6 +184,27 @@ def test_a_full_disk_can_be_gone_on_from(
     assert code == 0 and json.loads(out)["images"] == 6
 
 
+def test_what_fails_before_there_are_results_leaves_nothing_behind(
+    command: Command, arguments: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither images that are blamed, as if they had killed a worker, nor options that are held to."""
+
+    def fail(*_: object) -> None:
+        raise OutputError("no space is left; free some")
+
+    code, _, err = command(main, *arguments, "--classes", "rign")
+    assert code == 2 and "rign" in one_error(err) and not (tmp_path / "out" / "_run.json").exists()
+    with monkeypatch.context() as patch:
+        patch.setattr(worker, "write_shard", fail)
+        for _ in range(5):
+            code, _, err = command(main, *arguments, "--conf", 0.9)
+            assert code == 2 and "no space is left" in err
+    assert (tmp_path / "out" / "_run.json").exists()
+    assert command(main, *arguments)[0] == 0
+    assert [row["path"][-5:] for row in read_rows(tmp_path / "out") if row["error"]] == ["y.png"]
+    assert "holds results made with score threshold" in one_error(command(main, *arguments, "--conf", 0.9)[2])
+
+
 def test_a_model_that_fails_stops_the_run(
     command: Command, arguments: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, write_onnx: Any
 ) -> None:
