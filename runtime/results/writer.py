@@ -182,7 +182,8 @@ def open_results(
         resume: leave out what an earlier run has finished, and keep the journal for later ones.
 
     Raises:
-        InputError: the earlier run had other settings, or its results lie among the sources.
+        InputError: the earlier run had other settings or ran in another folder, its results lie among the sources, or it is to
+            be resumed with an image from stdin.
         OutputError: the folder cannot be written to, or another process writes into it.
     """
     if output is None:
@@ -193,9 +194,11 @@ def open_results(
         return
     with locked_folder(output) as folder:
         if resume:
-            _check_apart(folder, sources)
+            _check_resumable(folder, sources)
         files = sorted(set(kinds) - set(TABLES))
-        journal = Journal(folder, {**settings(), "files": files}, resume=resume)
+        # Sources are known by their names as typed, which mean other files in another folder.
+        base = None if all(source.path.is_absolute() for source in sources) else os.getcwd()
+        journal = Journal(folder, {**settings(), "files": files, "working folder": base}, resume=resume)
         keep, writer = True, None
         try:
             writer = ResultWriter(folder, kinds, sources, class_names, journal)
@@ -213,9 +216,11 @@ def open_results(
             journal.close(keep=keep)
 
 
-def _check_apart(folder: Path, sources: Sequence[Source]) -> None:
-    """Raises InputError if a later run would take results for sources."""
+def _check_resumable(folder: Path, sources: Sequence[Source]) -> None:
+    """Raises InputError if a later run would take results for sources, or could not tell whether it has those of a source."""
     root = os.path.realpath(folder)
     for source in sources:
+        if source.content is not None:
+            raise InputError("--resume: an image from stdin has no name to know it by; give --resume with files alone")
         if os.path.realpath(source.path.parent) == root:
             raise InputError(f"--resume: {source.path} lies in the folder of the results, {folder}; choose another --output")

@@ -149,6 +149,23 @@ def test_resume_needs_a_folder_apart(command: Command, tiny_onnx: Path, photos: 
     assert code == 2 and "lies in the folder of the results" in one_error(err)
 
 
+def test_resume_takes_no_other_images_for_done(
+    command: Command, tiny_onnx: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = ("--engine", tiny_onnx, "--save", "jsonl", "--output", tmp_path / "out", "--resume", "--source")
+    for day in ("first", "second"):
+        write_image(tmp_path / day / "a.png", white())
+    monkeypatch.chdir(tmp_path / "first")
+    assert [command(main, *arguments, ".")[0] for _ in range(2)] == [0, 0]
+    monkeypatch.chdir(tmp_path / "second")
+    code, _, err = command(main, *arguments, ".")
+    assert code == 2 and f"made with working folder {tmp_path / 'first'}, now it is {tmp_path / 'second'}" in one_error(err)
+    content = (tmp_path / "second" / "a.png").read_bytes()
+    monkeypatch.setattr("runtime.media.sources.read_stdin", lambda: content)
+    code, _, err = command(main, *arguments, "-")
+    assert code == 2 and "an image from stdin has no name to know it by" in one_error(err)
+
+
 def test_a_disk_that_fills_up_keeps_the_journal(
     command: Command, tiny_onnx: Path, photos: Path, tmp_path: Path, full_disk: Callable[..., Any]
 ) -> None:
