@@ -44,13 +44,13 @@ def _guard_imports() -> None:
     """
     if sys.argv[:1] == ["-m"]:
         for number in filter(is_handled, ENDING):
-            signal.signal(number, _leave)
+            signal.signal(number, leave)
         sys.excepthook = _reporter()
         extras.stand_in()
 
 
-def _leave(number: int, frame: Optional[FrameType]) -> None:
-    """Ends the process without raising, which modules that are being imported turn into an ImportError or a traceback."""
+def leave(number: int, frame: Optional[FrameType] = None) -> None:
+    """Ends the process for a signal at once; raised, it might become an ImportError in a module that is being imported."""
     try:
         os.write(2, b"interrupted\n")
     finally:

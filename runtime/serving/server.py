@@ -9,6 +9,8 @@ import logging
 import math
 import os
 import socket
+import threading
+import time
 from collections.abc import Iterator
 from typing import Any, Optional
 
@@ -17,6 +19,7 @@ import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from runtime.console import signals
+from runtime.console.startup import leave
 from runtime.errors import InputError
 from runtime.serving.limits import Limits
 
@@ -26,6 +29,7 @@ _CONNECTIONS = 512  # a process may commonly open 1024 files
 _HEAD_SECONDS = 10.0
 _IDLE_SECONDS = 65  # longer than clients and proxies keep a connection, or they would send into one that is being closed
 _BACKLOG = 256
+_TICK = 0.1  # seconds
 _LAST_PORT = 65535
 _END = b"Connection: close\r\nContent-Length: 0\r\n\r\n"
 _LATE = b"HTTP/1.1 408 Request Timeout\r\n" + _END
@@ -119,8 +123,32 @@ def serve(app: Any, listener: socket.socket, limits: Limits) -> None:
         listener: the open socket.
         limits: no request takes longer than these say.
     """
-    with signals.held(most=1) as received:
-        asyncio.run(_Server(configure(app, limits), received).serve(sockets=[listener]))
+    config = configure(app, limits)
+    grace = config.timeout_graceful_shutdown or 0
+    with signals.held() as received, _ended_by_force(received, grace + 1):
+        asyncio.run(_Server(config, received).serve(sockets=[listener]))
+
+
+@contextlib.contextmanager
+def _ended_by_force(received: list[int], seconds: float) -> Iterator[None]:
+    """Ends the process on a second signal, or some time after the first: a model that hangs holds up any other end."""
+    is_over = threading.Event()
+
+    def watch() -> None:
+        deadline = math.inf
+        while not is_over.wait(_TICK):
+            if received:
+                deadline = min(deadline, time.monotonic() + seconds)
+            if len(received) > 1 or time.monotonic() > deadline:
+                leave(received[0])
+
+    watcher = threading.Thread(target=watch, name="end of the server", daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        is_over.set()
+        watcher.join()
 
 
 def configure(app: Any, limits: Limits) -> uvicorn.Config:

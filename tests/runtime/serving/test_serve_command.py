@@ -7,6 +7,7 @@ import os
 import re
 import signal
 import socket
+import subprocess
 import sys
 import threading
 import time
@@ -29,6 +30,7 @@ from runtime.serving import server
 from runtime.serving.app import create_app
 
 WHITE = encode(".png", white())
+ROOT = Path(__file__).parents[3]
 
 
 def test_without_its_packages_it_names_the_extra(command: Command, tiny_onnx: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -102,6 +104,45 @@ def test_a_second_signal_ends_it_at_once(tiny_onnx: Path) -> None:
             process.send_signal(signal.SIGINT)
             assert process.wait(10) == 130
         assert process.stderr is not None and process.stderr.read() == "interrupted\n"
+
+
+HANGING = """
+import sys, threading
+from runtime import cli
+from runtime.detector import Detector
+from runtime.serving.app import create_app
+from runtime.serving.limits import Limits
+from runtime.serving.server import listen, serve
+
+def main():
+    detector, limits = Detector(sys.argv[1]), Limits(upload_seconds=0.2, answer_seconds=0.2)
+    detector.timed = lambda *given: threading.Event().wait()
+    listener = listen("127.0.0.1", 0)
+    print(listener.getsockname()[1], flush=True)
+    serve(create_app(detector, limits=limits), listener, limits)
+    return 0
+
+cli.run(main)
+"""
+
+
+@pytest.mark.parametrize(("numbers", "longest"), [([signal.SIGTERM], 6), ([signal.SIGTERM, signal.SIGINT], 1.5)])
+def test_a_model_that_hangs_does_not_hold_up_the_end(numbers: list[signal.Signals], longest: float, tiny_onnx: Path) -> None:
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen([sys.executable, "-c", HANGING, str(tiny_onnx)], cwd=ROOT, text=True, **pipes) as process:
+        try:
+            assert process.stdout is not None and process.stderr is not None
+            port = int(process.stdout.readline())
+            request = head(len(WHITE), more="Connection: close\r\n") + WHITE
+            assert received(send(port, request)).startswith(b"HTTP/1.1 504")
+            start = time.monotonic()
+            for number in numbers:
+                process.send_signal(number)
+                time.sleep(0.2)
+            assert process.wait(30) == 143 and time.monotonic() - start < longest
+            assert process.stderr.read().splitlines()[-1] == "interrupted"
+        finally:
+            process.kill()
 
 
 def test_clients_that_are_slow_or_refused_get_an_answer_and_leave_nothing(
