@@ -73,7 +73,7 @@ def make(folder: Path, *arguments: str, **environment: str) -> tuple[int, list[s
         (["visualize", f"SOURCE={ODD}", "RECIPE=demo"], ["train.visualize", "--weights", "runs/demo/best.pt", "--source", ODD]),
         (["serve", f"MODEL={ODD}", "ARGS=--port 8080"], ["runtime.serve", "--engine", ODD, "--port", "8080"]),
         (["bench", f"MODEL={ODD}"], ["runtime.benchmark", "--engine", ODD]),
-        (["test", "ARGS=-k 'a or b'"], ["pytest", "-n", "auto", "--dist", "loadfile", "-k", "a or b"]),
+        (["test", "ARGS=-k 'a or b'"], ["pytest", "-n", "auto", "--dist", "loadfile", "--timeout", "1800", "-k", "a or b"]),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else None,
 )
