@@ -28,6 +28,8 @@ from runtime.errors import UNEXPECTED, DetectorError, InputError, MissingCompone
 
 log = logging.getLogger(__name__)
 
+_LARGEST_NUMBER = 1e9  # of seconds, megabytes or pixels: libraries overflow beyond
+
 PROGRAMS: dict[str, str] = {}
 """How the user calls a command, by its module, where that is not `python -m`; the console command fills it."""
 
@@ -231,10 +233,10 @@ def probability(text: str) -> float:
 
 
 def positive_number(text: str) -> float:
-    """Parses a finite number above 0."""
+    """Parses a number above 0, of seconds or bytes that can still be computed with."""
     value = float(text)
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"expected a number above 0, got {text}")
+    if not 0 < value <= _LARGEST_NUMBER:
+        raise argparse.ArgumentTypeError(f"expected a number above 0 and at most {_LARGEST_NUMBER:g}, got {text}")
     return value
 
 
