@@ -51,7 +51,9 @@ def connect(address: LiveAddress, timeout: float) -> Iterator[Connection]:
         if video is None or video.codec_context is None:
             raise InputError("it has no video that can be decoded")
         check_frame_size(address.title, video.width, video.height)
-        is_live = container.duration is None or not address.address.lower().startswith("http")
+        # Some files state no duration, WebM from a browser for one; a server says how long those are, in bytes.
+        is_endless = container.duration is None and container.size <= 0
+        is_live = is_endless or not address.address.lower().startswith("http")
         video.thread_type = "SLICE" if is_live else "AUTO"  # frames decoded side by side come later
         yield Connection(_live(container, video, timeout) if is_live else _stored(container), is_live)
 

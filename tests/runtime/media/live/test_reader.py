@@ -141,6 +141,13 @@ def test_every_frame_of_a_file_on_a_server() -> None:
     assert [frame.time for frame in found] == pytest.approx([number / 25 for number in range(25)], abs=1e-3)
 
 
+@pytest.mark.parametrize(("container", "codec"), [("mjpeg", "mjpeg"), ("mpegts", "mpeg2video")])
+def test_a_file_on_a_server_that_states_no_duration(container: str, codec: str) -> None:
+    film = encoded(container, codec=codec)
+    found, error, connections = read([play(film, length=len(film))], work=lambda frame: time.sleep(0.005))
+    assert not error and connections == 1 and len(found) == 25
+
+
 def test_a_file_on_a_server_is_not_begun_again() -> None:
     film = encoded("avi", codec="mjpeg")
     cut = play(film[: len(film) * 2 // 3], kind="video/x-msvideo", length=len(film))
