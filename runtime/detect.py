@@ -30,6 +30,10 @@ DEFAULT_OUTPUT = "runs/detect"
 DEFAULT_SAVE = ("images", "video")
 DEFAULT_TIMEOUT, DEFAULT_RETRY = 10.0, 60.0
 
+_FOR_FILES = (("batch", None), ("recursive", False), ("strict", False))
+_FOR_STREAMS = (("timeout", DEFAULT_TIMEOUT), ("retry", DEFAULT_RETRY))
+"""Options that only one kind of source has, and their defaults."""
+
 
 def parse(arguments: Optional[list[str]] = None) -> argparse.Namespace:
     parser = cli.parser(
@@ -142,6 +146,11 @@ def _output(options: argparse.Namespace, *, is_live: bool) -> Optional[str]:
 
 
 def _sources(options: argparse.Namespace, live: Optional[LiveAddress], output: Optional[str]) -> list[Source]:
+    """Returns what the run works on; raises InputError for options that would have no effect on it."""
+    for name, default in _FOR_FILES if live else _FOR_STREAMS:
+        if getattr(options, name) != default:
+            kind, given = ("files", live.title) if live else ("cameras and streams", options.source)
+            raise InputError(f"--{name}: for {kind} alone, not for {given}; leave it out")
     if live is None:
         return find_sources(options.source, recursive=options.recursive, leave_out=output)
     if options.resume:

@@ -215,6 +215,15 @@ def test_a_stream_writes_no_files_unless_told(
     assert code == 2 and "--resume: " in one_error(err) and "secret" not in err
 
 
+def test_options_that_would_have_no_effect(command: Command, tiny_onnx: Path, stream: str, photos: Path) -> None:
+    for option in (("--batch", 2), ("--recursive",), ("--strict",)):
+        code, _, err = command(main, "--engine", tiny_onnx, "--source", stream, *option)
+        assert code == 2 and f"{option[0]}: for files alone, not for http://" in one_error(err) and "secret" not in err
+    for option in (("--timeout", 3), ("--retry", "inf")):
+        code, _, err = command(main, "--engine", tiny_onnx, "--source", photos, *option)
+        assert code == 2 and f"{option[0]}: for cameras and streams alone, not for {photos}" in one_error(err)
+
+
 @pytest.mark.parametrize("error", [KeyboardInterrupt, OutputError("disk full")])
 def test_a_stream_that_is_interrupted(
     error: Any, command: Command, tiny_onnx: Path, endless: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
