@@ -79,7 +79,7 @@ class ResultWriter:
         """True if all files of a source are there; only where files are all that is wanted, and no journal tells."""
         if self._journal is None or self._journal.is_resumed or self._kinds & {"crops", *TABLES}:
             return False
-        wanted = [self._copies[source]] if source in self._copies and self._copy_kind(source) in self._kinds else []
+        wanted = [self._copies[source]] if source in self._copies and _copy_kind(source) in self._kinds else []
         wanted += [self._labels[source]] if "txt" in self._kinds and not source.is_video else []
         return bool(wanted) and all(path.exists() for path in wanted)
 
@@ -137,9 +137,9 @@ class ResultWriter:
         self.is_complete = True
         return write_tables(self.folder, sorted(self._kinds), self._journal.records, self._class_names)
 
-    @staticmethod
-    def _copy_kind(source: Source) -> str:
-        return "video" if source.is_video else "images"
+
+def _copy_kind(source: Source) -> str:
+    return "video" if source.is_video else "images"
 
 
 def _label_name(source: Source) -> Path:
@@ -183,12 +183,13 @@ def open_results(
 
     Raises:
         InputError: the earlier run had other settings or ran in another folder, its results lie among the sources, or it is to
-            be resumed with an image from stdin.
+            be resumed with an image from stdin; or `kinds` has nothing that these sources give.
         OutputError: the folder cannot be written to, or another process writes into it.
     """
     if output is None:
         yield ResultWriter(None, (), sources, class_names)
         return
+    _check_kinds(kinds, sources)
     if not resume and not set(kinds) & set(TABLES):
         yield ResultWriter(output_folder(output), kinds, sources, class_names)
         return
@@ -214,6 +215,19 @@ def open_results(
             raise
         finally:
             journal.close(keep=keep)
+
+
+def _check_kinds(kinds: Sequence[str], sources: Sequence[Source]) -> None:
+    """Warns of annotated copies that no source gives; raises InputError if there is nothing else to write."""
+    copies = set(kinds) & {"images", "video"}
+    if not copies or any(_copy_kind(source) in copies for source in sources):
+        return
+    (kind,) = copies  # with both, every source gives one
+    wanted, given, other = ("an image", "videos or streams", "video") if kind == "images" else ("a video", "images", "images")
+    message = f"--save {kind}: expected {wanted} among the sources, found {given} alone; give --save {other} for their copies"
+    if len(set(kinds)) == 1:
+        raise InputError(message)
+    log.warning("%s", message)
 
 
 def _check_resumable(folder: Path, sources: Sequence[Source]) -> None:

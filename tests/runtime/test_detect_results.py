@@ -64,6 +64,35 @@ def test_kinds(kinds: str, command: Command, tiny_onnx: Path, photos: Path, tmp_
         assert read_image(out / "crops" / "ring" / "a_0.jpg").shape == (24, 32, 3)
 
 
+@pytest.mark.parametrize(
+    ("kinds", "name", "said"),
+    [
+        (
+            "images",
+            "film.avi",
+            "--save images: expected an image among the sources, found videos or streams alone; give --save video",
+        ),
+        ("video", "e.png", "--save video: expected a video among the sources, found images alone; give --save images"),
+        ("images,video", "film.avi", ""),
+        ("images,video", "e.png", ""),
+        ("images,txt", "film.avi", "--save images: expected an image"),
+        ("video,csv", "e.png", "--save video: expected a video"),
+        ("images", "*.*", ""),
+        ("video", "*.*", ""),
+    ],
+)
+def test_kinds_that_no_source_gives(
+    kinds: str, name: str, said: str, command: Command, tiny_onnx: Path, photos: Path, tmp_path: Path
+) -> None:
+    arguments = ("--engine", tiny_onnx, "--source", photos / name, "--save", kinds, "--output", tmp_path / "out")
+    code, out, err = command(main, *arguments)
+    if said and "," not in kinds:
+        assert (code, out) == (2, "") and said in one_error(err) and not (tmp_path / "out").exists()
+    else:
+        assert code == 0 and made(tmp_path / "out")
+        assert err.count("expected") == bool(said) and said in err
+
+
 def test_batches_are_filled_across_files(
     command: Command, tiny_onnx: Path, photos: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -213,6 +242,8 @@ def test_a_stream_writes_no_files_unless_told(
     assert code == 2 and out.splitlines()[-1].endswith(": 1 ring") and not made(tmp_path)
     code, _, err = command(main, "--engine", tiny_onnx, "--source", stream, "--resume")
     assert code == 2 and "--resume: " in one_error(err) and "secret" not in err
+    code, _, err = command(main, "--engine", tiny_onnx, "--source", stream, "--save", "images")
+    assert code == 2 and "found videos or streams alone" in one_error(err) and not made(tmp_path)
 
 
 def test_options_that_would_have_no_effect(command: Command, tiny_onnx: Path, stream: str, photos: Path) -> None:
