@@ -7,6 +7,7 @@ give that 64 MB, less than one batch.
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import signal
 import sys
@@ -21,6 +22,7 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Sampler
 from torch.utils.data import Dataset as TorchDataset
+from torch.utils.data._utils import signal_handling
 
 from runtime.errors import DetectorError, MissingComponentError
 from train.data.epoch import SampleIndex, epoch_batches
@@ -31,6 +33,7 @@ from train.losses.packing import PackedTargets
 _AHEAD = 2  # batches that each worker prepares ahead
 _MOST_WORKERS = 16
 _GRACE = 20  # seconds that a worker lives on after SIGTERM, while the main process comes to its end
+_PATIENCE = 600  # seconds without a batch after which the workers count as stuck
 
 
 def default_workers(device: torch.device) -> int:
@@ -81,7 +84,7 @@ class Feed:
         pinned: hand over batches in pinned memory.
 
     Raises:
-        MissingComponentError: at the end of the context or before, a worker was killed or cannot be started.
+        MissingComponentError: at the end of the context or before, a worker was killed, is stuck or cannot be started.
     """
 
     def __init__(
@@ -128,7 +131,7 @@ class Feed:
         loader, self._loader = self._loader, None
         running: Any = loader and loader._iterator
         if running:
-            running._shutdown_workers()  # now: an error's traceback would keep them
+            _end_workers(running)  # now: an error's traceback would keep them
         if isinstance(error, RuntimeError):
             with _faults_explained():  # torch says so wherever the main thread is
                 raise error
@@ -161,6 +164,7 @@ class Feed:
             num_workers=self._workers,
             prefetch_factor=_AHEAD,
             persistent_workers=True,
+            timeout=_PATIENCE,
             worker_init_fn=_start_worker,
             multiprocessing_context="fork" if forks else None,
             # A generator of its own, or the loader would take a number from torch's global one.
@@ -265,10 +269,15 @@ class _Work(TorchDataset["_Handed | DetectorError"]):
 
 @contextlib.contextmanager
 def _faults_explained() -> Iterator[None]:
-    """Raises MissingComponentError in one line where torch reports a lost worker."""
+    """Raises MissingComponentError in one line where torch reports that a worker is lost or stuck."""
     try:
         yield
     except RuntimeError as error:
+        if "DataLoader timed out" in str(error):
+            raise MissingComponentError(
+                f"no batch came for {_PATIENCE} s: the processes that prepare them are stuck; do the disks or servers that hold"
+                " the images answer? Then continue with --resume"
+            ) from error
         if "DataLoader worker" not in str(error):
             raise
         raise MissingComponentError(
@@ -278,18 +287,34 @@ def _faults_explained() -> Iterator[None]:
 
 
 def _started(loader: DataLoader[_Handed | DetectorError]) -> Iterator[_Handed | DetectorError]:
-    """Starts the loader's workers while OpenCV has no thread pool and Ctrl-C waits.
+    """Starts the loader's workers while OpenCV has no thread pool, garbage is frozen and Ctrl-C waits.
 
-    A pool does not survive a fork: a worker would wait for threads it does not have. Afterwards this process has its
-    threads back. An interrupt amid a fork would be lost, since Python ignores errors in its fork hooks.
+    Threads do not survive a fork: a worker that used OpenCV's, or whose garbage collector freed a video's decoder, would
+    wait for them for ever. So a worker never collects what it inherits. Afterwards this process has its threads back.
+    An interrupt amid a fork would be lost, since Python ignores errors in its fork hooks.
     """
     threads = cv2.getNumThreads()
     cv2.setNumThreads(1)
+    gc.freeze()
     try:
         with _interrupts_held():
             return iter(loader)
     finally:
+        gc.unfreeze()
         cv2.setNumThreads(threads)
+
+
+def _end_workers(running: Any) -> None:
+    """Kills the workers of torch's iterator.
+
+    Asked to end, a stuck one would not, and one that was killed before may hold the lock of torch's event for ever.
+    """
+    signal_handling._remove_worker_pids(id(running))  # their end is no fault from here on
+    running._worker_pids_set = False
+    for worker in running._workers:
+        worker.kill()
+    running._workers_done_event = threading.Event()
+    running._shutdown_workers()
 
 
 @contextlib.contextmanager

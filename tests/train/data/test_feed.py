@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import resource
 import signal
@@ -10,6 +11,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import cv2
+import numpy as np
 import pytest
 import torch
 
@@ -21,7 +24,7 @@ from tests.support.small_models import tiny
 from train.data import loader
 from train.data.augment import AugmentConfig
 from train.data.epoch import SampleIndex, epoch_batches
-from train.data.loader import Feed, default_workers
+from train.data.loader import Feed, default_workers, training_batches
 from train.data.shared_slots import SharedSlots
 from train.data.synthetic import make_synthetic
 from train.data.training_set import Batch, TrainingSet
@@ -121,6 +124,58 @@ def test_a_killed_worker_ends_the_run_in_one_line(training_set: TrainingSet, whe
                 if where == "computing":  # torch raises wherever the main thread is
                     time.sleep(10)
     assert time.monotonic() - start < 25
+
+
+@linux
+def test_a_killed_worker_takes_no_lock_along(training_set: TrainingSet) -> None:
+    with Feed(training_set, 1) as feed:
+        next(feed.batches(plan(0)))
+        assert feed._loader is not None
+        feed._loader._iterator._workers_done_event._cond.acquire()  # type: ignore[union-attr]  # by a worker that is killed now
+        worker = worker_ids(feed)[0]
+    assert not Path(f"/proc/{worker}").exists()
+
+
+@linux
+def test_a_stuck_worker_ends_the_run_in_one_line(training_set: TrainingSet, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loader, "_PATIENCE", 1)
+    expected = r"^no batch came for 1 s: the processes that prepare them are stuck; .* Then continue with --resume$"
+    with pytest.raises(MissingComponentError, match=expected), Feed(training_set, 1) as feed:  # noqa: PT012
+        for number, _ in enumerate(feed.batches(plan(0, batch=1))):
+            if number == 1:
+                worker = worker_ids(feed)[0]
+                os.kill(worker, signal.SIGSTOP)
+    assert not Path(f"/proc/{worker}").exists()
+
+
+@linux
+def test_workers_leave_alone_what_they_inherit(
+    training_set: TrainingSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A decoder in a reference cycle: freed in a worker, it would wait for threads that this process alone has."""
+    video, start = tmp_path / "a.avi", loader._start_worker
+    writer = cv2.VideoWriter(str(video), cv2.VideoWriter.fourcc(*"mp4v"), 10, (64, 64))
+    for _ in range(3):
+        writer.write(np.zeros((64, 64, 3), np.uint8))
+    writer.release()
+
+    def start_and_collect(number: int) -> None:
+        start(number)
+        gc.collect()
+
+    monkeypatch.setattr(loader, "_start_worker", start_and_collect)
+    monkeypatch.setattr(loader, "_PATIENCE", 10)
+    gc.disable()
+    try:
+        decoder = cv2.VideoCapture(str(video))
+        assert decoder.read()[0]
+        cycle: list[object] = [decoder]
+        cycle.append(cycle)
+        del decoder, cycle
+        assert sum(len(batch.images) for batch in training_batches(training_set, 0, 4, (96,), True, 1)) == 20
+    finally:
+        gc.enable()
+    assert not gc.get_freeze_count()
 
 
 def test_slots_are_handed_out_and_come_back() -> None:
