@@ -131,7 +131,7 @@ class Feed:
         loader, self._loader = self._loader, None
         running: Any = loader and loader._iterator
         if running:
-            _end_workers(running)  # now: an error's traceback would keep them
+            _end_workers(running, isinstance(error, _StuckError))  # now: an error's traceback would keep them
         if isinstance(error, RuntimeError):
             with _faults_explained():  # torch says so wherever the main thread is
                 raise error
@@ -189,6 +189,10 @@ class Feed:
     def _report(self, batch: Batch) -> Batch:
         self._training_set.report(batch.unreadable)
         return batch
+
+
+class _StuckError(MissingComponentError):
+    """No worker gave a batch for `_PATIENCE`."""
 
 
 class _Plan(Sampler[tuple[int, Sequence[SampleIndex]]]):
@@ -274,9 +278,9 @@ def _faults_explained() -> Iterator[None]:
         yield
     except RuntimeError as error:
         if "DataLoader timed out" in str(error):
-            raise MissingComponentError(
+            raise _StuckError(
                 f"no batch came for {_PATIENCE} s: the processes that prepare them are stuck; do the disks or servers that hold"
-                " the images answer? Then continue with --resume"
+                " the images answer? PYTHONFAULTHANDLER=1 shows where they wait; continue with --resume"
             ) from error
         if "DataLoader worker" not in str(error):
             raise
@@ -304,7 +308,7 @@ def _started(loader: DataLoader[_Handed | DetectorError]) -> Iterator[_Handed | 
         cv2.setNumThreads(threads)
 
 
-def _end_workers(running: Any) -> None:
+def _end_workers(running: Any, stuck: bool) -> None:
     """Kills the workers of torch's iterator.
 
     Asked to end, a stuck one would not, and one that was killed before may hold the lock of torch's event for ever.
@@ -312,6 +316,9 @@ def _end_workers(running: Any) -> None:
     signal_handling._remove_worker_pids(id(running))  # their end is no fault from here on
     running._worker_pids_set = False
     for worker in running._workers:
+        if stuck and worker.is_alive():
+            os.kill(worker.pid, signal.SIGABRT)  # a fault handler, where there is one, prints where it waits
+            worker.join(1)
         worker.kill()
     running._workers_done_event = threading.Event()
     running._shutdown_workers()
