@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 from collections import Counter
 from pathlib import Path
 
 from runtime.errors import OutputError
 
-FOLDER = "_attempts"
-"""In the output folder."""
-
+_FOLDER = "_attempts"  # in the output folder
 _CAREFUL_FROM = 2  # attempts that ended without a result
 _GIVEN_UP_FROM = 2  # of those, in which the same image was the last
+
+
+def forget_attempts(folder: Path) -> None:
+    """Forgets all attempts of a run: they ended for reasons that no image gave."""
+    shutil.rmtree(folder / _FOLDER, ignore_errors=True)
 
 
 class Attempts:
@@ -29,7 +33,7 @@ class Attempts:
     """
 
     def __init__(self, folder: Path, shard: int) -> None:
-        self._path = folder / FOLDER / f"{shard:06d}"
+        self._path = folder / _FOLDER / f"{shard:06d}"
         earlier = self._read()
         self.is_careful = len(earlier) >= _CAREFUL_FROM
         last = Counter(attempt[-1] for attempt in earlier if attempt)

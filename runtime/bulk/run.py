@@ -6,14 +6,13 @@ import hashlib
 import json
 import logging
 import os
-import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Optional
 
 from runtime.backends.open import open_backend
 from runtime.backends.tensorrt.engine_info import read_engine_info
-from runtime.bulk.attempts import FOLDER
+from runtime.bulk.attempts import forget_attempts
 from runtime.bulk.plan import Images, Plan, find_images, open_plan, write_plan
 from runtime.bulk.shards import shard_path
 from runtime.bulk.worker import Job
@@ -54,7 +53,7 @@ def open_job(folder: Path, source: str, chosen: DetectorOptions, *, shard_size: 
     content = _read(path) if path.is_file() else None
     if content and content["settings"] != settings and not _has_results(folder):
         content = None  # nothing was made with them yet
-        shutil.rmtree(folder / FOLDER, ignore_errors=True)
+        forget_attempts(folder)
     if content:
         _check(folder, content["settings"], settings)
         plan = _resume(folder, content, images, source, shard_size)
@@ -99,9 +98,15 @@ def _content_hash(source: str, images: Images) -> Optional[str]:
     if not os.path.isfile(source):
         return None
     digest = hashlib.sha256(str(os.stat(source).st_size if images.table else "").encode())
-    for name in images.names:
+    for name in images.names if images.table else _places(images.names, images.folder or os.getcwd()):
         digest.update(b"\1" if name is None else name + b"\0")
     return digest.hexdigest()
+
+
+def _places(names: Iterable[Optional[bytes]], base: str) -> Iterator[Optional[bytes]]:
+    """Yields where files are, however their names are written."""
+    start = os.fsencode(base)
+    return (name and os.path.normpath(os.path.join(start, name)) for name in names)
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -133,8 +138,8 @@ def _resume(folder: Path, content: Mapping[str, Any], images: Images, source: st
     if plan.sha256 != content["plan"]:
         raise InputError(f"{plan.path}: changed since the run began; choose another --output")
     if content["settings"]["list"] is None:
-        planned = set(plan.all_names())
-        new = sum(name not in planned for name in images.names)
+        planned = set(_places(plan.all_names(), content["base"]))
+        new = sum(place not in planned for place in _places(images.names, os.getcwd()))
         if new:
             log.warning(
                 "%d files came to %s after the run began; they are left out of it, run them into another --output", new, source
@@ -162,4 +167,4 @@ def sweep(folder: Path, plan: Plan) -> None:
 def finish(job: Job) -> None:
     """Removes what a run needed only until its last shard was written."""
     sweep(job.folder, job.plan)
-    shutil.rmtree(job.folder / FOLDER, ignore_errors=True)
+    forget_attempts(job.folder)

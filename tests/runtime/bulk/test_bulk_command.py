@@ -5,17 +5,19 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from runtime.bulk import __main__ as command_module
 from runtime.bulk import worker
 from runtime.bulk.__main__ import main
+from runtime.bulk.attempts import Attempts
 from runtime.bulk.cluster import as_error, check_answers
-from runtime.bulk.shards import shard_path
+from runtime.bulk.shards import Counts, shard_path
 from runtime.detector import Detector
 from runtime.errors import InputError, MissingComponentError, OutputError
 from runtime.media.image import read_image
@@ -77,6 +79,20 @@ def test_the_same_command_goes_on(command: Command, arguments: list[Any], tmp_pa
     assert {path: path.read_bytes() for path in (tmp_path / "out").iterdir()} == first
     code, out, _ = command(main, *arguments)
     assert code == 0 and json.loads(out)["new_images"] == 0
+
+
+@pytest.mark.parametrize("source", ["in", "list.txt", "in/*.png"])
+def test_a_source_may_be_written_otherwise(
+    source: str, command: Command, arguments: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "list.txt").write_text("in/0.png\nin/sub/1.png\nin/4.png\n")
+    assert command(main, *arguments, "--source", tmp_path / source)[0] == 0
+    shard_path(tmp_path / "out", 1).unlink()
+    monkeypatch.chdir(tmp_path / "in")
+    code, out, err = command(main, *arguments, "--source", f"../{source}")
+    assert code == 0 and 0 < json.loads(out)["new_images"] < json.loads(out)["images"]
+    assert "came to" not in err
+    assert not [row["path"] for row in read_rows(tmp_path / "out") if row["error"] and "empty" not in row["path"]]
 
 
 @pytest.mark.parametrize(
@@ -171,6 +187,26 @@ def test_an_image_that_kills_its_worker(
     rows = read_rows(tmp_path / "out")
     assert len(rows) == 6 and [row["path"][-5:] for row in rows if row["error"]] == ["2.png", "y.png"]
     assert "was killed, several times" in rows[1]["error"] and not (tmp_path / "out" / "_attempts").exists()
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, OutputError("full")])
+def test_what_ends_the_run_blames_no_image(
+    error: Any, command: Command, arguments: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The shard of another worker, which ended with the run, is left begun."""
+
+    def make(*_: object) -> Iterator[Counts]:
+        Attempts(tmp_path / "out", 1).note(0)
+        yield Counts()
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr(command_module, "make_shards", make)
+        for _ in range(4):
+            code, _, _ = command(main, *arguments)
+            assert code == (130 if error is KeyboardInterrupt else 2)
+    assert command(main, *arguments)[0] == 0
+    assert [row["path"][-5:] for row in read_rows(tmp_path / "out") if row["error"]] == ["y.png"]
 
 
 def test_a_full_disk_can_be_gone_on_from(
