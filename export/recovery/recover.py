@@ -13,6 +13,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
+from calibration.detection_error import DetectionError
 from calibration.images import CalibrationImage, check_apart, choose_images, digest, named
 from calibration.quantize import quantize
 from calibration.ranges import Range
@@ -30,6 +31,8 @@ from train import checkpoint
 from train.model import YOLOv3
 from train.qat.finetune import Finetuned, FinetuneOptions, finetune
 from train.weights import open_weights
+
+_HELD = 8  # one image in so many is held back
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,7 +109,9 @@ def recover(request: RecoverRequest) -> Finetuned:
         raise ModelError(f"{request.weights}: holds {loaded.config.recipe}; only YOLOv3 can be trained with rounding so far")
     plan = read_quant_plan(request.model)
     images = choose(request)
-    learned = finetune(model, plan, _loaders(images, spec), request.options)
+    trained, held = _hold_back(images)
+    error_from = partial(DetectionError, spec.plain())
+    learned = finetune(model, plan, _loaders(trained, spec), _loaders(held, spec), error_from, request.options)
     factors = {name: learned.scales[scale] / scale.scale for name, scale in plan.scales.items()}
     ranges = {name: _scaled(details["ranges"], name, factor) for name, factor in factors.items()}
     checkpoint.load_weights(request.weights, model.cpu(), learned.weights)
@@ -117,7 +122,8 @@ def recover(request: RecoverRequest) -> Finetuned:
     spec = spec.replace(made_with=(*spec.made_with, f"recovery with {', '.join(TOOLS)}"))
     own = inputs(request, images)
     own["calibration"] = {**details, "ranges": {name: asdict(span) for name, span in ranges.items()}}
-    own["recovery"] |= {"images": named(images), "distances": learned.distances}
+    own["recovery"] |= {"images": named(trained), "held back": named(held)}
+    own["recovery"] |= {"distances": learned.distances, "errors": learned.errors}
     write_int8(result, spec, request.output, {"weights": request.weights, "onnx": request.model}, own)
     return learned
 
@@ -135,6 +141,15 @@ def _read_source(request: RecoverRequest) -> tuple[Mapping[str, Any], ModelSpec,
     if manifest.sha256 != sha256(request.model) or not isinstance(details, Mapping):
         raise ModelError(f"{manifest_path(request.model)}: is not what python -m calibration wrote with {request.model}")
     return details, spec, batch
+
+
+def _hold_back(images: Sequence[CalibrationImage]) -> tuple[list[CalibrationImage], list[CalibrationImage]]:
+    """Divides the images into those to train on and every eighth, to choose the epoch by; copies stay together."""
+    contents = list(dict.fromkeys(image.sha256 for image in images))
+    held = set(contents[::_HELD])
+    if len(held) == len(contents):
+        raise InputError("all images have the same content, 2 different ones are needed: to train on, and to choose by")
+    return [image for image in images if image.sha256 not in held], [image for image in images if image.sha256 in held]
 
 
 def _loaders(images: list[CalibrationImage], spec: ModelSpec) -> list[Callable[[], NDArray[np.float32]]]:

@@ -16,6 +16,7 @@ from calibration.graph import Graph
 from calibration.quantize import quantized_activation
 from export import onnx as export_onnx
 from export import recover as command
+from export.recovery import recover as recovery
 from export.recovery.quant_plan import read_quant_plan
 from export.recovery.recover import RecoverRequest, recover
 from runtime.backends.ort import OrtBackend
@@ -65,7 +66,14 @@ def scales(model: Path) -> dict[str, float]:
     return {name: float(value) for name, value in found.items() if value is not None}
 
 
-def test_the_file_computes_what_was_trained(made: Made) -> None:
+def judged_as(monkeypatch: pytest.MonkeyPatch, *errors: float) -> None:
+    """Has the images held back say so of the given file, and after each epoch: random weights detect nothing."""
+    left = iter(errors)
+    monkeypatch.setattr(recovery, "DetectionError", lambda spec, reference: lambda outputs: (list(outputs), next(left))[1])
+
+
+def test_the_file_computes_what_was_trained(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+    judged_as(monkeypatch, *range(9, 0, -1))
     learned = recover(made.request(options=FinetuneOptions(epochs=8, batch=2, device="cpu")))
     assert learned.distances[-1] < 0.9 * learned.distances[0]
     before, after = scales(made.model), scales(made.output)
@@ -87,6 +95,29 @@ def test_the_file_computes_what_was_trained(made: Made) -> None:
         assert np.median(difference) < 2e-3  # a value on the border of two steps may become either
 
 
+def test_the_epoch_of_the_least_error_is_chosen(
+    made: Made, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    files = []
+    for errors in ((1, 2, 3), (1, 0.5, 0.7), (1, 0.7, 0.5)):
+        judged_as(monkeypatch, *errors)
+        learned = recover(made.request(options=FinetuneOptions(epochs=2, batch=2, device="cpu")))
+        assert learned.errors == list(errors)
+        files.append(scales(made.output))
+    assert files[0] == pytest.approx(scales(made.model), rel=1e-6)
+    assert files[0] != files[1] != files[2]
+    assert [record.message for record in caplog.records if "stays as it was" in record.message] == [
+        "no epoch brought the file nearer to the float model on the images held back; it stays as it was"
+    ]
+
+
+def test_the_images_held_back_are_not_trained_on(made: Made) -> None:
+    for path in (made.data / "train").iterdir():
+        write_image(path, np.zeros((72, 96, 3), np.uint8))
+    with pytest.raises(InputError, match="all images have the same content"):
+        recover(made.request())
+
+
 def test_the_original_weights_stay_its_source(made: Made) -> None:
     recover(made.request())
     manifest = read_manifest(manifest_path(made.output))
@@ -94,7 +125,9 @@ def test_the_original_weights_stay_its_source(made: Made) -> None:
     assert manifest.spec.source_sha256 == source.spec.source_sha256
     assert [item.role for item in manifest.made_from] == ["weights", "onnx"]
     assert find_changes(manifest_path(made.output)) == []
-    assert len(manifest.details["recovery"]["images"]) == 8
+    recovery = manifest.details["recovery"]
+    assert (len(recovery["images"]), len(recovery["held back"])) == (7, 1)
+    assert recovery["held back"][0] not in recovery["images"]
     assert manifest.details["calibration"]["half_layers"] == source.details["calibration"]["half_layers"]
 
 

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from runtime.errors import CheckFailed, InputError
@@ -26,6 +27,19 @@ log = logging.getLogger(__name__)
 
 _CLIP = 10.0
 _SMALLEST_VARIANCE = 1e-6  # of a channel that says the same of every cell
+_BACKGROUND = 0.01  # weight of a candidate whose score is 0
+
+Maps = Callable[[Tensor], Sequence[Tensor]]
+"""Computes the raw maps of a batch."""
+
+Images = Sequence[Callable[[], NDArray[np.float32]]]
+"""Each gives the model's input of an image, float32 `[1, 3, H, W]`."""
+
+Outputs = Sequence[NDArray[np.float32]]
+"""Raw maps of one image, each float32 `[1, A * (5 + C), H, W]`."""
+
+Error = Callable[[Iterable[Outputs]], float]
+"""Measures how far the outputs of the images are from a reference's; the less, the better."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,26 +71,36 @@ class Finetuned:
         weights: of a model with batch norms, which do nothing any more.
         scales: what became of each scale of an activation.
         distances: mean distance to the float model in each epoch.
+        errors: of the images held back, with the weights and scales as given and after each epoch; the least one is chosen.
     """
 
     weights: dict[str, Tensor]
     scales: dict[Scale, float]
     distances: list[float]
+    errors: list[float]
 
 
 def finetune(
-    model: DetectorModel, plan: QuantPlan, images: Sequence[Callable[[], NDArray[np.float32]]], options: FinetuneOptions
+    model: DetectorModel,
+    plan: QuantPlan,
+    images: Images,
+    held: Images,
+    error_from: Callable[[Iterable[Outputs]], Error],
+    options: FinetuneOptions,
 ) -> Finetuned:
     """Trains a copy of a model with fake quantization; weights and the scales of activations are learned.
 
     The model itself is the teacher: the loss is the squared difference to its raw maps, relative to the variance of each of
-    their channels, and needs no labels. The batch norms are folded into the convolutions first, so that the weights that are
-    rounded in training are those that will be rounded in the file.
+    their channels, and needs no labels. A candidate counts by the teacher's score, since most are background whose boxes
+    nobody reads. The batch norms are folded into the convolutions first, so that the weights that are rounded in training
+    are those that will be rounded in the file. What is returned had the least error on images that are not trained on.
 
     Args:
         model: the float model, in evaluation mode.
         plan: what to quantize.
-        images: each gives the model's input of an image, float32 `[1, 3, H, W]`.
+        images: to train on.
+        held: others, to choose the epoch by.
+        error_from: makes the error to choose by of the float model's outputs of `held`.
         options: how to train.
 
     Raises:
@@ -91,7 +115,17 @@ def finetune(
     scales = learnable_scales(plan, device)
     rates = ((list(student.parameters()), options.learning_rate), (list(scales.values()), options.scale_rate))
     optimizer = torch.optim.Adam([{"params": values, "lr": rate, "peak": rate} for values, rate in rates])
-    steps, step, distances = options.epochs * math.ceil(len(images) / options.batch), 0, []
+    error = error_from(_outputs(teacher.maps, held, device))
+
+    def rounded(inputs: Tensor) -> Sequence[Tensor]:
+        with FakeQuantization(student, plan, {scale: value.exp() for scale, value in scales.items()}):
+            return student.maps(inputs)
+
+    def measure() -> float:
+        return error(_outputs(rounded, held, device))
+
+    steps, step, distances, errors = options.epochs * math.ceil(len(images) / options.batch), 0, [], [measure()]
+    best = _state(student, scales)
     with tqdm(total=steps, unit="batch", desc="training with rounding", leave=False, disable=None) as bar:
         for epoch in range(options.epochs):
             found = []
@@ -99,38 +133,47 @@ def finetune(
                 step += 1
                 for group in optimizer.param_groups:
                     group["lr"] = group["peak"] * (1 + math.cos(math.pi * step / steps)) / 2
-                found.append(_step(student, teacher, plan, scales, optimizer, torch.from_numpy(inputs).to(device)))
+                found.append(_step(rounded, teacher, optimizer, torch.from_numpy(inputs).to(device)))
                 bar.update()
             distances.append(float(np.mean(found)))
-            log.info("epoch %d/%d  distance to the float model %.4f", epoch + 1, options.epochs, distances[-1])
+            errors.append(measure())
+            log.info(
+                "epoch %d/%d  distance to the float model %.4f, on %d images held back error %.4f (%.4f as given)",
+                *(epoch + 1, options.epochs, distances[-1], len(held), errors[-1], errors[0]),
+            )
+            if errors[-1] < min(errors[:-1]):
+                best = _state(student, scales)
+    if min(errors) == errors[0]:
+        log.warning("no epoch brought the file nearer to the float model on the images held back; it stays as it was")
+    student.load_state_dict(best[0])
     weights = {name: value.cpu() for name, value in unfolded_weights(student, model).items()}
-    return Finetuned(weights, {scale: math.exp(value.item()) for scale, value in scales.items()}, distances)
+    return Finetuned(weights, {scale: math.exp(value) for scale, value in best[1].items()}, distances, errors)
 
 
-def _batches(
-    images: Sequence[Callable[[], NDArray[np.float32]]], options: FinetuneOptions, epoch: int
-) -> Iterator[NDArray[np.float32]]:
+def _state(student: nn.Module, scales: Mapping[Scale, Tensor]) -> tuple[dict[str, Tensor], dict[Scale, float]]:
+    return copy.deepcopy(student.state_dict()), {scale: value.item() for scale, value in scales.items()}
+
+
+@torch.no_grad()
+def _outputs(compute: Maps, images: Images, device: torch.device) -> Iterator[Outputs]:
+    for image in images:
+        yield [found.cpu().numpy() for found in compute(torch.from_numpy(image()).to(device))]
+
+
+def _batches(images: Images, options: FinetuneOptions, epoch: int) -> Iterator[NDArray[np.float32]]:
     order = np.random.default_rng((options.seed, epoch)).permutation(len(images)).tolist()
     for start in range(0, len(order), options.batch):
         yield np.concatenate([images[index]() for index in order[start : start + options.batch]])
 
 
-def _step(
-    student: DetectorModel,
-    teacher: DetectorModel,
-    plan: QuantPlan,
-    scales: dict[Scale, torch.nn.Parameter],
-    optimizer: torch.optim.Optimizer,
-    inputs: Tensor,
-) -> float:
+def _step(rounded: Maps, teacher: DetectorModel, optimizer: torch.optim.Optimizer, inputs: Tensor) -> float:
     """Updates weights and scales by one batch; returns its distance."""
     try:
         with torch.no_grad():
             wanted = teacher.maps(inputs)
         optimizer.zero_grad()
-        with FakeQuantization(student, plan, {scale: value.exp() for scale, value in scales.items()}):
-            found = student.maps(inputs)
-        distance = torch.stack([_distance(one, other) for one, other in zip(found, wanted)]).mean()
+        pairs = zip(rounded(inputs), wanted)
+        distance = torch.stack([_distance(*pair, teacher.num_classes) for pair in pairs]).mean()
         distance.backward()  # type: ignore[no-untyped-call]
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
@@ -141,12 +184,20 @@ def _step(
     value = distance.item()
     if not math.isfinite(value):
         raise CheckFailed(f"training with rounding diverged (distance {value}); use a lower --learning-rate")
-    torch.nn.utils.clip_grad_norm_(student.parameters(), _CLIP)
+    torch.nn.utils.clip_grad_norm_(optimizer.param_groups[0]["params"], _CLIP)  # the weights
     optimizer.step()
     return value
 
 
-def _distance(found: Tensor, wanted: Tensor) -> Tensor:
-    """Returns the squared difference of maps `[N, C, H, W]` in the variances of their channels, in the mean."""
-    variance = wanted.var(dim=(0, 2, 3), keepdim=True)
-    return ((found - wanted).square() / (variance + _SMALLEST_VARIANCE)).mean()
+def _distance(found: Tensor, wanted: Tensor, num_classes: int) -> Tensor:
+    """Returns the squared difference of maps `[N, A * (5 + C), H, W]`, in the mean.
+
+    A candidate has the weight of its score in `wanted`; a channel is divided by its variance, with the same weights.
+    """
+    found, wanted = (maps.reshape(len(maps), -1, 5 + num_classes, *maps.shape[2:]) for maps in (found, wanted))
+    chances = wanted[:, :, 4:].sigmoid()
+    weights = chances[:, :, :1] * chances[:, :, 1:].amax(2, keepdim=True) + _BACKGROUND
+    weights = weights / weights.mean()
+    center = (weights * wanted).mean((0, 3, 4), keepdim=True)
+    variance = (weights * (wanted - center).square()).mean((0, 3, 4), keepdim=True)
+    return (weights * (found - wanted).square() / (variance + _SMALLEST_VARIANCE)).mean()
