@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -31,6 +32,8 @@ from train import checkpoint
 from train.model import YOLOv3
 from train.qat.finetune import Finetuned, FinetuneOptions, finetune
 from train.weights import open_weights
+
+log = logging.getLogger(__name__)
 
 _HELD = 8  # one image in so many is held back
 
@@ -94,6 +97,8 @@ def inputs(request: RecoverRequest, images: Sequence[CalibrationImage]) -> dict[
 def recover(request: RecoverRequest) -> Finetuned:
     """Writes an INT8 file that computes more of what the float weights do than the given one, and its manifest.
 
+    Where no epoch does so on the images held back, that is a copy of the given one.
+
     Layers, their precisions and the kind of scales stay those of the given file; weights and ranges are new. Its spec names
     the original weights as its source, so the gate compares it with them.
 
@@ -114,11 +119,16 @@ def recover(request: RecoverRequest) -> Finetuned:
     learned = finetune(model, plan, _loaders(trained, spec), _loaders(held, spec), error_from, request.options)
     factors = {name: learned.scales[scale] / scale.scale for name, scale in plan.scales.items()}
     ranges = {name: _scaled(details["ranges"], name, factor) for name, factor in factors.items()}
-    checkpoint.load_weights(request.weights, model.cpu(), learned.weights)
-    with tempfile.TemporaryDirectory() as folder:
-        plain = Path(folder) / "fp32.onnx"
-        write_onnx(model, spec.replace(precision="fp32"), plain, batch=batch)
-        result = quantize(onnx.load(str(plain)), ranges, details["target"], fp16=details["half_layers"], rest=details["rest"])
+    if learned.epoch:
+        checkpoint.load_weights(request.weights, model.cpu(), learned.weights)
+        with tempfile.TemporaryDirectory() as folder:
+            plain = Path(folder) / "fp32.onnx"
+            write_onnx(model, spec.replace(precision="fp32"), plain, batch=batch)
+            exported = onnx.load(str(plain))
+        result = quantize(exported, ranges, details["target"], fp16=details["half_layers"], rest=details["rest"])
+    else:
+        log.warning("no epoch brought the file nearer to the float model on the images held back; it stays as it was")
+        result = onnx.load(str(request.model))
     spec = spec.replace(made_with=(*spec.made_with, f"recovery with {', '.join(TOOLS)}"))
     own = inputs(request, images)
     own["calibration"] = {**details, "ranges": {name: asdict(span) for name, span in ranges.items()}}

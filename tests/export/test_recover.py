@@ -103,8 +103,8 @@ def test_the_epoch_of_the_least_error_is_chosen(
         judged_as(monkeypatch, *errors)
         learned = recover(made.request(options=FinetuneOptions(epochs=2, batch=2, device="cpu")))
         assert learned.errors == list(errors)
-        files.append(scales(made.output))
-    assert files[0] == pytest.approx(scales(made.model), rel=1e-6)
+        files.append(onnx.load(str(made.output)).graph)
+    assert files[0] == onnx.load(str(made.model)).graph
     assert files[0] != files[1] != files[2]
     assert [record.message for record in caplog.records if "stays as it was" in record.message] == [
         "no epoch brought the file nearer to the float model on the images held back; it stays as it was"

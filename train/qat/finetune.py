@@ -79,6 +79,11 @@ class Finetuned:
     distances: list[float]
     errors: list[float]
 
+    @property
+    def epoch(self) -> int:
+        """Number of the chosen epoch; 0 for what was given."""
+        return self.errors.index(min(self.errors))
+
 
 def finetune(
     model: DetectorModel,
@@ -143,8 +148,6 @@ def finetune(
             )
             if errors[-1] < min(errors[:-1]):
                 best = _state(student, scales)
-    if min(errors) == errors[0]:
-        log.warning("no epoch brought the file nearer to the float model on the images held back; it stays as it was")
     student.load_state_dict(best[0])
     weights = {name: value.cpu() for name, value in unfolded_weights(student, model).items()}
     return Finetuned(weights, {scale: math.exp(value) for scale, value in best[1].items()}, distances, errors)
