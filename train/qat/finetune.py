@@ -55,7 +55,7 @@ class FinetuneOptions:
         device: `auto`, `cpu`, `cuda`, ...
     """
 
-    epochs: int = 5
+    epochs: int = 15
     batch: int = 8
     learning_rate: float = 1e-4
     scale_rate: float = 2e-2
