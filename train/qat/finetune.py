@@ -195,12 +195,13 @@ def _step(rounded: Maps, teacher: DetectorModel, optimizer: torch.optim.Optimize
 def _distance(found: Tensor, wanted: Tensor, num_classes: int) -> Tensor:
     """Returns the squared difference of maps `[N, A * (5 + C), H, W]`, in the mean.
 
-    A candidate has the weight of its score in `wanted`; a channel is divided by its variance, with the same weights.
+    Among those of an anchor, a candidate has the weight of its score in `wanted`; all anchors count alike. A channel is
+    divided by its variance, with the same weights.
     """
     found, wanted = (maps.reshape(len(maps), -1, 5 + num_classes, *maps.shape[2:]) for maps in (found, wanted))
     chances = wanted[:, :, 4:].sigmoid()
     weights = chances[:, :, :1] * chances[:, :, 1:].amax(2, keepdim=True) + _BACKGROUND
-    weights = weights / weights.mean()
+    weights = weights / weights.mean((0, 3, 4), keepdim=True)
     center = (weights * wanted).mean((0, 3, 4), keepdim=True)
     variance = (weights * (wanted - center).square()).mean((0, 3, 4), keepdim=True)
     return (weights * (found - wanted).square() / (variance + _SMALLEST_VARIANCE)).mean()
