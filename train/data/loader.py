@@ -6,25 +6,20 @@ give that 64 MB, less than one batch.
 
 from __future__ import annotations
 
-import contextlib
-import gc
 import os
-import signal
 import sys
-import threading
 from collections.abc import Iterator, Sequence
-from types import FrameType, TracebackType
+from types import TracebackType
 from typing import Any, NamedTuple
 
-import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Sampler
 from torch.utils.data import Dataset as TorchDataset
-from torch.utils.data._utils import signal_handling
 
 from runtime.errors import DetectorError, MissingComponentError
+from train.data import processes
 from train.data.epoch import SampleIndex, epoch_batches
 from train.data.shared_slots import SharedSlots
 from train.data.training_set import Batch, TrainingSet
@@ -32,8 +27,6 @@ from train.losses.packing import PackedTargets
 
 _AHEAD = 2  # batches that each worker prepares ahead
 _MOST_WORKERS = 16
-_GRACE = 20  # seconds that a worker lives on after SIGTERM, while the main process comes to its end
-_PATIENCE = 600  # seconds without a batch after which the workers count as stuck
 
 
 def default_workers(device: torch.device) -> int:
@@ -120,7 +113,7 @@ class Feed:
             for positions in plan:
                 yield self._report(self._training_set.batch(positions))
             return
-        with _faults_explained():
+        with processes.faults_explained():
             for handed in self._start(plan):
                 yield self._report(self._copy(handed))
 
@@ -131,9 +124,9 @@ class Feed:
         loader, self._loader = self._loader, None
         running: Any = loader and loader._iterator
         if running:
-            _end_workers(running, isinstance(error, _StuckError))  # now: an error's traceback would keep them
+            processes.end(running, error)  # now: an error's traceback would keep them
         if isinstance(error, RuntimeError):
-            with _faults_explained():  # torch says so wherever the main thread is
+            with processes.faults_explained():  # torch says so wherever the main thread is
                 raise error
 
     def _start(self, plan: Sequence[Sequence[SampleIndex]]) -> Iterator[_Handed | DetectorError]:
@@ -144,7 +137,7 @@ class Feed:
             self._slots.reset()
         self._plan.batches = plan
         try:
-            return _started(self._loader)
+            return processes.start(self._loader)
         except OSError as error:
             raise MissingComponentError(
                 f"the processes that prepare batches cannot be started ({error.strerror}); free /dev/shm, or use --workers 0"
@@ -164,8 +157,8 @@ class Feed:
             num_workers=self._workers,
             prefetch_factor=_AHEAD,
             persistent_workers=True,
-            timeout=_PATIENCE,
-            worker_init_fn=_start_worker,
+            timeout=processes.PATIENCE,
+            worker_init_fn=processes.prepare,
             multiprocessing_context="fork" if forks else None,
             # A generator of its own, or the loader would take a number from torch's global one.
             generator=torch.Generator(),
@@ -189,10 +182,6 @@ class Feed:
     def _report(self, batch: Batch) -> Batch:
         self._training_set.report(batch.unreadable)
         return batch
-
-
-class _StuckError(MissingComponentError):
-    """No worker gave a batch for `_PATIENCE`."""
 
 
 class _Plan(Sampler[tuple[int, Sequence[SampleIndex]]]):
@@ -271,90 +260,6 @@ class _Work(TorchDataset["_Handed | DetectorError"]):
         return _Handed(slot, shape, images, batch.labels.numpy(), batch.sources, targets, batch.unreadable)
 
 
-@contextlib.contextmanager
-def _faults_explained() -> Iterator[None]:
-    """Raises MissingComponentError in one line where torch reports that a worker is lost or stuck."""
-    try:
-        yield
-    except RuntimeError as error:
-        if "DataLoader timed out" in str(error):
-            raise _StuckError(
-                f"no batch came for {_PATIENCE} s: the processes that prepare them are stuck; do the disks or servers that hold"
-                " the images answer? PYTHONFAULTHANDLER=1 shows where they wait; continue with --resume"
-            ) from error
-        if "DataLoader worker" not in str(error):
-            raise
-        raise MissingComponentError(
-            "a process that prepares batches was killed, as systems do when memory is short; lower --workers or --batch"
-            f" ({str(error).splitlines()[0][:120]})"
-        ) from error
-
-
-def _started(loader: DataLoader[_Handed | DetectorError]) -> Iterator[_Handed | DetectorError]:
-    """Starts the loader's workers while OpenCV has no thread pool, garbage is frozen and Ctrl-C waits.
-
-    Threads do not survive a fork: a worker that used OpenCV's, or whose garbage collector freed a video's decoder, would
-    wait for them for ever. So a worker never collects what it inherits. Afterwards this process has its threads back.
-    An interrupt amid a fork would be lost, since Python ignores errors in its fork hooks.
-    """
-    threads = cv2.getNumThreads()
-    cv2.setNumThreads(1)
-    gc.freeze()
-    try:
-        with _interrupts_held():
-            return iter(loader)
-    finally:
-        gc.unfreeze()
-        cv2.setNumThreads(threads)
-
-
-def _end_workers(running: Any, stuck: bool) -> None:
-    """Kills the workers of torch's iterator.
-
-    Asked to end, a stuck one would not, and one that was killed before may hold the lock of torch's event for ever.
-    """
-    signal_handling._remove_worker_pids(id(running))  # their end is no fault from here on
-    running._worker_pids_set = False
-    for worker in running._workers:
-        if stuck and worker.is_alive():
-            os.kill(worker.pid, signal.SIGABRT)  # a fault handler, where there is one, prints where it waits
-            worker.join(1)
-        worker.kill()
-    running._workers_done_event = threading.Event()
-    running._shutdown_workers()
-
-
-@contextlib.contextmanager
-def _interrupts_held() -> Iterator[None]:
-    """Holds Ctrl-C until the end of the block; only the main thread can."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    held: list[tuple[int, FrameType | None]] = []
-    before = signal.signal(signal.SIGINT, lambda number, frame: held.append((number, frame)))
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, signal.SIG_DFL if before is None else before)
-    if held and callable(before):
-        before(*held[0])
-
-
 def _as_it_is(batch: Any) -> Any:
     """Replaces torch's own collation."""
     return batch
-
-
-def _start_worker(_: int) -> None:
-    """Limits a worker to one thread and leaves signals to the main process, which ends the workers in order."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    if hasattr(signal, "alarm"):  # a scheduler's SIGTERM goes to all processes: the main one may still need the batches
-        signal.signal(signal.SIGTERM, lambda number, frame: signal.alarm(_GRACE))
-    sys.excepthook = _report_unless_parted
-    cv2.setNumThreads(1)
-
-
-def _report_unless_parted(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    """Reports an uncaught error, unless Ctrl-C cut the connection while a batch was handed over."""
-    if not issubclass(kind, (EOFError, ConnectionError)):
-        sys.__excepthook__(kind, error, trace)

@@ -21,7 +21,7 @@ from runtime.datasets.open import open_dataset
 from runtime.errors import MissingComponentError
 from runtime.spec import ModelSpec
 from tests.support.small_models import tiny
-from train.data import loader
+from train.data import processes
 from train.data.augment import AugmentConfig
 from train.data.epoch import SampleIndex, epoch_batches
 from train.data.loader import Feed, default_workers, training_batches
@@ -104,7 +104,7 @@ def test_a_full_shm_is_one_line(training_set: TrainingSet, monkeypatch: pytest.M
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(loader, "_started", full)
+    monkeypatch.setattr(processes, "start", full)
     with (
         pytest.raises(MissingComponentError, match=r"No space left on device\); free /dev/shm, or use --workers 0$"),
         Feed(training_set, 1) as feed,
@@ -138,7 +138,7 @@ def test_a_killed_worker_takes_no_lock_along(training_set: TrainingSet) -> None:
 
 @linux
 def test_a_stuck_worker_ends_the_run_in_one_line(training_set: TrainingSet, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loader, "_PATIENCE", 1)
+    monkeypatch.setattr(processes, "PATIENCE", 1)
     expected = r"^no batch came for 1 s: the processes that prepare them are stuck; .*; continue with --resume$"
     with pytest.raises(MissingComponentError, match=expected), Feed(training_set, 1) as feed:  # noqa: PT012
         for number, _ in enumerate(feed.batches(plan(0, batch=1))):
@@ -153,7 +153,7 @@ def test_workers_leave_alone_what_they_inherit(
     training_set: TrainingSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A decoder in a reference cycle: freed in a worker, it would wait for threads that this process alone has."""
-    video, start = tmp_path / "a.avi", loader._start_worker
+    video, start = tmp_path / "a.avi", processes.prepare
     writer = cv2.VideoWriter(str(video), cv2.VideoWriter.fourcc(*"mp4v"), 10, (64, 64))
     for _ in range(3):
         writer.write(np.zeros((64, 64, 3), np.uint8))
@@ -163,8 +163,8 @@ def test_workers_leave_alone_what_they_inherit(
         start(number)
         gc.collect()
 
-    monkeypatch.setattr(loader, "_start_worker", start_and_collect)
-    monkeypatch.setattr(loader, "_PATIENCE", 10)
+    monkeypatch.setattr(processes, "prepare", start_and_collect)
+    monkeypatch.setattr(processes, "PATIENCE", 10)
     gc.disable()
     try:
         decoder = cv2.VideoCapture(str(video))
