@@ -12,14 +12,14 @@ from typing import Optional
 from tqdm import tqdm
 
 from runtime import cli
-from runtime.bulk.attempts import forget_attempts
+from runtime.bulk.attempts import forgotten_if_ended
 from runtime.bulk.cluster import choose_pool, connected, load_ray, make_shards
 from runtime.bulk.libraries import parquet
 from runtime.bulk.run import finish, open_job
 from runtime.bulk.shards import Counts, read_counts, shard_path
 from runtime.bulk.worker import Job
 from runtime.detector_options import DetectorOptions, add_detector
-from runtime.errors import DetectorError, InputError
+from runtime.errors import InputError
 from runtime.files import locked_folder
 
 log = logging.getLogger(__name__)
@@ -93,18 +93,13 @@ def _make(job: Job, missing: list[int], earlier: Counts, options: argparse.Names
     if gpus is None:
         gpus = float(options.backend in _ON_GPU or Path(job.chosen.engine).suffix == ".engine")
     new = Counts()
-    try:
-        with connected(options.address, job.folder, options.workers) as ray:
-            pool = choose_pool(ray, options.workers, gpus)
-            log.info("%d workers with %d threads each", pool.workers, pool.threads)
-            total, done = job.plan.images, earlier.images
-            with tqdm(desc="bulk", total=total, initial=done, unit="image", disable=None, leave=False) as bar:
-                for counts in make_shards(ray, job, pool, missing):
-                    new += counts
-                    bar.update(counts.images)
-    except (KeyboardInterrupt, DetectorError):
-        forget_attempts(job.folder)  # of the workers that ended with this process
-        raise
+    with forgotten_if_ended(job.folder), connected(options.address, job.folder, options.workers) as ray:
+        pool = choose_pool(ray, options.workers, gpus)
+        log.info("%d workers with %d threads each", pool.workers, pool.threads)
+        with tqdm(desc="bulk", total=job.plan.images, initial=earlier.images, unit="image", disable=None, leave=False) as bar:
+            for counts in make_shards(ray, job, pool, missing):
+                new += counts
+                bar.update(counts.images)
     return new
 
 

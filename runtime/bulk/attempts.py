@@ -6,9 +6,10 @@ import contextlib
 import os
 import shutil
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
-from runtime.errors import OutputError
+from runtime.errors import DetectorError, OutputError
 
 _FOLDER = "_attempts"  # in the output folder
 _CAREFUL_FROM = 2  # attempts that ended without a result
@@ -18,6 +19,16 @@ _GIVEN_UP_FROM = 2  # of those, in which the same image was the last
 def forget_attempts(folder: Path) -> None:
     """Forgets all attempts of a run: they ended for reasons that no image gave."""
     shutil.rmtree(folder / _FOLDER, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def forgotten_if_ended(folder: Path) -> Iterator[None]:
+    """Forgets all attempts of a run if Ctrl-C or an error ends the block, and with it the workers."""
+    try:
+        yield
+    except (KeyboardInterrupt, DetectorError):
+        forget_attempts(folder)
+        raise
 
 
 class Attempts:
