@@ -114,12 +114,13 @@ def recover(request: RecoverRequest) -> Finetuned:
         raise ModelError(f"{request.weights}: holds {loaded.config.recipe}; only YOLOv3 can be trained with rounding so far")
     plan = read_quant_plan(request.model)
     images = choose(request)
-    trained, held = _hold_back(images)
+    trained, held = _hold_back(images, request)
     error_from = partial(DetectionError, spec.plain())
     learned = finetune(model, plan, _loaders(trained, spec), _loaders(held, spec), error_from, request.options)
-    factors = {name: learned.scales[scale] / scale.scale for name, scale in plan.scales.items()}
-    ranges = {name: _scaled(details["ranges"], name, factor) for name, factor in factors.items()}
     if learned.epoch:
+        factors = {name: learned.scales[scale] / scale.scale for name, scale in plan.scales.items()}
+        ranges = {name: _scaled(details["ranges"], name, factor) for name, factor in factors.items()}
+        details = {**details, "ranges": {name: asdict(span) for name, span in ranges.items()}}
         checkpoint.load_weights(request.weights, model.cpu(), learned.weights)
         with tempfile.TemporaryDirectory() as folder:
             plain = Path(folder) / "fp32.onnx"
@@ -131,9 +132,13 @@ def recover(request: RecoverRequest) -> Finetuned:
         result = onnx.load(str(request.model))
     spec = spec.replace(made_with=(*spec.made_with, f"recovery with {', '.join(TOOLS)}"))
     own = inputs(request, images)
-    own["calibration"] = {**details, "ranges": {name: asdict(span) for name, span in ranges.items()}}
-    own["recovery"] |= {"images": named(trained), "held back": named(held)}
-    own["recovery"] |= {"distances": learned.distances, "errors": learned.errors}
+    own["calibration"] = details
+    own["recovery"] |= {
+        "images": named(trained),
+        "held back": named(held),
+        "distances": learned.distances,
+        "errors": learned.errors,
+    }
     write_int8(result, spec, request.output, {"weights": request.weights, "onnx": request.model}, own)
     return learned
 
@@ -153,12 +158,17 @@ def _read_source(request: RecoverRequest) -> tuple[Mapping[str, Any], ModelSpec,
     return details, spec, batch
 
 
-def _hold_back(images: Sequence[CalibrationImage]) -> tuple[list[CalibrationImage], list[CalibrationImage]]:
+def _hold_back(
+    images: Sequence[CalibrationImage], request: RecoverRequest
+) -> tuple[list[CalibrationImage], list[CalibrationImage]]:
     """Divides the images into those to train on and every eighth, to choose the epoch by; copies stay together."""
     contents = list(dict.fromkeys(image.sha256 for image in images))
     held = set(contents[::_HELD])
     if len(held) == len(contents):
-        raise InputError("all images have the same content, 2 different ones are needed: to train on, and to choose by")
+        raise InputError(
+            f"{request.data}: all images have the same content ({len(images)} of {request.train_split!r}), expected 2 different"
+            " ones at least, to train on and to choose the epoch by; raise --images, or choose another --train-split"
+        )
     return [image for image in images if image.sha256 not in held], [image for image in images if image.sha256 in held]
 
 

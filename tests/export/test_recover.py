@@ -99,11 +99,14 @@ def test_the_epoch_of_the_least_error_is_chosen(
     made: Made, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     files = []
+    given = read_manifest(manifest_path(made.model)).details["calibration"]["ranges"]
     for errors in ((1, 2, 3), (1, 0.5, 0.7), (1, 0.7, 0.5)):
         judged_as(monkeypatch, *errors)
         learned = recover(made.request(options=FinetuneOptions(epochs=2, batch=2, device="cpu")))
         assert learned.errors == list(errors)
         files.append(onnx.load(str(made.output)).graph)
+        ranges = read_manifest(manifest_path(made.output)).details["calibration"]["ranges"]
+        assert (ranges == given) == (learned.epoch == 0)
     assert files[0] == onnx.load(str(made.model)).graph
     assert files[0] != files[1] != files[2]
     assert [record.message for record in caplog.records if "stays as it was" in record.message] == [
@@ -111,7 +114,7 @@ def test_the_epoch_of_the_least_error_is_chosen(
     ]
 
 
-def test_the_images_held_back_are_not_trained_on(made: Made) -> None:
+def test_images_that_are_all_the_same_are_refused(made: Made) -> None:
     for path in (made.data / "train").iterdir():
         write_image(path, np.zeros((72, 96, 3), np.uint8))
     with pytest.raises(InputError, match="all images have the same content"):

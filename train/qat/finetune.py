@@ -130,7 +130,7 @@ def finetune(
         return error(_outputs(rounded, held, device))
 
     steps, step, distances, errors = options.epochs * math.ceil(len(images) / options.batch), 0, [], [measure()]
-    best = _state(student, scales)
+    best, best_scales = _state(student, scales)
     with tqdm(total=steps, unit="batch", desc="training with rounding", leave=False, disable=None) as bar:
         for epoch in range(options.epochs):
             found = []
@@ -147,14 +147,15 @@ def finetune(
                 *(epoch + 1, options.epochs, distances[-1], len(held), errors[-1], errors[0]),
             )
             if errors[-1] < min(errors[:-1]):
-                best = _state(student, scales)
-    student.load_state_dict(best[0])
+                best, best_scales = _state(student, scales)
+    student.load_state_dict(best)
     weights = {name: value.cpu() for name, value in unfolded_weights(student, model).items()}
-    return Finetuned(weights, {scale: math.exp(value) for scale, value in best[1].items()}, distances, errors)
+    return Finetuned(weights, best_scales, distances, errors)
 
 
 def _state(student: nn.Module, scales: Mapping[Scale, Tensor]) -> tuple[dict[str, Tensor], dict[Scale, float]]:
-    return copy.deepcopy(student.state_dict()), {scale: value.item() for scale, value in scales.items()}
+    """Copies the weights, and the scales of which `scales` are the logarithms."""
+    return copy.deepcopy(student.state_dict()), {scale: math.exp(value.item()) for scale, value in scales.items()}
 
 
 @torch.no_grad()
