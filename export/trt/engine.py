@@ -152,7 +152,7 @@ def build_engine(trt: TensorRT, model: Path, spec: ModelSpec, output: Path, opti
     network, parser, has_float_weights = parse_network(trt, builder, model, spec.precision)
     batch = batch_profile(check_signature(model, network, spec), options.batch)
     precision = network_precision(trt, network)
-    check_network(model, precision, spec.precision)
+    check_network(model, precision, spec.precision, _left_out(model))
     config = configure(trt, builder, network, precision, batch, options, keep_nan=spec.top_k > 0)
     gpu_layers = None if options.dla is None else use_dla(trt, network, config, options.dla)
     if options.timing_cache:
@@ -162,7 +162,7 @@ def build_engine(trt: TensorRT, model: Path, spec: ModelSpec, output: Path, opti
     plan = build_plan(trt, builder, network, config)
     seconds = time.perf_counter() - start
     del parser  # it owns the weights until here
-    layers = _inspect(trt, plan, spec.precision, options)
+    layers = _inspect(trt, plan, spec.precision, len(getattr(precision, spec.precision)), options)
     details = {
         **_library_details(trt),
         "batch": dict(zip(("min", "opt", "max"), batch)),
@@ -201,7 +201,19 @@ def _library_details(trt: TensorRT) -> dict[str, Any]:
     }
 
 
-def _inspect(trt: TensorRT, plan: bytes, claimed: str, options: BuildOptions) -> list[Any] | None:
+def _left_out(model: Path) -> int:
+    """Returns how many convolutions calibration did not quantize, by the ONNX file's manifest; 0 where none tells."""
+    try:
+        manifest = read_manifest(manifest_path(model))
+    except InputError:
+        return 0
+    calibration = manifest.details.get("calibration")
+    if manifest.sha256 != sha256(model) or not isinstance(calibration, dict):
+        return 0
+    return sum(len(calibration.get(name, ())) for name in ("float_layers", "half_layers"))
+
+
+def _inspect(trt: TensorRT, plan: bytes, claimed: str, expected: int, options: BuildOptions) -> list[Any] | None:
     """Checks the precision of a plan with the engine inspector, which needs a GPU that can load it.
 
     Returns:
@@ -218,7 +230,7 @@ def _inspect(trt: TensorRT, plan: bytes, claimed: str, options: BuildOptions) ->
         return None
     layers = trt.inspect(trt.deserialize(plan, version_compatible=options.version_compatible, dla_core=options.dla))
     if options.dla is None:  # else most convolutions are within one layer, of which the inspector says nothing
-        check_inspected(trt, inspected_types(layers), claimed)
+        check_inspected(trt, inspected_types(layers), claimed, expected)
     return layers
 
 

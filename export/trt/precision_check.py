@@ -11,7 +11,6 @@ from typing import Any
 from runtime.backends.tensorrt.library import TensorRT
 from runtime.errors import CheckFailed
 
-_MAJORITY = 0.5
 """A file is fp16 or int8 if more than this share of its convolutions is: sensitive ones may stay in float32."""
 
 _TYPE_NAMES = {"fp32": ("fp32", "float"), "fp16": ("fp16", "half"), "int8": ("int8",)}
@@ -50,8 +49,13 @@ class NetworkPrecision:
     def convolutions(self) -> int:
         return len(self.fp32) + len(self.fp16) + len(self.int8)
 
-    def problem(self, claimed: str) -> str:
-        """Says why the network is not of the precision `claimed`; empty if it is."""
+    def problem(self, claimed: str, left_out: int = 0) -> str:
+        """Says why the network is not of the precision `claimed`; empty if it is.
+
+        Args:
+            claimed: fp32, fp16 or int8.
+            left_out: number of convolutions that are not int8 by the file's own manifest.
+        """
         if self.other_types:
             return f"it has tensors of {', '.join(self.other_types)}"
         if claimed == "fp32":
@@ -60,13 +64,19 @@ class NetworkPrecision:
         if claimed == "fp16" and self.int8_tensors:
             return f"it has {self.int8_tensors} int8 tensors"
         count = len(self.fp16 if claimed == "fp16" else self.int8)
-        return "" if count > self.convolutions * _MAJORITY else f"{count} of its {self.convolutions} convolutions are"
+        expected = self.convolutions - (left_out if claimed == "int8" else 0)
+        return "" if _are_enough(count, self.convolutions, expected) else f"{count} of its {self.convolutions} convolutions are"
 
     def summary(self) -> dict[str, Any]:
         """Returns counts for the manifest, and the names of convolutions that a reduced network keeps in float32."""
         counts = {kind: len(getattr(self, kind)) for kind in ("fp32", "fp16", "int8")}
         kept = self.fp32 if self.fp16 or self.int8 else ()
         return {"convolutions": self.convolutions, **counts, "kept_in_fp32": list(kept)}
+
+
+def _are_enough(count: int, total: int, expected: int) -> bool:
+    """Tells whether more than half are of a precision, or as many as expected where that is fewer; one at least."""
+    return count >= max(1, min(total // 2 + 1, expected))
 
 
 def network_layers(network: Any) -> Iterator[Any]:
@@ -143,13 +153,19 @@ def _is_quantized(kinds: Any, makers: dict[str, Any], convolution: Any) -> bool:
     return quantize is not None and bool(quantize.type == kinds.QUANTIZE)
 
 
-def check_network(source: object, found: NetworkPrecision, claimed: str) -> None:
+def check_network(source: object, found: NetworkPrecision, claimed: str, left_out: int = 0) -> None:
     """Checks that a network has the precision that its spec claims.
+
+    Args:
+        source: the ONNX file, for messages.
+        found: the network's precisions.
+        claimed: see `NetworkPrecision.problem`.
+        left_out: see `NetworkPrecision.problem`.
 
     Raises:
         CheckFailed: it has another.
     """
-    problem = found.problem(claimed)
+    problem = found.problem(claimed, left_out)
     if problem:
         raise CheckFailed(f"{source}: says that it is {claimed}, but {problem}; no engine was written, export the file again")
 
@@ -178,8 +194,10 @@ def _data_type(layer: Mapping[str, Any]) -> str:
     return next((kind for kind, names in _TYPE_NAMES.items() if any(name in words for name in names)), "")
 
 
-def check_inspected(trt: TensorRT, counts: dict[str, int], claimed: str) -> None:
+def check_inspected(trt: TensorRT, counts: dict[str, int], claimed: str, expected: int | None = None) -> None:
     """Checks the precision of an engine as its inspector shows it: more than half of the convolutions must have it.
+
+    Where the network has it in fewer (`expected`), so many must.
 
     An inspector that names no types proves nothing. That is accepted only of a library that is bound to the network's types.
 
@@ -187,6 +205,7 @@ def check_inspected(trt: TensorRT, counts: dict[str, int], claimed: str) -> None
         trt: the library that built the engine.
         counts: see `inspected_types`.
         claimed: the precision that the spec claims.
+        expected: number of the network's convolutions of that precision; None for all.
 
     Raises:
         CheckFailed: the engine has another precision, or nothing proves the one that is claimed.
@@ -196,7 +215,8 @@ def check_inspected(trt: TensorRT, counts: dict[str, int], claimed: str) -> None
         if not trt.is_typed:
             raise CheckFailed(f"the inspector of {trt.title} names no types, so {claimed} is not proven; no engine was written")
         return
-    enough = counts[claimed] == total if claimed == "fp32" else counts[claimed] > total * _MAJORITY
+    least = total if expected is None else expected
+    enough = counts[claimed] == total if claimed == "fp32" else _are_enough(counts[claimed], total, least)
     if not enough:
         seen = ", ".join(f"{count} {kind}" for kind, count in counts.items())
         raise CheckFailed(

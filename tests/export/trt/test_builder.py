@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -257,3 +258,16 @@ def test_an_inspector_that_names_no_types_proves_only_a_typed_network() -> None:
     check_inspected(adapter("10.12.0"), counts, "fp16")
     with pytest.raises(CheckFailed, match="names no types"):
         check_inspected(adapter("8.6.1"), counts, "fp16")
+
+
+def test_few_int8_convolutions_are_enough_where_the_file_says_so() -> None:
+    few = NetworkPrecision(fp32=(), fp16=("a", "b", "c", "d"), int8=("e", "f"), fp16_tensors=8, int8_tensors=4, other_types=())
+    none = dataclasses.replace(few, fp16=(*few.fp16, *few.int8), int8=())
+    assert few.problem("int8") == few.problem("int8", 3) == "2 of its 6 convolutions are"
+    assert not few.problem("int8", 4)
+    assert none.problem("int8", 6) == "0 of its 6 convolutions are"
+    counts = {"fp32": 0, "fp16": 4, "int8": 2}
+    check_inspected(adapter("10.12.0"), counts, "int8", 2)
+    for expected in (None, 3):
+        with pytest.raises(CheckFailed, match="2 int8"):
+            check_inspected(adapter("10.12.0"), counts, "int8", expected)

@@ -16,6 +16,7 @@ from onnx import TensorProto, helper
 from benchmarks.engine_files import write_precisions
 from export import engine
 from export.onnx_export.tracer import write_onnx
+from export.trt import engine as engine_module
 from export.trt.engine import engine_name, read_spec
 from runtime.backends import gpu
 from runtime.backends.tensorrt import library as tensorrt_adapter
@@ -301,3 +302,12 @@ def test_without_onnx_the_manifest_describes_the_file(tmp_path: Path, monkeypatc
     model.write_bytes(model.read_bytes() + b" ")
     with pytest.raises(ModelError, match=r"is not the file that m.onnx.json describes"):
         read_spec(model)
+
+
+def test_the_manifest_tells_how_many_convolutions_stay_float(tmp_path: Path) -> None:
+    file = mini(tmp_path / "m.onnx", "int8")
+    assert engine_module._left_out(file) == 0
+    write_manifest(file, MINI_SPEC, [], {"calibration": {"float_layers": ["a"], "half_layers": ["b", "c"]}})
+    assert engine_module._left_out(file) == 3
+    file.write_bytes(file.read_bytes() + b" ")
+    assert engine_module._left_out(file) == 0
