@@ -206,7 +206,7 @@ class TensorRT:
         """Returns the engine inspector's layers: mappings if built with detailed profiling, otherwise names."""
         inspector = engine.create_engine_inspector()
         text = inspector.get_engine_information(self.api.LayerInformationFormat.JSON)
-        layers: list[Any] = json.loads(text).get("Layers", [])
+        layers: list[Any] = json.loads(text, strict=False).get("Layers", [])
         return layers
 
 
