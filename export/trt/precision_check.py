@@ -187,10 +187,19 @@ def _is_convolution(layer: Mapping[str, Any]) -> bool:
 
 
 def _data_type(layer: Mapping[str, Any]) -> str:
-    """Returns the type of a layer's first input, one of `_TYPE_NAMES`; empty if it is none of them."""
-    inputs = layer.get("Inputs") or [{}]
+    """Returns the type of a layer's first input, one of `_TYPE_NAMES`; empty if it is none of them.
+
+    TensorRT 8.6 gives "N/A due to dynamic shapes" instead. There the weights, which have the type the layer computes in, tell.
+    """
+    inputs, weights = layer.get("Inputs") or [{}], layer.get("Weights")
     first = inputs[0] if isinstance(inputs[0], dict) else {}
-    words = re.findall(r"\w+", str(first.get("Format/Datatype", first.get("Datatype", ""))).lower())
+    data = first.get("Format/Datatype", first.get("Datatype", ""))
+    return _type_name(data) or _type_name(weights.get("Type", "") if isinstance(weights, dict) else "")
+
+
+def _type_name(text: Any) -> str:
+    """Returns which of `_TYPE_NAMES` a text of the inspector names; empty if none."""
+    words = re.findall(r"\w+", str(text).lower())
     return next((kind for kind, names in _TYPE_NAMES.items() if any(name in words for name in names)), "")
 
 

@@ -213,6 +213,12 @@ INT8_LAYERS = [
 IMAGE = layer("Reformat", "Row major linear UInt8 format")
 
 
+def dynamic_layer(kind: str, weights: str | None = None) -> dict[str, Any]:
+    """As TensorRT 8.6.0 described the layers of engines with a range of batch sizes on an H100."""
+    found = layer(kind, "N/A due to dynamic shapes")
+    return {**found, "Weights": {"Type": weights, "Count": 432}} if weights else found
+
+
 @pytest.mark.parametrize(
     ("layers", "counts", "true"),
     [
@@ -227,6 +233,8 @@ IMAGE = layer("Reformat", "Row major linear UInt8 format")
         ([layer("Convolution", text) for text in ("Float", "Float", "Half")], (2, 1, 0), []),
         ([layer("kgen", text) for text in ("Half", "Half")], (0, 2, 0), ["fp16"]),  # no layer is called a convolution
         ([{"Name": "/backbone/conv/Conv", "Inputs": [{"Datatype": "Half"}]}, layer("Pooling", "Float")], (0, 1, 0), ["fp16"]),
+        ([dynamic_layer("CaskConvolution", text) for text in ("Half", "Half", "Float")], (1, 2, 0), ["fp16"]),
+        ([dynamic_layer("CaskConvolution", "Int8"), dynamic_layer("Reformat")], (0, 0, 1), ["int8"]),
     ],
 )
 def test_most_convolutions_must_have_the_precision(layers: list[Any], counts: tuple[int, ...], true: list[str]) -> None:

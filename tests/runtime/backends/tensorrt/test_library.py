@@ -142,6 +142,11 @@ def test_the_inspector_is_asked_for_json() -> None:
     assert adapter("8.6.1").inspect(engine) == ["a", {"Name": "JSON"}]
 
 
+def test_names_of_fused_layers_may_hold_control_characters() -> None:
+    inspector = SimpleNamespace(get_engine_information=lambda kind: '{"Layers": [{"Name": "a\x1fb"}]}')
+    assert adapter("8.6.1").inspect(SimpleNamespace(create_engine_inspector=lambda: inspector)) == [{"Name": "a\x1fb"}]
+
+
 @pytest.mark.parametrize(
     ("has_gpu", "installed", "chosen"),
     [(True, "both", "tensorrt"), (False, "both", "rtx"), (True, "rtx", "rtx"), (False, "tensorrt", None), (True, "none", None)],
