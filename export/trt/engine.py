@@ -152,7 +152,7 @@ def build_engine(trt: TensorRT, model: Path, spec: ModelSpec, output: Path, opti
     network, parser, has_float_weights = parse_network(trt, builder, model, spec.precision)
     batch = batch_profile(check_signature(model, network, spec), options.batch)
     precision = network_precision(trt, network)
-    check_network(model, precision, spec.precision, _left_out(model))
+    check_network(model, precision, spec.precision, _left_out(model, origin.sha256))
     config = configure(trt, builder, network, precision, batch, options, keep_nan=spec.top_k > 0)
     gpu_layers = None if options.dla is None else use_dla(trt, network, config, options.dla)
     if options.timing_cache:
@@ -201,14 +201,14 @@ def _library_details(trt: TensorRT) -> dict[str, Any]:
     }
 
 
-def _left_out(model: Path) -> int:
+def _left_out(model: Path, model_sha256: str) -> int:
     """Returns how many convolutions calibration did not quantize, by the ONNX file's manifest; 0 where none tells."""
     try:
         manifest = read_manifest(manifest_path(model))
     except InputError:
         return 0
     calibration = manifest.details.get("calibration")
-    if manifest.sha256 != sha256(model) or not isinstance(calibration, dict):
+    if manifest.sha256 != model_sha256 or not isinstance(calibration, dict):
         return 0
     return sum(len(calibration.get(name, ())) for name in ("float_layers", "half_layers"))
 

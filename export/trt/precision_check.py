@@ -11,8 +11,6 @@ from typing import Any
 from runtime.backends.tensorrt.library import TensorRT
 from runtime.errors import CheckFailed
 
-"""A file is fp16 or int8 if more than this share of its convolutions is: sensitive ones may stay in float32."""
-
 _TYPE_NAMES = {"fp32": ("fp32", "float"), "fp16": ("fp16", "half"), "int8": ("int8",)}
 """Words by which the engine inspector of any version names a tensor type, as in "Row major linear FP16 format", "Half" or
 "Thirty-two wide channel vectorized row major Int8 format". Whole words: UInt8 is the type of an image, not Int8."""
@@ -75,7 +73,10 @@ class NetworkPrecision:
 
 
 def _are_enough(count: int, total: int, expected: int) -> bool:
-    """Tells whether more than half are of a precision, or as many as expected where that is fewer; one at least."""
+    """Tells whether more than half are of a precision, or as many as expected where that is fewer; one at least.
+
+    Not all need be: sensitive convolutions may stay in a higher precision.
+    """
     return count >= max(1, min(total // 2 + 1, expected))
 
 
