@@ -13,6 +13,7 @@ from runtime.console import extras
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from sys import UnraisableHookArgs
     from types import FrameType, TracebackType
     from typing import Any, Callable, Optional
 
@@ -46,6 +47,7 @@ def _guard_imports() -> None:
         for number in filter(is_handled, ENDING):
             signal.signal(number, leave)
         sys.excepthook = _reporter()
+        sys.unraisablehook = _report_ignored
         extras.stand_in()
 
 
@@ -57,19 +59,31 @@ def leave(number: int, frame: Optional[FrameType] = None) -> None:
         os._exit(exit_code(number))
 
 
-def _reporter() -> _ExceptHook:
+def _send_again(kind: type[BaseException]) -> None:
+    """Sends a signal once more: C code printed what it raised in a callback or a destructor, and goes on."""
     import threading
 
+    number = signal.SIGINT if kind is KeyboardInterrupt else signal.SIGTERM
+    again = threading.Timer(_AGAIN, os.kill, (os.getpid(), number))
+    again.daemon = True
+    again.start()
+
+
+def _report_ignored(ignored: UnraisableHookArgs) -> None:
+    if issubclass(ignored.exc_type, KeyboardInterrupt):
+        _send_again(ignored.exc_type)
+    else:
+        sys.__unraisablehook__(ignored)
+
+
+def _reporter() -> _ExceptHook:
     # Imported now: once the import of the package has failed, none of its modules can be imported any more.
     from runtime.console.terminal import unexpected
     from runtime.errors import UNEXPECTED, MissingComponentError
 
     def report(kind: type[BaseException], error: BaseException, trace: Optional[TracebackType]) -> None:
-        if isinstance(error, KeyboardInterrupt):  # C code printed what a signal raised in a callback: send it again
-            number = signal.SIGINT if kind is KeyboardInterrupt else signal.SIGTERM
-            again = threading.Timer(_AGAIN, os.kill, (os.getpid(), number))
-            again.daemon = True
-            again.start()
+        if isinstance(error, KeyboardInterrupt):
+            _send_again(kind)
             return
         if "--debug" in sys.argv:
             sys.__excepthook__(kind, error, trace)

@@ -17,6 +17,7 @@ from typing import Any, BinaryIO, NamedTuple, Optional
 
 import numpy as np
 
+from runtime.console import signals
 from runtime.errors import InputError
 from runtime.files import PathLike
 from runtime.media.ffmpeg import import_av
@@ -132,7 +133,8 @@ def _opened(path: PathLike) -> Iterator[Any]:
     with contextlib.ExitStack() as stack:
         file = stack.enter_context(_open_file(path))
         try:
-            container = stack.enter_context(av.open(_File(file), "r", container_options=dict(_OPTIONS)))
+            with signals.held():  # FFmpeg reads by a callback, which swallows what they raise
+                container = stack.enter_context(av.open(_File(file), "r", container_options=dict(_OPTIONS)))
             stream = container.streams.best("video")
         except (av.FFmpegError, OSError, ValueError):
             container = stream = None
@@ -181,7 +183,8 @@ def decode_frames(container: Any, progress: Progress) -> Iterator[tuple[Image, O
     packets = container.demux()
     while True:
         try:
-            packet = next(packets, None)
+            with signals.held():
+                packet = next(packets, None)
         except (errors, OSError):
             progress.is_damaged = progress.count > 0
             packet = None

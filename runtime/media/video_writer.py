@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from fractions import Fraction
 from typing import Any, BinaryIO, Callable
 
+from runtime.console import signals
 from runtime.errors import ItemError
 from runtime.files import PathLike, atomic_write
 from runtime.media.ffmpeg import import_av
@@ -85,7 +86,8 @@ class _Writer:
     @contextlib.contextmanager
     def _encoding(self) -> Iterator[None]:
         try:
-            yield
+            with signals.held():  # FFmpeg writes by a callback, which swallows what they raise
+                yield
         except (self._av.FFmpegError, ValueError) as error:
             reason = getattr(error, "strerror", None) or error
             message = f"cannot write {self._name}: FFmpeg cannot encode these frames ({reason})"
@@ -94,5 +96,5 @@ class _Writer:
     def abandon(self) -> None:
         """Frees what an unfinished file holds."""
         if self._container is not None:
-            with contextlib.suppress(self._av.FFmpegError, OSError, ValueError):
+            with signals.held(), contextlib.suppress(self._av.FFmpegError, OSError, ValueError):
                 self._container.close()

@@ -76,15 +76,35 @@ def test_training_on_an_old_python() -> None:
 def test_a_library_leaves_the_signals_alone() -> None:
     code = "import signal, sys\nhook, old = sys.excepthook, signal.getsignal(signal.SIGINT)\nimport runtime\n"
     code += "assert signal.getsignal(signal.SIGINT) is old and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL\n"
-    code += "assert sys.excepthook is hook"
+    code += "assert sys.excepthook is hook and sys.unraisablehook is sys.__unraisablehook__"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, timeout=60).returncode == 0
 
 
+class Destroyed:
+    """Raises as it is freed; Python cannot pass that on, and calls the hook."""
+
+    def __init__(self, error: BaseException) -> None:
+        self._error = error
+
+    def __del__(self) -> None:
+        raise self._error
+
+
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), signals.Terminated()])
-def test_a_signal_that_c_code_swallowed_comes_again(error: KeyboardInterrupt) -> None:
-    """C code that cannot pass on what a callback raised prints it, by the hook, and goes on."""
+@pytest.mark.parametrize("by", ["callback", "destructor"])
+def test_a_signal_that_c_code_swallowed_comes_again(error: KeyboardInterrupt, by: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "unraisablehook", startup._report_ignored)
     with signals.raised() as received:
-        startup._reporter()(type(error), error, None)
+        if by == "callback":  # C code prints what it raised, by this hook
+            startup._reporter()(type(error), error, None)
+        else:
+            Destroyed(error)
         with pytest.raises(type(error)):
             time.sleep(10)
     assert received == [signal.SIGINT if type(error) is KeyboardInterrupt else signal.SIGTERM]
+
+
+def test_other_errors_of_destructors_are_printed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(sys, "unraisablehook", startup._report_ignored)
+    Destroyed(ValueError("broken"))
+    assert capsys.readouterr().err.endswith("ValueError: broken\n")

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import logging
+import signal
+import sys
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -13,7 +17,9 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from runtime.console import signals
 from runtime.errors import InputError, ItemError, OutputError
+from runtime.media import video, video_writer
 from runtime.media.video import frame_count, read_frames, read_video
 from runtime.media.video_end import is_cut
 from runtime.media.video_writer import write_video
@@ -171,6 +177,51 @@ def test_an_interrupted_video_leaves_nothing(tmp_path: Path, error: type[BaseExc
     assert [path.name for path in tmp_path.iterdir()] == ["a.mp4"] and (tmp_path / "a.mp4").read_bytes() == b"earlier"
 
 
+class InterruptedFile(io.FileIO):
+    """A file at whose n-th reading or writing Ctrl-C is pressed."""
+
+    count, n = 0, 1
+
+    def press(self) -> None:
+        self.count += 1
+        if self.count == self.n:
+            signal.raise_signal(signal.SIGINT)
+
+    def read(self, size: int = -1, /) -> bytes:
+        self.press()
+        return super().read(size) or b""
+
+    def write(self, data: Any, /) -> int:
+        self.press()
+        return super().write(data)
+
+
+@pytest.mark.parametrize("n", [1, 3])
+@pytest.mark.parametrize("way", ["reading", "writing"])
+def test_ctrl_c_within_ffmpeg(folder: Path, tmp_path: Path, way: str, n: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """FFmpeg reads and writes by callbacks, which cannot pass an exception on."""
+    monkeypatch.setattr(video, "_open_file", InterruptedFile)
+    monkeypatch.setattr(video_writer, "open", InterruptedFile, raising=False)
+    monkeypatch.setattr(InterruptedFile, "n", n)
+    ignored: list[object] = []
+    monkeypatch.setattr(sys, "unraisablehook", ignored.append)
+
+    def work() -> None:
+        if way == "reading":
+            list(read_video(folder / "a.avi"))
+        else:
+            write_frames(tmp_path / "a.mp4", noise(60))
+
+    with signals.raised() as received, pytest.raises(KeyboardInterrupt):
+        work()
+    assert received and not ignored and list(tmp_path.iterdir()) == []
+
+
+def noise(count: int) -> list[Image]:
+    rng = np.random.default_rng(0)
+    return [rng.integers(0, 255, (96, 128, 3), dtype=np.uint8) for _ in range(count)]
+
+
 def write_frames(path: Path, frames: Iterable[Image]) -> None:
     with write_video(path) as write:
         for number, frame in enumerate(frames):
@@ -180,12 +231,10 @@ def write_frames(path: Path, frames: Iterable[Image]) -> None:
 def test_a_full_disk(
     tmp_path: Path, full_disk: Callable[..., AbstractContextManager[None]], capfd: pytest.CaptureFixture[str]
 ) -> None:
-    rng = np.random.default_rng(0)
-    noise = [rng.integers(0, 255, (96, 128, 3), dtype=np.uint8) for _ in range(60)]
     with full_disk(40_000), pytest.raises(OutputError, match=r"cannot write .*a\.mp4: File too large; .* free some space"):
-        write_frames(tmp_path / "a.mp4", noise)
+        write_frames(tmp_path / "a.mp4", noise(60))
     assert list(tmp_path.iterdir()) == []
-    write_frames(tmp_path / "a.mp4", noise)
+    write_frames(tmp_path / "a.mp4", noise(60))
     assert (tmp_path / "a.mp4").stat().st_size > 40_000
 
 
