@@ -48,13 +48,13 @@ def read_states(path: Path, key: str) -> tuple[int, NDArray[np.float64]] | None:
 
 
 def write_states(path: Path, key: str, done: int, states: NDArray[np.float64]) -> None:
-    """Writes histograms.
+    """Writes what was found on images of each tensor: histograms, or the peaks of channels.
 
     Args:
         path: of the file.
-        key: of all that they depend on but `done`.
-        done: number of images that they hold.
-        states: float64 `[tensors, K]`, see `Histogram.state`.
+        key: of all that it depends on but `done`.
+        done: number of images that it is of.
+        states: float64 `[tensors, K]`, see `Histogram.state` and `calibration.collect.find_peaks`.
     """
     checksum = np.array(_checksum_of_states(key, done, states))
     with atomic_write(path) as temporary, temporary.open("wb") as file:

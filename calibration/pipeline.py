@@ -11,12 +11,14 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 from numpy.typing import NDArray
 
 from calibration.budget import CONFIDENCE, PASSED, judge
 from calibration.cache import read_values, write_values
-from calibration.collect import cache_key, collect
+from calibration.collect import cache_key, collect, find_peaks
+from calibration.equalize import activation_factors, equalize
 from calibration.graph import Graph
 from calibration.images import named, range_image_count
 from calibration.placement import place
@@ -37,6 +39,7 @@ from runtime.spec import ModelSpec
 
 log = logging.getLogger(__name__)
 
+_EQUALIZED = 32  # images by which channels are scaled
 _JUDGED = 4  # images on which a layer's signal-to-noise ratio is measured
 _SCORED = 5  # the worst layers, whose AP drop is measured too
 
@@ -135,14 +138,23 @@ class _Work:
             match_classes(self.spec.class_names, self.search)  # fail before the long work
         self.before: Evaluation | None = None
         self._evaluations: dict[str, Evaluation] = {}
-        cache = request.output.with_name(f"{request.output.name}.ranges.npz")
         self.tensors = list(placement.tensors)
-        self.key = cache_key(request.model, self.spec, self.images, self.tensors)
-        self.histograms = collect(request.model, self.spec, self.images, self.tensors, cache, self.key)
+        self.model = equalize(self.model, self._peaks())
+        source = request.model, self.spec, self.images, self.tensors, activation_factors(self.model)
+        self.key = cache_key(*source)
+        self.histograms = collect(*source, self._beside("ranges.npz"), self.key)
         if self.search is not None:
             with OrtBackend(request.model) as backend:
                 self.before = self._evaluate(backend, "fp32")
             _check_measurable(self.before, self.search)
+
+    def _beside(self, suffix: str) -> Path:
+        return self.request.output.with_name(f"{self.request.output.name}.{suffix}")
+
+    def _peaks(self) -> dict[str, NDArray[np.float64]]:
+        """Returns the largest magnitude of each channel of the activations."""
+        source = self.request.model, self.spec, self.images[:_EQUALIZED], self.tensors
+        return find_peaks(*source, self._beside("peaks.npz"), cache_key(*source, {}))
 
     def ranges(self, method: str) -> dict[str, Range]:
         """Returns the range of every quantized activation."""
@@ -154,7 +166,7 @@ class _Work:
         """Searches the ranges by their effect on the detections; resumes an interrupted search."""
         count = range_image_count(len(self.images) + len(self.search.images if self.search else ()))
         key = hashlib.sha256(f"{self.key}{self.request.target}{count}".encode()).hexdigest()
-        path = self.request.output.with_name(f"{self.request.output.name}.search.json")
+        path = self._beside("search.json")
         widest = {name: find_range(histogram, "minmax") for name, histogram in self.histograms.items()}
         return search_ranges(
             cut_at_maps(self.model, self.spec),
@@ -214,7 +226,7 @@ class _Work:
         """Ranks every layer by what quantizing it alone does to the raw maps; resumes an interrupted ranking."""
         spans = json.dumps(sorted((name, span.low, span.high) for name, span in ranges.items()))
         key = hashlib.sha256(f"{self.key}{self.request.target}{spans}".encode()).hexdigest()
-        path = self.request.output.with_name(f"{self.request.output.name}.sensitivity.json")
+        path = self._beside("sensitivity.json")
         batches = self._batches(_JUDGED)
         model_to_maps = cut_at_maps(self.model, self.spec)
 

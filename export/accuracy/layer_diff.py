@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import onnx
+from numpy.typing import NDArray
 
 from calibration.activations import ActivationRunner
+from calibration.equalize import activation_factors
 from export.onnx_export import parity
 from runtime.backends.open import open_backend
 from runtime.errors import InputError
@@ -66,11 +70,17 @@ def compare_layers(first: Path, second: Path, image: Image) -> list[Layer]:
                 f"{first} and {second} share no tensor between input and outputs; compare files made from one another"
             )
         producers = reference.producers
-        expected, found = reference.run(images), changed.run(theirs)
+        expected, found = _unscaled(first, reference.run(images)), _unscaled(second, changed.run(theirs))
     # Numbered names can mean another node where nodes were added: a shape that differs gives that away.
     names = [name for name in names if expected[name].shape == found[name].shape]
     differences = parity.compare(names, [expected[name] for name in names], [found[name] for name in names])
     return [Layer(item.output, *producers[item.output], item.relative) for item in differences]
+
+
+def _unscaled(path: Path, values: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    """Undoes the scaling of channels that calibration notes in a file, so that its activations can be compared."""
+    factors = activation_factors(onnx.load(str(path)))
+    return {name: value / factors[name].reshape(-1, 1, 1) if name in factors else value for name, value in values.items()}
 
 
 def first_departure(layers: Sequence[Layer], threshold: float) -> Layer | None:

@@ -10,6 +10,7 @@ import numpy as np
 import onnx
 from onnx import NodeProto
 
+from calibration.equalize import layer_factors
 from calibration.graph import Graph
 from calibration.quantize import quantized_activation
 from runtime.errors import ModelError
@@ -25,7 +26,8 @@ def read_quant_plan(path: Path) -> QuantPlan:
     Raises:
         ModelError: nothing in it is quantized, or a layer is that cannot be trained with.
     """
-    graph = Graph(onnx.load(str(path)))
+    model = onnx.load(str(path))
+    graph = Graph(model)
     inputs: dict[str, dict[int, Scale]] = defaultdict(dict)
     outputs: dict[str, Scale] = {}
     scales: dict[str, Scale] = {}
@@ -50,7 +52,8 @@ def read_quant_plan(path: Path) -> QuantPlan:
         raise ModelError(f"{path}: nothing in it is quantized; expected a file that python -m calibration wrote")
     prefixes = {unnumbered(name) for name in (*inputs, *outputs)}
     names = {node.name for node in graph.nodes if node.op_type in _OPERATORS}
-    return QuantPlan(dict(inputs), outputs, scales, weights, frozenset(name for name in names if unnumbered(name) in prefixes))
+    layers = frozenset(name for name in names if unnumbered(name) in prefixes)
+    return QuantPlan(dict(inputs), outputs, scales, weights, layers, layer_factors(model))
 
 
 def _scale(graph: Graph, quantize: NodeProto) -> Scale:

@@ -15,6 +15,7 @@ import onnx
 from numpy.typing import NDArray
 
 from calibration.detection_error import DetectionError
+from calibration.equalize import note_steps, noted_steps
 from calibration.images import CalibrationImage, check_apart, choose_images, digest, named
 from calibration.quantize import quantize
 from calibration.ranges import Range
@@ -126,6 +127,7 @@ def recover(request: RecoverRequest) -> Finetuned:
             plain = Path(folder) / "fp32.onnx"
             write_onnx(model, spec.replace(precision="fp32"), plain, batch=batch)
             exported = onnx.load(str(plain))
+        note_steps(exported, noted_steps(onnx.load(str(request.model))))  # the trained weights are scaled already
         result = quantize(exported, ranges, details["target"], fp16=details["half_layers"], rest=details["rest"])
     else:
         log.warning("no epoch brought the file nearer to the float model on the images held back; it stays as it was")

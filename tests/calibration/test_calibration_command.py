@@ -87,7 +87,9 @@ def test_a_file_and_its_manifest(target: str, calibrate: Command, own_set: Path,
     }
     _check_details(manifest.details["calibration"], target, own_set, plain_model)
     assert manifest.details["accuracy"]["int8"] == report["after"]
-    assert {path.name for path in tmp_path.iterdir()} == {file.name, f"{file.name}.json", f"{file.name}.ranges.npz"}
+    assert {path.name for path in tmp_path.iterdir()} == {
+        *(file.name, f"{file.name}.json", f"{file.name}.peaks.npz", f"{file.name}.ranges.npz")
+    }
 
 
 def _check_details(details: dict[str, Any], target: str, own_set: Path, model: Path) -> None:
@@ -353,6 +355,6 @@ def test_ctrl_c_keeps_the_ranges(calibrate: Command, tmp_path: Path, monkeypatch
     with monkeypatch.context() as patched:
         patched.setattr(pipeline, "evaluate", interrupted)
         assert calibrate()[0] == 130
-    assert {path.name for path in tmp_path.iterdir()} == {"m.int8.onnx.ranges.npz"}
+    assert {path.name for path in tmp_path.iterdir()} == {"m.int8.onnx.peaks.npz", "m.int8.onnx.ranges.npz"}
     monkeypatch.setattr("calibration.collect.ActivationRunner", None)
     assert calibrate("--max-ap-drop", 100)[0] == 0

@@ -15,7 +15,7 @@ from onnx import numpy_helper
 
 from calibration import collect as module
 from calibration.activations import ActivationRunner
-from calibration.collect import cache_key, collect
+from calibration.collect import cache_key, collect, find_peaks
 from calibration.images import CalibrationImage, choose_images
 from calibration.ranges import Histogram
 from runtime.backends.ort import OrtBackend
@@ -31,6 +31,7 @@ class Bench:
 
     def __init__(self, model: Path, data: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self.model, self.cache, self.runs = model, folder / "cache.npz", 0
+        self.factors: dict[str, Any] = {}
         self.fail_at: int | None = None
         with OrtBackend(model) as backend:
             self.spec = backend.spec
@@ -47,8 +48,8 @@ class Bench:
         monkeypatch.setattr(module, "_SAVE_EVERY", 2)
 
     def collect(self, tensors: tuple[str, ...] = TENSORS) -> dict[str, Histogram]:
-        key = cache_key(self.model, self.spec, self.images, tensors)
-        return collect(self.model, self.spec, self.images, tensors, self.cache, key)
+        source = self.model, self.spec, self.images, tensors, self.factors
+        return collect(*source, self.cache, cache_key(*source))
 
 
 @pytest.fixture
@@ -69,6 +70,29 @@ def test_the_histograms_are_of_what_the_model_computes(bench: Bench) -> None:
         values = np.concatenate([run[name].ravel() for run in every])
         assert found[name].counts.sum() == values.size
         assert found[name].low == min(values.min(), 0) and found[name].high == max(values.max(), 0)
+
+
+def test_histograms_of_scaled_channels(bench: Bench) -> None:
+    name, plain = TENSORS[1], bench.collect()
+    with ActivationRunner(bench.model, [name]) as runner:
+        every = np.concatenate([runner.run(image.load(bench.spec))[name] for image in bench.images])
+    bench.factors = {name: np.linspace(1, 4, every.shape[1])}
+    found, scaled = bench.collect(), every * bench.factors[name].reshape(-1, 1, 1).astype(np.float32)
+    assert found[name].high == pytest.approx(scaled.max(), rel=1e-6) and found[name].high != plain[name].high
+    assert np.array_equal(found["p4"].state(), plain["p4"].state())
+
+
+def test_peaks_of_channels(bench: Bench) -> None:
+    source = bench.model, bench.spec, bench.images, TENSORS
+    found = find_peaks(*source, bench.cache, cache_key(*source, {}))
+    assert list(found) == list(TENSORS) and bench.runs == len(bench.images)
+    again = find_peaks(*source, bench.cache, cache_key(*source, {}))
+    assert all(np.array_equal(found[name], again[name]) for name in TENSORS) and bench.runs == len(bench.images)
+    with ActivationRunner(bench.model, TENSORS) as runner:
+        every = [runner.run(image.load(bench.spec)) for image in bench.images]
+    for name in TENSORS:
+        values = np.concatenate([run[name] for run in every])
+        assert found[name].tolist() == [np.abs(values[:, channel]).max() for channel in range(values.shape[1])]
 
 
 def test_a_second_time_nothing_is_run(bench: Bench) -> None:
@@ -124,7 +148,7 @@ def test_a_cache_of_other_tensors_is_not_used(bench: Bench) -> None:
 
 def test_every_part_of_the_preprocessing_is_in_the_key(bench: Bench) -> None:
     def key(spec: ModelSpec, images: list[CalibrationImage] = bench.images) -> str:
-        return cache_key(bench.model, spec, images, TENSORS)
+        return cache_key(bench.model, spec, images, TENSORS, bench.factors)
 
     changes: list[dict[str, object]] = [
         {"pad_value": 0.0},

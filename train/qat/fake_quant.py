@@ -5,11 +5,13 @@ from __future__ import annotations
 import itertools
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils.hooks import RemovableHandle
@@ -77,12 +79,7 @@ class FakeQuantization(TorchFunctionMode):
 
     def _check_layers(self) -> None:
         ran = {name for prefix, count in self._counts.items() for name in _numbered(prefix, count)}
-        different = sorted(ran ^ self._plan.layers)
-        if different:
-            raise ModelError(
-                f"the INT8 file was made of another network: {different[0]} and {len(different) - 1} more layers differ;"
-                " quantize an export of these weights"
-            )
+        _check_same(ran ^ self._plan.layers)
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Sequence[type], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
@@ -116,6 +113,46 @@ class FakeQuantization(TorchFunctionMode):
         if name in self._plan.weights:
             values[1] = quantize_weight(values[1], self._plan.weights[name])
         return values
+
+
+@torch.no_grad()
+def scale_layers(model: nn.Module, plan: QuantPlan) -> None:
+    """Multiplies the weights of a model with folded batch norms by the plan's factors, in place; it computes the same.
+
+    Raises:
+        ModelError: a layer of the plan is not in the model, or of another size.
+    """
+    different = set(plan.factors)
+    for layer, module in _convolutions(model):
+        pairs = [pair for pair in zip((module.weight, module.bias), plan.factors.get(layer, ())) if pair[0] is not None]
+        if pairs and all(_fits(*pair) for pair in pairs):
+            different.discard(layer)
+            for parameter, factor in pairs:
+                parameter.mul_(torch.from_numpy(factor).to(parameter))
+    _check_same(different)
+
+
+def _fits(parameter: Tensor, factor: NDArray[np.float64]) -> bool:
+    return all(found in (1, size) for found, size in zip(factor.shape, parameter.shape))
+
+
+def _convolutions(model: nn.Module) -> Iterator[tuple[str, Any]]:
+    """Yields the modules with a weight, and the name of the convolution that each would be."""
+    called = [(path, module) for path, module in model.named_modules() if path and not isinstance(module, nn.ModuleList)]
+    names = {path: _own_name(path) for path, _ in called}
+    for path, module in called:
+        if getattr(module, "weight", None) is not None:
+            parts = path.split(".")
+            above = (".".join(parts[: end + 1]) for end in range(len(parts)))
+            yield "".join(f"/{names[item]}" for item in above if item in names) + "/Conv", module
+
+
+def _check_same(different: Collection[str]) -> None:
+    if different:
+        raise ModelError(
+            f"the INT8 file was made of another network: {min(different)} and {len(different) - 1} more layers differ;"
+            " quantize an export of these weights"
+        )
 
 
 def learnable_scales(plan: QuantPlan, device: torch.device) -> dict[Scale, nn.Parameter]:

@@ -19,7 +19,7 @@ from train.distributed import World
 from train.memory import is_out_of_memory, keep_freed_memory
 from train.model import DetectorModel
 from train.model.folding import fold_batch_norm, unfolded_weights
-from train.qat.fake_quant import FakeQuantization, learnable_scales
+from train.qat.fake_quant import FakeQuantization, learnable_scales, scale_layers
 from train.qat.plan import QuantPlan, Scale
 from train.run.device import choose_device
 
@@ -117,6 +117,7 @@ def finetune(
     if device.type == "cpu":
         keep_freed_memory()
     teacher, student = model.to(device), fold_batch_norm(model).to(device)
+    scale_layers(student, plan)
     scales = learnable_scales(plan, device)
     rates = ((list(student.parameters()), options.learning_rate), (list(scales.values()), options.scale_rate))
     optimizer = torch.optim.Adam([{"params": values, "lr": rate, "peak": rate} for values, rate in rates])

@@ -6,6 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import numpy as np
+from numpy.typing import NDArray
+
 
 class Scale(NamedTuple):
     """8-bit quantization of an activation: value = scale * (q - zero_point), low <= q <= high."""
@@ -28,6 +31,7 @@ class QuantPlan:
         scales: by activation, as the calibration calls it: how it is quantized.
         weights: by convolution: the largest magnitude of a quantized weight; each output channel has a scale of its own.
         layers: names of the layers above, and of all others of the same modules and operators.
+        factors: by convolution, what its weight (by broadcasting) and its bias are multiplied by before they are quantized.
     """
 
     inputs: Mapping[str, Mapping[int, Scale]]
@@ -35,3 +39,4 @@ class QuantPlan:
     scales: Mapping[str, Scale]
     weights: Mapping[str, int]
     layers: frozenset[str]
+    factors: Mapping[str, tuple[NDArray[np.float64], NDArray[np.float64]]]

@@ -11,6 +11,8 @@ import onnxruntime
 import pytest
 import torch
 
+from calibration.activations import ActivationRunner
+from calibration.equalize import equalize
 from calibration.graph import Graph
 from calibration.placement import place
 from calibration.quantize import quantize
@@ -21,17 +23,21 @@ from runtime.errors import ModelError
 from tests.support.small_models import CLASSES, noise, settled, tiny
 from train.model import DetectorModel
 from train.model.folding import fold_batch_norm, unfolded_weights
-from train.qat.fake_quant import FakeQuantization
+from train.qat.fake_quant import FakeQuantization, scale_layers
 from train.spec import model_spec
 
 
 def quantized(path: Path, target: str, **changes: Any) -> DetectorModel:
-    """Writes the INT8 file of a small model; returns the model."""
+    """Writes the INT8 file of a small model, with channels scaled at random; returns the model."""
     config = tiny(**changes)
     model = settled(config)
     write_onnx(model, model_spec(config, CLASSES), path)
     file = onnx.load(str(path))
-    ranges = dict.fromkeys(place(Graph(file), target).tensors, Range(-3.0, 5.0))
+    tensors, rng = place(Graph(file), target).tensors, np.random.default_rng(0)
+    with ActivationRunner(path, list(tensors)) as runner:
+        values = runner.run(noise(0))
+    file = equalize(file, {name: rng.uniform(0.3, 1, value.shape[1]) for name, value in values.items()})
+    ranges = dict.fromkeys(tensors, Range(-3.0, 5.0))
     onnx.save(quantize(file, ranges, target), str(path))
     return model
 
@@ -64,6 +70,8 @@ def test_every_layer_computes_what_the_file_does(tmp_path: Path, target: str, ch
     path = tmp_path / "m.onnx"
     model = fold_batch_norm(quantized(path, target, **changes))
     plan = read_quant_plan(path)
+    assert plan.factors
+    scale_layers(model, plan)
     file = onnx.load(str(path))
     made = {node.name: node.output[0] for node in file.graph.node if node.name in plan.layers}
     kept = {item.name for item in file.graph.output}
@@ -84,11 +92,13 @@ def test_every_layer_computes_what_the_file_does(tmp_path: Path, target: str, ch
 
 def test_another_network_is_refused(tmp_path: Path) -> None:
     quantized(tmp_path / "m.onnx", "tensorrt")
-    other = fold_batch_norm(settled(tiny(fusion="none")))
+    other, plan = fold_batch_norm(settled(tiny(fusion="none"))), read_quant_plan(tmp_path / "m.onnx")
+    with pytest.raises(ModelError, match="another network: /fusion"):
+        scale_layers(other, plan)
     with (
         pytest.raises(ModelError, match="another network"),
         torch.no_grad(),
-        FakeQuantization(other, read_quant_plan(tmp_path / "m.onnx")),
+        FakeQuantization(other, plan),
     ):
         other.maps(torch.from_numpy(noise(0)))
 
