@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 from runtime.backends.base import Backend
 from runtime.benchmark.timing import milliseconds, spread
 
+_WARM_UP = 3
+
 
 @dataclass(frozen=True)
 class Load:
@@ -36,18 +38,19 @@ class Load:
 def under_load(letter: str, backend: Backend, images: NDArray[Any], threads: int, repeats: int) -> Load:
     """Runs a batch `repeats` times in each of several threads at once.
 
-    Each thread runs three more before, so that all of them have what they need and a GPU its graphs.
+    Each thread runs three more before, all at the same time, so that each has what it needs and a GPU its graphs.
 
     Raises:
         ModelError: the model failed.
     """
     times: list[float] = []
     problems: list[BaseException] = []
-    ready, is_stopped = threading.Barrier(threads + 1), threading.Event()
+    warm, ready, is_stopped = threading.Barrier(threads), threading.Barrier(threads + 1), threading.Event()
 
     def work() -> None:
         try:
-            for _ in range(3):
+            for _ in range(_WARM_UP):
+                warm.wait()
                 backend.infer(images)
             ready.wait()
             for _ in range(repeats):
@@ -58,6 +61,7 @@ def under_load(letter: str, backend: Backend, images: NDArray[Any], threads: int
             pass
         except BaseException as error:
             problems.append(error)
+            warm.abort()
             ready.abort()
 
     workers = [threading.Thread(target=work, name=f"load {number}") for number in range(threads)]

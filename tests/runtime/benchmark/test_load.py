@@ -38,6 +38,16 @@ def test_every_thread_runs_as_often(threads: int, repeats: int, told: bool) -> N
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("load ")]
 
 
+def test_threads_warm_up_together() -> None:
+    """One that warms up alone would leave the others to open their part of the backend while they are timed."""
+    order: list[str] = []
+    backend: Any = Backend()
+    backend.infer = lambda _: order.append(threading.current_thread().name)
+    under_load("A", backend, np.zeros((1, 3)), 4, 1)
+    for start in (0, 4, 8):
+        assert len(set(order[start : start + 4])) == 4
+
+
 @pytest.mark.parametrize("failing", [1, 3, 20])
 def test_a_failure_ends_all_threads(failing: int) -> None:
     backend: Any = Backend(failing)
