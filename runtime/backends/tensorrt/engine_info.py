@@ -23,8 +23,8 @@ log = logging.getLogger(__name__)
 _LARGEST_BATCH = 1 << 16  # beyond what any GPU has memory for
 _LONGEST = 200  # characters of a message that quotes the manifest
 _AMPERE = (8, 0)
-_RTX_GPUS, _RTX_FROM = ((8, 6), (8, 9)), (12, 0)  # compute capabilities, from NVIDIA's support matrix
-RTX_GPUS = "x86-64 with GPUs of compute capability 8.6, 8.9, 12.0 and later, not on a Jetson"
+_RTX_GPUS, _RTX_FROM = ((8, 0), (8, 6), (8, 9)), (12, 0)  # compute capabilities, by its message on an H100
+RTX_GPUS = "x86-64 with GPUs of compute capability 8.0, 8.6, 8.9, 12.0 and later, not on a Jetson"
 _LOADS_OLDER = {10: 8, 11: 10}
 """Older major version whose version-compatible engines each one loads too, from NVIDIA's support matrix."""
 

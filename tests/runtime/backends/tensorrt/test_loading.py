@@ -243,7 +243,7 @@ def test_another_kind_of_gpu_runs_it_only_if_built_for_that(
 
 @pytest.mark.parametrize(
     ("capability", "listed"),
-    [("7.5", False), ("8.0", False), ("8.6", True), ("8.9", True), ("9.0", False), ("12.0", True), ("12.1", True)],
+    [("7.5", False), ("8.0", True), ("8.6", True), ("8.9", True), ("9.0", False), ("12.0", True), ("12.1", True)],
 )
 @pytest.mark.parametrize("built", [None, "8.6"])
 def test_rtx_engines_only_warn_of_gpus_that_are_not_listed(
