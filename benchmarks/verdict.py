@@ -20,6 +20,7 @@ from tqdm import tqdm
 from calibration.budget import FAILED, PASSED, judge
 from runtime import cli
 from runtime.backends.open import open_backend
+from runtime.datasets.dataset import Dataset
 from runtime.datasets.open import open_dataset
 from runtime.detector import Detector
 from runtime.evaluation.bootstrap import RESAMPLES, compare
@@ -31,11 +32,11 @@ _JUST = 1e-6  # points by which a budget is met or missed
 _COCO = {"images": 5000, "classes": 80, "boxes": 500_000, "objects": 36_000}
 
 
-def matches_of(path: Path, data: Path, split: str) -> Matches:
-    """Runs a file over a split."""
+def matches_of(path: Path, dataset: Dataset) -> Matches:
+    """Runs a file over a dataset."""
     with open_backend(path) as backend:
         detector = Detector(backend, score_threshold=backend.spec.score_threshold)
-        return evaluate(detector, open_dataset(data, split), backend.spec.class_names).matches
+        return evaluate(detector, dataset, backend.spec.class_names).matches
 
 
 def draw(matches: Matches, chosen: Any) -> Matches:
@@ -138,9 +139,10 @@ def main(arguments: list[str] | None = None) -> int:
     options = parse(arguments)
     found: dict[str, dict[str, float]] = {}
     if options.engine:
-        reference = matches_of(options.engine, options.data, options.split)
+        dataset = open_dataset(options.data, options.split)
+        reference = matches_of(options.engine, dataset)
         for path in options.compare:
-            other = matches_of(path, options.data, options.split)
+            other = matches_of(path, dataset)
             found[path.name] = simulate(
                 *(reference, other),
                 sets=options.sets,
