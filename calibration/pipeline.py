@@ -15,6 +15,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
+from calibration import range_search
 from calibration.budget import CONFIDENCE, PASSED, judge
 from calibration.cache import read_values, write_values
 from calibration.collect import cache_key, collect, find_peaks
@@ -23,7 +24,6 @@ from calibration.graph import Graph
 from calibration.images import named, range_image_count
 from calibration.placement import place
 from calibration.quantize import quantize
-from calibration.range_search import search_ranges
 from calibration.ranges import DETECTIONS, METHODS, Histogram, Range, find_range
 from calibration.request import Request, inputs, open_data
 from calibration.sensitivity import LayerSensitivity, Outputs, cut_at_maps, rank_layers, smallest_set
@@ -165,13 +165,13 @@ class _Work:
     def _searched_ranges(self) -> dict[str, Range]:
         """Searches the ranges by their effect on the detections; resumes an interrupted search."""
         count = range_image_count(len(self.images) + len(self.search.images if self.search else ()))
-        key = hashlib.sha256(f"{self.key}{self.request.target}{count}".encode()).hexdigest()
+        key = hashlib.sha256(f"{range_search.VERSION}{self.key}{self.request.target}{count}".encode()).hexdigest()
         path = self._beside("search.json")
-        widest = {name: find_range(histogram, "minmax") for name, histogram in self.histograms.items()}
-        return search_ranges(
+        return range_search.search_ranges(
             cut_at_maps(self.model, self.spec),
             self.spec.replace(top_k=0),
-            widest,
+            self.ranges("minmax"),
+            self.ranges("percentile"),
             self.request.target,
             self._batches(count),
             read_values(path, key),

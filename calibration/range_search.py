@@ -12,15 +12,19 @@ from tqdm import tqdm
 
 from calibration.detection_error import DetectionError
 from calibration.graph import Graph
-from calibration.placement import Placement, place
+from calibration.placement import place
 from calibration.quantize import activation_scale, quantize_activations, shared_ranges
 from calibration.ranges import Range
 from runtime.backends.ort import open_session, run_session
 from runtime.backends.signature import INPUT_NAME
 from runtime.spec import ModelSpec
 
-SHARES = tuple(2 ** (-step / 2) for step in range(7))
-"""Shares of the largest magnitude that are tried as the threshold, in this order."""
+SHARES = tuple(2 ** (-step / 2) for step in range(17))
+"""Shares of the largest magnitude that may be the threshold; a few positions can have a hundred times what all others have."""
+VERSION = 2
+"""Of the search; raise it to make what was found before stale."""
+
+_TINY = 1e-12  # of an activation that is always zero
 
 Arrays = Sequence[NDArray[Any]]
 
@@ -29,6 +33,7 @@ def search_ranges(
     model: onnx.ModelProto,
     spec: ModelSpec,
     widest: Mapping[str, Range],
+    starts: Mapping[str, Range],
     target: str,
     images: Arrays,
     known: Mapping[str, float] | None = None,
@@ -37,44 +42,55 @@ def search_ranges(
     """Finds for each activation the threshold with which the detections change least.
 
     Activations are quantized one at a time, those that share a scale together, with all else in FP32. The threshold is
-    lowered from the largest magnitude until the error grows. A range that is chosen by the values alone is not as good: which
-    values matter to the detections cannot be seen in a histogram.
+    lowered from where it starts until the error grows; where lowering it once does not pay, it is raised likewise. A range
+    that is chosen by the values alone is not as good: which values matter to the detections cannot be seen in a histogram.
 
     Args:
         model: the FP32 model, with raw maps as outputs.
         spec: its spec.
         widest: range of all values of each activation that the placement names.
+        starts: range of each to start from, such as that of nearly all values.
         target: see `calibration.placement`.
         images: inputs of the model, one image each, to judge by.
         known: shares found by an interrupted run, by activation.
         save: is given all shares so far after each activation.
     """
     placement = place(Graph(model), target)
-    whole = shared_ranges(placement, widest)
+    whole, first = shared_ranges(placement, widest), shared_ranges(placement, starts)
     error = DetectionError(spec, _Trial(model).run(images))
     found = dict(known or {})
     for group in tqdm(dict.fromkeys(placement.tensors.values()), desc="ranges", unit="tensor", disable=None, leave=False):
         if group not in found:
             tensors = [name for name, shared in placement.tensors.items() if shared == group]
-            found[group] = _best_share(model, placement, whole[tensors[0]], tensors, error, images)
+            trial = _Trial(quantize_activations(model, placement, whole, tensors), tensors)
+            span, start = whole[tensors[0]], first[tensors[0]]
+
+            def measure(share: float, limit: float, trial: _Trial = trial, span: Range = span) -> float:
+                return error(trial.run(images, *activation_scale(_cut(span, share), target == "tensorrt")), limit)
+
+            found[group] = _best_share(measure, start.threshold / max(span.threshold, start.threshold, _TINY))
             save(found)
     return {name: _cut(whole[name], found[group]) for name, group in placement.tensors.items()}
 
 
-def _best_share(
-    model: onnx.ModelProto, placement: Placement, span: Range, tensors: Sequence[str], error: DetectionError, images: Arrays
-) -> float:
-    """Lowers the share of the threshold of some activations until the error grows; returns the best."""
-    signed = placement.target == "tensorrt"
-    trial = _Trial(quantize_activations(model, placement, dict.fromkeys(tensors, span), tensors), tensors)
-    best, least = SHARES[0], float("inf")
-    for share in SHARES:
-        scale, zero = activation_scale(_cut(span, share), signed)
-        changed = error(trial.run(images, scale, zero), least)
-        if changed >= least:
+def _best_share(measure: Callable[[float, float], float], start: float) -> float:
+    """Finds a share of the threshold on both sides of which the error is not less.
+
+    Args:
+        measure: the error with a share; what it returns beyond the limit, its second argument, need not be exact.
+        start: where to begin, in [0, 1].
+    """
+    begin = min(range(len(SHARES)), key=lambda step: abs(SHARES[step] - start))
+    best, least = begin, measure(SHARES[begin], float("inf"))
+    for direction in (1, -1):
+        for step in range(begin + direction, len(SHARES) if direction > 0 else -1, direction):
+            changed = measure(SHARES[step], least)
+            if changed >= least:
+                break
+            best, least = step, changed
+        if best != begin:
             break
-        best, least = share, changed
-    return best
+    return SHARES[best]
 
 
 def _cut(span: Range, share: float) -> Range:

@@ -9,17 +9,38 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from calibration.detection_error import DetectionError
 from calibration.graph import Graph
 from calibration.placement import TARGETS, place
 from calibration.quantize import quantize_activations, shared_ranges
-from calibration.range_search import SHARES, search_ranges
+from calibration.range_search import SHARES, _best_share, search_ranges
 from calibration.ranges import Range
 from runtime.backends.ort import OrtBackend
 from runtime.ops.decode import decode
 from runtime.spec import ModelSpec
 from tests.support.small_models import noise
+
+
+@given(
+    st.lists(st.integers(1), min_size=len(SHARES), max_size=len(SHARES), unique=True),
+    st.integers(0, len(SHARES) - 1),
+    st.floats(0, 1),
+)
+def test_the_best_of_errors_that_fall_and_rise(errors: list[int], best: int, start: float) -> None:
+    errors = [*sorted(errors[:best], reverse=True), 0, *sorted(errors[best + 1 :])]
+    limits = []
+
+    def measure(share: float, limit: float) -> float:
+        limits.append(limit)
+        return errors[SHARES.index(share)]
+
+    assert _best_share(measure, start) == SHARES[best]
+    begin = min(range(len(SHARES)), key=lambda step: abs(SHARES[step] - start))
+    assert len(limits) <= abs(best - begin) + 3  # no share but those on the way, and one more on each side
+
 
 RangesOf = Callable[[Path, str], dict[str, Range]]
 
@@ -64,7 +85,7 @@ def test_the_error_by_its_definition(maps: tuple[ModelSpec, list[Any]]) -> None:
 
 
 @pytest.mark.parametrize("target", TARGETS)
-def test_the_search_finds_what_trying_every_share_in_turn_finds(
+def test_the_search_goes_down_to_where_the_error_grows_on_both_sides(
     target: str, plain_model: Path, ranges_of: RangesOf, maps: tuple[ModelSpec, list[Any]], tmp_path: Path
 ) -> None:
     spec, _ = maps
@@ -75,26 +96,27 @@ def test_the_search_finds_what_trying_every_share_in_turn_finds(
     tried = groups[1::7]
     saved: list[dict[str, float]] = []
     known = {group: 1.0 for group in groups if group not in tried}
-    found = search_ranges(model, spec, widest, target, images, known, lambda shares: saved.append(dict(shares)))
 
     def cut(tensor: str, share: float) -> Range:
         return whole[tensor].limited(whole[tensor].threshold * share)
 
+    starts = {name: cut(name, 0.4) for name in widest}
+    found = search_ranges(model, spec, widest, starts, target, images, known, lambda shares: saved.append(dict(shares)))
     with OrtBackend(plain_model) as backend:
         error = DetectionError(spec, [backend.infer(image) for image in images])
     for group in tried:
         tensors = [name for name, shared in placement.tensors.items() if shared == group]
-        best, least = 1.0, float("inf")
+        errors = []
         for share in SHARES:
             spans = {name: cut(name, share) for name in tensors}
             onnx.save(quantize_activations(model, placement, spans, tensors), tmp_path / "trial.onnx")
             with OrtBackend(tmp_path / "trial.onnx") as backend:
-                changed = error([backend.infer(image) for image in images])
-            if changed >= least:
-                break
-            best, least = share, changed
-        assert saved[-1][group] == best
-        assert all(found[name] == cut(name, best) for name in tensors)
+                errors.append(error([backend.infer(image) for image in images]))
+        best, start = SHARES.index(saved[-1][group]), 3  # the share nearest to 0.4
+        assert all(errors[best] <= errors[near] for near in (best - 1, best + 1) if 0 <= near < len(errors))
+        way = errors[min(best, start) : max(best, start) + 1]
+        assert way == sorted(way, reverse=best > start) and errors[best] == min(way)
+        assert all(found[name] == cut(name, SHARES[best]) for name in tensors)
     untouched = [name for name, group in placement.tensors.items() if group not in tried]
     assert all(found[name] == whole[name] for name in untouched)
     assert len(saved) == len(tried)
