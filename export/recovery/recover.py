@@ -116,17 +116,18 @@ def recover(request: RecoverRequest) -> Finetuned:
     plan = read_quant_plan(request.model)
     images = choose(request)
     trained, held = _hold_back(images, request)
-    error_from = partial(DetectionError, spec.plain())
-    learned = finetune(model, plan, _loaders(trained, spec), _loaders(held, spec), error_from, request.options)
+    plain = spec.plain()
+    loaders = _loaders(trained, plain), _loaders(held, plain)
+    learned = finetune(model, plan, *loaders, partial(DetectionError, plain), plain, request.options)
     if learned.epoch:
         factors = {name: learned.scales[scale] / scale.scale for name, scale in plan.scales.items()}
         ranges = {name: _scaled(details["ranges"], name, factor) for name, factor in factors.items()}
         details = {**details, "ranges": {name: asdict(span) for name, span in ranges.items()}}
         checkpoint.load_weights(request.weights, model.cpu(), learned.weights)
         with tempfile.TemporaryDirectory() as folder:
-            plain = Path(folder) / "fp32.onnx"
-            write_onnx(model, spec.replace(precision="fp32"), plain, batch=batch)
-            exported = onnx.load(str(plain))
+            file = Path(folder) / "fp32.onnx"
+            write_onnx(model, spec.replace(precision="fp32"), file, batch=batch)
+            exported = onnx.load(str(file))
         note_steps(exported, noted_steps(onnx.load(str(request.model))))  # the trained weights are scaled already
         result = quantize(exported, ranges, details["target"], fp16=details["half_layers"], rest=details["rest"])
     else:
@@ -175,8 +176,7 @@ def _hold_back(
 
 
 def _loaders(images: list[CalibrationImage], spec: ModelSpec) -> list[Callable[[], NDArray[np.float32]]]:
-    plain = spec.plain()
-    return [partial(image.load, plain) for image in images]
+    return [partial(image.load, spec) for image in images]
 
 
 def _scaled(ranges: Mapping[str, Mapping[str, float]], name: str, factor: float) -> Range:

@@ -53,7 +53,7 @@ def made(make_checkpoint: Callable[..., Path], coco_set: Path, tmp_path: Path) -
     weights, plain, model = make_checkpoint(), tmp_path / "fp32.onnx", tmp_path / "int8.onnx"
     assert export_onnx.main(["--weights", str(weights), "--output", str(plain)]) == 0
     arguments = ["--onnx", str(plain), "--data", str(coco_set), "--output", str(model)]
-    assert calibrate([*arguments, "--method", "entropy", "--max-ap-drop", "none"]) == 0
+    assert calibrate([*arguments, "--method", "minmax", "--max-ap-drop", "none"]) == 0
     return Made(weights, model, coco_set)
 
 

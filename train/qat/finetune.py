@@ -15,7 +15,9 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from runtime.errors import CheckFailed, InputError
+from runtime.spec import ModelSpec
 from train.distributed import World
+from train.losses.yolo_targets import box_iou
 from train.memory import is_out_of_memory, keep_freed_memory
 from train.model import DetectorModel
 from train.model.folding import fold_batch_norm, unfolded_weights
@@ -26,8 +28,7 @@ from train.run.device import choose_device
 log = logging.getLogger(__name__)
 
 _CLIP = 10.0
-_SMALLEST_VARIANCE = 1e-6  # of a channel that says the same of every cell
-_BACKGROUND = 0.01  # weight of a candidate whose score is 0
+_MAX_LOG_SIDE = 10.0  # beyond, a box covers every image
 
 Maps = Callable[[Tensor], Sequence[Tensor]]
 """Computes the raw maps of a batch."""
@@ -57,8 +58,8 @@ class FinetuneOptions:
 
     epochs: int = 15
     batch: int = 8
-    learning_rate: float = 1e-4
-    scale_rate: float = 2e-2
+    learning_rate: float = 2e-5
+    scale_rate: float = 2e-3
     seed: int = 0
     device: str = "auto"
 
@@ -91,13 +92,13 @@ def finetune(
     images: Images,
     held: Images,
     error_from: Callable[[Iterable[Outputs]], Error],
+    spec: ModelSpec,
     options: FinetuneOptions,
 ) -> Finetuned:
     """Trains a copy of a model with fake quantization; weights and the scales of activations are learned.
 
-    The model itself is the teacher: the loss is the squared difference to its raw maps, relative to the variance of each of
-    their channels, and needs no labels. A candidate counts by the teacher's score, since most are background whose boxes
-    nobody reads. The batch norms are folded into the convolutions first, so that the weights that are rounded in training
+    The model itself is the teacher, so no labels are needed: the loss is the change of the scores and the boxes that it
+    computes. The batch norms are folded into the convolutions first, so that the weights that are rounded in training
     are those that will be rounded in the file. What is returned had the least error on images that are not trained on.
 
     Args:
@@ -106,6 +107,7 @@ def finetune(
         images: to train on.
         held: others, to choose the epoch by.
         error_from: makes the error to choose by of the float model's outputs of `held`.
+        spec: of the model.
         options: how to train.
 
     Raises:
@@ -139,7 +141,7 @@ def finetune(
                 step += 1
                 for group in optimizer.param_groups:
                     group["lr"] = group["peak"] * (1 + math.cos(math.pi * step / steps)) / 2
-                found.append(_step(rounded, teacher, optimizer, torch.from_numpy(inputs).to(device)))
+                found.append(_step(rounded, teacher, optimizer, torch.from_numpy(inputs).to(device), spec))
                 bar.update()
             distances.append(float(np.mean(found)))
             errors.append(measure())
@@ -166,19 +168,21 @@ def _outputs(compute: Maps, images: Images, device: torch.device) -> Iterator[Ou
 
 
 def _batches(images: Images, options: FinetuneOptions, epoch: int) -> Iterator[NDArray[np.float32]]:
-    order = np.random.default_rng((options.seed, epoch)).permutation(len(images)).tolist()
+    """Yields the images in another order each epoch, half of them mirrored, since few are soon known by heart."""
+    rng = np.random.default_rng((options.seed, epoch))
+    order, mirrored = rng.permutation(len(images)).tolist(), rng.random(len(images)) < 0.5
     for start in range(0, len(order), options.batch):
-        yield np.concatenate([images[index]() for index in order[start : start + options.batch]])
+        chosen = order[start : start + options.batch]
+        yield np.concatenate([images[index]()[..., :: -1 if mirrored[index] else 1] for index in chosen])
 
 
-def _step(rounded: Maps, teacher: DetectorModel, optimizer: torch.optim.Optimizer, inputs: Tensor) -> float:
+def _step(rounded: Maps, teacher: DetectorModel, optimizer: torch.optim.Optimizer, inputs: Tensor, spec: ModelSpec) -> float:
     """Updates weights and scales by one batch; returns its distance."""
     try:
         with torch.no_grad():
             wanted = teacher.maps(inputs)
         optimizer.zero_grad()
-        pairs = zip(rounded(inputs), wanted)
-        distance = torch.stack([_distance(*pair, teacher.num_classes) for pair in pairs]).mean()
+        distance = _distance(rounded(inputs), wanted, spec)
         distance.backward()  # type: ignore[no-untyped-call]
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
@@ -194,16 +198,33 @@ def _step(rounded: Maps, teacher: DetectorModel, optimizer: torch.optim.Optimize
     return value
 
 
-def _distance(found: Tensor, wanted: Tensor, num_classes: int) -> Tensor:
-    """Returns the squared difference of maps `[N, A * (5 + C), H, W]`, in the mean.
+def _distance(found: Sequence[Tensor], wanted: Sequence[Tensor], spec: ModelSpec) -> Tensor:
+    """Returns how far the candidates of raw maps are from those wanted, over the sum of the scores wanted.
 
-    Among those of an anchor, a candidate has the weight of its score in `wanted`; all anchors count alike. A channel is
-    divided by its variance, with the same weights.
+    It is that of `calibration.detection_error` in a form that has a gradient: the changes of a candidate's scores, of all
+    classes, and the larger of its two best scores times 1 - IoU of its two boxes.
+
+    Args:
+        found: maps of each level, `[N, A * (5 + C), H, W]`.
+        wanted: likewise.
+        spec: with the anchors and strides of the levels.
     """
-    found, wanted = (maps.reshape(len(maps), -1, 5 + num_classes, *maps.shape[2:]) for maps in (found, wanted))
-    chances = wanted[:, :, 4:].sigmoid()
-    weights = chances[:, :, :1] * chances[:, :, 1:].amax(2, keepdim=True) + _BACKGROUND
-    weights = weights / weights.mean((0, 3, 4), keepdim=True)
-    center = (weights * wanted).mean((0, 3, 4), keepdim=True)
-    variance = (weights * (wanted - center).square()).mean((0, 3, 4), keepdim=True)
-    return (weights * (found - wanted).square() / (variance + _SMALLEST_VARIANCE)).mean()
+    changed, total = [], []
+    for one, other, anchors, stride in zip(found, wanted, spec.anchors, spec.strides):
+        sides = one.new_tensor(anchors).reshape(1, -1, 2, 1, 1) / stride
+        boxes, scores = zip(*(_candidates(maps, sides) for maps in (one, other)))
+        best, reference = (item.amax(dim=2) for item in scores)
+        overlap = box_iou(*boxes)
+        changed.append(
+            ((scores[0] - scores[1]).abs().sum(dim=2) + torch.maximum(best, reference).detach() * (1 - overlap)).sum()
+        )
+        total.append(reference.sum())
+    return torch.stack(changed).sum() / (torch.stack(total).sum() + 1)  # an image may have no object
+
+
+def _candidates(maps: Tensor, sides: Tensor) -> tuple[Tensor, Tensor]:
+    """Decodes raw maps; returns boxes (x, y, w, h) `[N, A, H, W, 4]` in cells, from their own, and scores `[N, A, C, H, W]`."""
+    logits = maps.reshape(len(maps), sides.shape[1], -1, *maps.shape[2:])
+    centers, logs = logits[:, :, :2].sigmoid(), logits[:, :, 2:4].clamp(max=_MAX_LOG_SIDE)
+    boxes = torch.cat([centers, sides * logs.exp()], dim=2).movedim(2, -1)
+    return boxes, logits[:, :, 4:5].sigmoid() * logits[:, :, 5:].sigmoid()
