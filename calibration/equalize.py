@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from onnx import NodeProto, numpy_helper
 
 from calibration.graph import Graph
+from runtime.errors import ModelError
 
 Floats = NDArray[np.float64]
 _Numbers = NDArray[np.intp]
@@ -56,9 +57,21 @@ def note_steps(model: onnx.ModelProto, steps: Mapping[str, Sequence[int]]) -> No
 
 
 def noted_steps(model: onnx.ModelProto) -> dict[str, list[int]]:
-    """Reads what `note_steps` wrote; empty if the model was not equalized."""
-    found = [item.value for item in model.metadata_props if item.key == _KEY]
-    return dict(json.loads(found[0])) if found else {}
+    """Reads what `note_steps` wrote; empty if the model was not equalized.
+
+    Raises:
+        ModelError: it is damaged.
+    """
+    for item in model.metadata_props:
+        if item.key == _KEY:
+            try:
+                found = json.loads(item.value)
+                if all(step in range(_MOST + 1) for steps in found.values() for step in steps):
+                    return dict(found)
+            except (ValueError, TypeError, AttributeError, RecursionError):
+                pass
+            raise ModelError("the INT8 file's notes on scaled channels are damaged; calibrate again")
+    return {}
 
 
 def layer_factors(model: onnx.ModelProto) -> dict[str, tuple[Floats, Floats]]:
@@ -154,9 +167,11 @@ class _Channels:
         return np.where(np.isfinite(steps), steps, 0).astype(np.int64)  # of what is not quantized
 
     def factors(self, steps: Mapping[str, Sequence[int]]) -> Floats:
-        """Returns the factor of each number."""
+        """Returns the factor of each number; raises ModelError if the model has other layers than those noted."""
         factors = np.ones(self._count)
         for layer, values in steps.items():
+            if len(self.made_by.get(layer, ())) != len(values):
+                raise ModelError(f"the INT8 file's notes on scaled channels name {layer}, which it lacks; calibrate again")
             factors[self.made_by[layer]] = 2.0 ** (np.array(values) / _OCTAVE)
         return factors
 

@@ -19,6 +19,7 @@ from calibration.graph import Graph
 from calibration.placement import TARGETS, place
 from calibration.quantize import quantize
 from calibration.ranges import Range
+from runtime.errors import ModelError
 from tests.support.small_models import noise
 
 CHANGES: tuple[dict[str, Any], ...] = (
@@ -73,6 +74,17 @@ def test_int8_files_tell_the_same_factors(tiny_model: Path, target: str) -> None
     expected, found = activation_factors(scaled), activation_factors(made)
     assert all(np.array_equal(found[name], factors) for name, factors in expected.items())
     assert not layer_factors(model) and not activation_factors(model)
+
+
+@pytest.mark.parametrize(
+    "value", ["", "[]", "3", '{"a": 3}', '{"a": [-1]}', '{"a": [1000000]}', '{"a": ["x"]}', '{"a": [1]}', "{" * 10**5]
+)
+def test_damaged_notes_are_refused(tiny_model: Path, value: str) -> None:
+    model = onnx.load(str(tiny_model))
+    model.metadata_props.add(key="equalization", value=value)
+    for read in (layer_factors, activation_factors):
+        with pytest.raises(ModelError, match="calibrate again"):
+            read(model)
 
 
 # --- small graphs, whose factors are known
