@@ -26,7 +26,7 @@ DEFAULT_IMAGES = 512
 SEARCH_IMAGES = 400
 """Number of images that methods and layers are chosen by, at most."""
 MIN_SEARCH = 50
-_MOST_RANGED, _LEAST_RANGED, _RANGED_SHARE = 16, 8, 1 / 16
+_MOST_RANGED, _LEAST_RANGED, _RANGED_SHARE = 16, 8, 1 / 20
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import hashlib
 import json
 import logging
 import tempfile
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from calibration import range_search
 from calibration.budget import CONFIDENCE, PASSED, judge
 from calibration.cache import read_values, write_values
 from calibration.collect import cache_key, collect, find_peaks
+from calibration.detection_error import DetectionError, Outputs
 from calibration.equalize import activation_factors, equalize
 from calibration.graph import Graph
 from calibration.images import named, range_image_count
@@ -26,7 +27,7 @@ from calibration.placement import place
 from calibration.quantize import quantize
 from calibration.ranges import DETECTIONS, METHODS, Histogram, Range, find_range
 from calibration.request import Request, inputs, open_data
-from calibration.sensitivity import LayerSensitivity, Outputs, cut_at_maps, rank_layers, smallest_set
+from calibration.sensitivity import LayerSensitivity, cut_at_maps, rank_layers, smallest_set
 from calibration.writer import write_int8
 from runtime.backends.ort import OrtBackend
 from runtime.datasets.dataset import Dataset
@@ -40,7 +41,6 @@ from runtime.spec import ModelSpec
 log = logging.getLogger(__name__)
 
 _EQUALIZED = 32  # images by which channels are scaled
-_JUDGED = 4  # images on which a layer's signal-to-noise ratio is measured
 _SCORED = 5  # the worst layers, whose AP drop is measured too
 
 
@@ -164,8 +164,7 @@ class _Work:
 
     def _searched_ranges(self) -> dict[str, Range]:
         """Searches the ranges by their effect on the detections; resumes an interrupted search."""
-        count = range_image_count(len(self.images) + len(self.search.images if self.search else ()))
-        key = hashlib.sha256(f"{range_search.VERSION}{self.key}{self.request.target}{count}".encode()).hexdigest()
+        key = hashlib.sha256(f"{range_search.VERSION}{self.key}{self.request.target}{self._judged}".encode()).hexdigest()
         path = self._beside("search.json")
         return range_search.search_ranges(
             cut_at_maps(self.model, self.spec),
@@ -173,15 +172,20 @@ class _Work:
             self.ranges("minmax"),
             self.ranges("percentile"),
             self.request.target,
-            self._batches(count),
+            self._batches(),
             read_values(path, key),
             lambda found: write_values(path, key, found),
         )
 
-    def _batches(self, count: int) -> list[NDArray[Any]]:
-        """Returns the model's input for each of the first calibration images."""
+    @property
+    def _judged(self) -> int:
+        """Number of calibration images by whose detections ranges and layers are judged."""
+        return range_image_count(len(self.images) + len(self.search.images if self.search else ()))
+
+    def _batches(self) -> list[NDArray[Any]]:
+        """Returns the model's input for each of the images to judge by."""
         with OrtBackend(self.request.model) as original:
-            return [image.load(self.spec, original.batch_size) for image in self.images[:count]]
+            return [image.load(self.spec, original.batch_size) for image in self.images[: self._judged]]
 
     def best_method(self) -> str:
         """Returns the method whose file has the highest AP; the first of equals."""
@@ -223,24 +227,29 @@ class _Work:
         return result
 
     def rank(self, ranges: dict[str, Range]) -> list[LayerSensitivity]:
-        """Ranks every layer by what quantizing it alone does to the raw maps; resumes an interrupted ranking."""
+        """Ranks every layer by what quantizing it alone does to the detections; resumes an interrupted ranking."""
         spans = json.dumps(sorted((name, span.low, span.high) for name, span in ranges.items()))
-        key = hashlib.sha256(f"{self.key}{self.request.target}{spans}".encode()).hexdigest()
-        path = self._beside("sensitivity.json")
-        batches = self._batches(_JUDGED)
+        key = hashlib.sha256(f"{self.key}{self.request.target}{self._judged}{spans}".encode()).hexdigest()
+        path, batches = self._beside("sensitivity.json"), self._batches()
         model_to_maps = cut_at_maps(self.model, self.spec)
 
-        def run(model: onnx.ModelProto) -> list[Outputs]:
+        def run(model: onnx.ModelProto) -> Iterator[Outputs]:
             with tempfile.TemporaryDirectory() as folder:
                 file = Path(folder) / "candidate.onnx"
                 onnx.save(model, str(file))
                 with OrtBackend(file) as backend:
-                    return [backend.infer(batch) for batch in batches]
+                    for batch in batches:
+                        yield backend.infer(batch)
+
+        distance = DetectionError(self.spec.replace(top_k=0), run(model_to_maps))
+
+        def error(model: onnx.ModelProto) -> float:
+            return distance(run(model))
 
         def save(found: dict[str, float]) -> None:
             write_values(path, key, found)
 
-        return rank_layers(model_to_maps, ranges, self.request.target, self.layers, run, read_values(path, key), save)
+        return rank_layers(model_to_maps, ranges, self.request.target, self.layers, error, read_values(path, key), save)
 
     def write(self, ranges: dict[str, Range], result: Result) -> None:
         """Writes the INT8 file and its manifest."""

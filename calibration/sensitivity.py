@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import onnx
-from numpy.typing import NDArray
 from tqdm import tqdm
 
 from calibration.graph import Graph
@@ -15,11 +13,7 @@ from calibration.quantize import quantize
 from calibration.ranges import Range
 from runtime.spec import ModelSpec
 
-Outputs = Sequence[NDArray[np.float32]]
-Run = Callable[[onnx.ModelProto], list[Outputs]]
-"""Runs a model on a few fixed images and returns the raw outputs of each."""
-
-_MOST_DB = 300.0
+_MOST_ERROR = 1e6  # of a layer whose outputs are not finite; JSON has no infinity
 _PRUNED = 8  # in sets up to this size, each layer is tried without
 
 
@@ -29,33 +23,19 @@ class LayerSensitivity:
 
     Attributes:
         layer: name of the convolution.
-        snr_db: signal-to-noise ratio at the raw outputs in dB; lower is worse.
+        error: change of the detections, see `calibration.detection_error`; at most 1e6.
         bytes: growth of the file if the layer goes back to FP16.
         ap_drop: points of AP lost; None if not measured.
     """
 
     layer: str
-    snr_db: float
+    error: float
     bytes: int
     ap_drop: float | None = None
 
     def __str__(self) -> str:
         cost = "" if self.ap_drop is None else f", {self.ap_drop:.2f} AP"
-        return f"{self.layer} ({self.snr_db:.1f} dB{cost})"
-
-
-def signal_to_noise(reference: Sequence[Outputs], other: Sequence[Outputs]) -> float:
-    """Returns the power of the raw outputs over that of their error in dB, in [-300, 300].
-
-    Each output has the same weight; its power is summed over the images. Outputs that are not finite give -300.
-    """
-    ratios = []
-    for index in range(len(reference[0])):
-        signal = sum(float(np.square(outputs[index], dtype=np.float64).sum()) for outputs in reference)
-        noise = sum(float(np.square(np.subtract(a[index], b[index], dtype=np.float64)).sum()) for a, b in zip(reference, other))
-        ratios.append(noise / max(signal, 1e-300))
-    mean = float(np.mean(ratios))
-    return -_MOST_DB if not np.isfinite(mean) else float(np.clip(-10 * np.log10(max(mean, 1e-300)), -_MOST_DB, _MOST_DB))
+        return f"{self.layer} ({self.error:.2%} of the detections{cost})"
 
 
 def rank_layers(
@@ -63,34 +43,33 @@ def rank_layers(
     ranges: Mapping[str, Range],
     target: str,
     layers: Sequence[str],
-    run: Run,
+    error: Callable[[onnx.ModelProto], float],
     known: dict[str, float] | None = None,
     save: Callable[[dict[str, float]], None] = lambda _: None,
 ) -> list[LayerSensitivity]:
-    """Quantizes each layer alone and measures the error of the raw outputs.
+    """Quantizes each layer alone and measures what changes in the detections.
 
     Args:
         model: the FP32 model.
         ranges: of every activation that the placement names.
         target: see `calibration.placement`.
         layers: names of the convolutions to rank.
-        run: runs a model on the images to judge by.
-        known: signal-to-noise ratios in dB of an interrupted run, by layer.
-        save: is given all ratios so far after each layer.
+        error: measures the change of the detections by a model on the images to judge by.
+        known: errors of an interrupted run, by layer.
+        save: is given all errors so far after each layer.
 
     Returns:
         One entry a layer, the most sensitive first.
     """
     graph = Graph(model)
     found = dict(known or {})
-    reference = run(model)
     for layer in tqdm(layers, desc="sensitivity", unit="layer", disable=None, leave=False):
         if layer not in found:
-            found[layer] = signal_to_noise(reference, run(quantize(model, ranges, target, only=[layer])))
+            found[layer] = min(error(quantize(model, ranges, target, only=[layer])), _MOST_ERROR)
             save(found)
     sizes = {node.name: _elements(graph, node.input[1]) for node in graph.nodes if node.op_type == "Conv"}
     # 16 bits a weight instead of 8.
-    return sorted((LayerSensitivity(name, found[name], sizes[name]) for name in layers), key=lambda item: item.snr_db)
+    return sorted((LayerSensitivity(name, found[name], sizes[name]) for name in layers), key=lambda item: -item.error)
 
 
 def cut_at_maps(model: onnx.ModelProto, spec: ModelSpec) -> onnx.ModelProto:

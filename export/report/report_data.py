@@ -193,10 +193,7 @@ def _manifest(outcome: Outcome) -> dict[str, Any] | None:
 
 
 def _finite(value: Any) -> Any:
-    """Replaces infinity and NaN, which JSON cannot hold, by None.
-
-    A layer that quantization leaves alone has an infinite signal-to-noise ratio.
-    """
+    """Replaces infinity and NaN, which JSON cannot hold, by None."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, Mapping):

@@ -21,8 +21,8 @@ from calibration.graph import Graph
 from calibration.placement import TARGETS, place
 from calibration.quantize import WEIGHT_MAX, quantize, quantize_weight
 from calibration.ranges import Range
-from calibration.sensitivity import signal_to_noise
 from runtime.backends.ort import OrtBackend
+from tests.support.quality import signal_to_noise
 from tests.support.small_models import noise
 
 FindRanges = Callable[[Path, str], dict[str, Range]]

@@ -1,4 +1,4 @@
-"""The signal-to-noise ratio, the ranking of layers, and the search for those to take back."""
+"""The ranking of layers, and the search for those to take back."""
 
 from __future__ import annotations
 
@@ -7,32 +7,30 @@ import math
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import onnx
 import onnxruntime
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from calibration.detection_error import DetectionError, Outputs
 from calibration.graph import Graph
 from calibration.placement import place
 from calibration.ranges import Range
-from calibration.sensitivity import Outputs, rank_layers, signal_to_noise, smallest_set
+from calibration.sensitivity import rank_layers, smallest_set
+from runtime.spec import ModelSpec
 from tests.support.small_models import noise
-
-
-def test_signal_to_noise_by_hand() -> None:
-    a, b = np.full((1, 4), 2.0, np.float32), np.full((1, 2), 3.0, np.float32)
-    assert signal_to_noise([[a]], [[a * 1.1]]) == pytest.approx(20, abs=1e-4)  # an error of a tenth
-    assert signal_to_noise([[a, b]], [[a * 1.1, b]]) == pytest.approx(20 + 10 * math.log10(2), abs=1e-4)
-    assert signal_to_noise([[a]], [[a]]) == 300
-    assert signal_to_noise([[a]], [[np.full_like(a, np.nan)]]) == -300
-    assert signal_to_noise([[a * 0]], [[a]]) == -300
 
 
 def run(model: onnx.ModelProto) -> list[Outputs]:
     session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
     return [session.run(None, {"images": noise(seed, count=1)}) for seed in (0, 1)]
+
+
+def error_from(model: onnx.ModelProto) -> Callable[[onnx.ModelProto], float]:
+    spec = ModelSpec.from_metadata({item.key: item.value for item in model.metadata_props})
+    distance = DetectionError(spec, run(model))
+    return lambda other: distance(run(other))
 
 
 @pytest.mark.parametrize("target", ["tensorrt", "cpu"])
@@ -44,15 +42,16 @@ def test_the_ranking_names_a_layer_whose_scale_is_wrong(
     layer = "/backbone/stages.1/stages.1.0/conv/Conv"
     layers = [*place(graph, target).layers[::6], layer]  # enough to be told apart from
     tensor = next(node.input[0] for node in graph.nodes if node.name == layer)
-    sane = {item.layer: item.snr_db for item in rank_layers(model, ranges, target, layers, run)}
+    error = error_from(model)
+    sane = {item.layer: item.error for item in rank_layers(model, ranges, target, layers, error)}
     wrong = ranges[tensor]
     for factor in (8, 1 / 8):
         damaged = ranges | {tensor: Range(wrong.low * factor, wrong.high * factor)}
-        ranking = rank_layers(model, damaged, target, layers, run)
+        ranking = rank_layers(model, damaged, target, layers, error)
         assert ranking[0].layer == layer, (factor, ranking[:3])
-        found = {item.layer: item.snr_db for item in ranking}
-        assert found[layer] < sane[layer] - 6
-        assert [item.snr_db for item in ranking] == sorted(found.values())
+        found = {item.layer: item.error for item in ranking}
+        assert found[layer] > 2 * sane[layer]
+        assert [item.error for item in ranking] == sorted(found.values(), reverse=True)
     weight = graph.constant(next(node.input[1] for node in graph.nodes if node.name == layer))
     assert weight is not None and next(item.bytes for item in ranking if item.layer == layer) == weight.size
 
@@ -61,16 +60,14 @@ def test_what_an_interrupted_ranking_knew_is_not_measured_again(
     tiny_model: Path, ranges_of: Callable[[Path, str], dict[str, Range]]
 ) -> None:
     model, ranges = onnx.load(tiny_model), ranges_of(tiny_model, "tensorrt")
-    layers, saved, runs = place(Graph(model), "tensorrt").layers[:3], [], []
-
-    def counted(candidate: onnx.ModelProto) -> list[Outputs]:
-        runs.append(candidate)
-        return run(candidate)
-
-    ranking = rank_layers(model, ranges, "tensorrt", layers, counted, {layers[0]: -5.0}, lambda d: saved.append(dict(d)))
-    assert len(runs) == 3  # the float model and two layers
+    layers, saved = place(Graph(model), "tensorrt").layers[:3], []
+    errors = iter([0.5, math.inf])
+    ranking = rank_layers(
+        model, ranges, "tensorrt", layers, lambda _: next(errors), {layers[0]: 2e6}, lambda d: saved.append(dict(d))
+    )
+    assert next(errors, None) is None  # two layers were measured
     assert [set(found) for found in saved] == [set(layers[:2]), set(layers)]
-    assert (ranking[0].layer, ranking[0].snr_db) == (layers[0], -5.0)
+    assert [(item.layer, item.error) for item in ranking] == [(layers[0], 2e6), (layers[2], 1e6), (layers[1], 0.5)]
 
 
 LAYERS = [f"layer{i}" for i in range(6)]

@@ -29,10 +29,10 @@ CALIBRATION = {
     "float_layers": ["a"],
     "half_layers": ["b"],
     "sensitivity": [
-        {"layer": "a", "snr_db": 9.5, "ap_drop": 0.25, "bytes": 10},
-        {"layer": "b", "snr_db": 30.0, "ap_drop": None, "bytes": 10},
-        {"layer": NASTY, "snr_db": -1.0, "ap_drop": None, "bytes": 10},
-        {"layer": "untouched", "snr_db": float("inf"), "ap_drop": None, "bytes": 10},
+        {"layer": "a", "error": 0.095, "ap_drop": 0.25, "bytes": 10},
+        {"layer": "b", "error": 0.3, "ap_drop": None, "bytes": 10},
+        {"layer": NASTY, "error": 0.0, "ap_drop": None, "bytes": 10},
+        {"layer": "untouched", "snr_db": 9.5, "ap_drop": None, "bytes": 10},
     ],
 }
 

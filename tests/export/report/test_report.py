@@ -112,8 +112,8 @@ def test_the_charts_are_named_and_there(page: Path) -> None:
         f"Calibration histogram of {NASTY}",
         "Sensitivity of the layers of bad.onnx",
     ]
-    assert "9.5 dB, ΔAP −0.25, stays FP32" in words(page)
-    assert "−1.0 dB" in words(page)
+    assert "9.50 %, ΔAP −0.25, stays FP32" in words(page)
+    assert "0.00 %" in words(page)
     assert "untouched" not in words(page)  # infinitely far above the noise
     assert "nan" not in page.read_text(encoding="utf-8").split("<main>")[1].split("base64")[0]
 
