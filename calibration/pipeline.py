@@ -8,6 +8,7 @@ import logging
 import tempfile
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from calibration.placement import place
 from calibration.quantize import quantize
 from calibration.ranges import DETECTIONS, METHODS, Histogram, Range, find_range
 from calibration.request import Request, inputs, open_data
-from calibration.sensitivity import LayerSensitivity, cut_at_maps, rank_layers, smallest_set
+from calibration.sensitivity import LayerSensitivity, choose_layers, cut_at_maps, rank_layers
 from calibration.writer import write_int8
 from runtime.backends.ort import OrtBackend
 from runtime.datasets.dataset import Dataset
@@ -108,7 +109,7 @@ def _repair(work: _Work, ranges: dict[str, Range], result: Result, budget: float
     ranking = work.rank(ranges)
     worst = [replace(item, ap_drop=-work.delta(ranges, only=[item.layer]).estimate) for item in ranking[:_SCORED]]
     result.ranking = [*worst, *ranking[_SCORED:]]
-    chosen = smallest_set([item.layer for item in ranking], lambda layers: work.keeps(ranges, budget, layers))
+    chosen = choose_layers([item.layer for item in ranking], partial(work.keeps, ranges), budget)
     if chosen is None:
         log.info("layers, the most sensitive first:")
         for item in result.ranking:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import onnx
 from tqdm import tqdm
@@ -90,6 +91,25 @@ def cut_at_maps(model: onnx.ModelProto, spec: ModelSpec) -> onnx.ModelProto:
 def _elements(graph: Graph, weight: str) -> int:
     value = graph.constant(weight)
     return 0 if value is None else value.size
+
+
+def choose_layers(
+    ranking: Sequence[str], keeps: Callable[[float, frozenset[str]], bool], budget: float
+) -> frozenset[str] | None:
+    """Chooses a small set of layers to return to FP16, so that half of the budget is kept; all of it where half cannot be.
+
+    On the images that it is chosen by, a choice looks better than on those of the gate.
+
+    Args:
+        ranking: names of the layers, the most sensitive first.
+        keeps: tells whether a budget in points of AP is kept with these layers in FP16.
+        budget: in points of AP.
+    """
+    for most in (budget / 2, budget):
+        chosen = smallest_set(ranking, partial(keeps, most))
+        if chosen is not None:
+            return chosen
+    return None
 
 
 def smallest_set(ranking: Sequence[str], suffices: Callable[[frozenset[str]], bool]) -> frozenset[str] | None:

@@ -17,7 +17,7 @@ from calibration.detection_error import DetectionError, Outputs
 from calibration.graph import Graph
 from calibration.placement import place
 from calibration.ranges import Range
-from calibration.sensitivity import rank_layers, smallest_set
+from calibration.sensitivity import choose_layers, rank_layers, smallest_set
 from runtime.spec import ModelSpec
 from tests.support.small_models import noise
 
@@ -106,6 +106,15 @@ def test_what_is_guaranteed_whatever_happens(table: dict[frozenset[str], int], b
         assert drop(frozenset(LAYERS)) > budget
     else:
         assert drop(found) <= budget
+
+
+@pytest.mark.parametrize(
+    ("left", "expected"), [((0.9, 0.4, 0.1), 2), ((0.9, 0.2, 0.2), 1), ((0.9, 0.4, 0.3), 1), ((0.9, 0.9, 0.9), None)]
+)
+def test_layers_are_chosen_with_a_margin(left: tuple[float, ...], expected: int | None) -> None:
+    """Half of the budget is kept where that can be, else the budget."""
+    found = choose_layers(["a", "b"], lambda most, layers: left[len(layers)] <= most, 0.5)
+    assert (found and len(found)) == expected
 
 
 def test_a_long_ranking_takes_few_measurements() -> None:
