@@ -10,12 +10,15 @@ from collections.abc import Callable, Generator, Iterator
 from contextlib import AbstractContextManager
 
 import cv2
+import hypothesis
 import pytest
 
 from runtime import cli
 
 pytest_plugins = ["tests.support.known_model"]
 
+hypothesis.settings.register_profile("tests", deadline=None)  # a machine at work may stop for longer than any deadline
+hypothesis.settings.load_profile("tests")
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a background shell ignores it, and children would inherit that
 
 

@@ -34,7 +34,7 @@ def infer(model: onnx.ModelProto, images: NDArray[np.float32]) -> list[NDArray[n
     return found
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(
     arrays.arrays(np.float32, st.tuples(st.integers(1, 4), st.integers(1, 3)), elements=st.floats(-1e4, 1e4, width=32)),
     st.sampled_from(sorted(WEIGHT_MAX.values())),

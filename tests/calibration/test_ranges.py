@@ -27,7 +27,7 @@ def histogram_of(*parts: np.ndarray) -> Histogram:
     return histogram
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(batches)
 def test_a_histogram_in_parts_is_that_of_all_data(parts: list[tuple[float, np.ndarray]]) -> None:
     values = [np.float32(scale) * data for scale, data in parts]
@@ -45,7 +45,7 @@ def test_a_histogram_in_parts_is_that_of_all_data(parts: list[tuple[float, np.nd
     assert np.abs(np.cumsum(histogram.counts) - np.cumsum(expected)).sum() <= everything.size
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(batches)
 def test_the_state_says_everything(parts: list[tuple[float, np.ndarray]]) -> None:
     histogram = histogram_of(*(np.float32(scale) * data for scale, data in parts))

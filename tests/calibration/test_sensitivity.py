@@ -74,7 +74,7 @@ LAYERS = [f"layer{i}" for i in range(6)]
 costs = st.lists(st.integers(0, 5), min_size=6, max_size=6)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(costs, st.permutations(LAYERS), st.integers(0, 12))
 def test_what_is_guaranteed_where_every_layer_helps(cost: list[int], ranking: list[str], budget: int) -> None:
     prices, calls = dict(zip(LAYERS, cost)), []
@@ -95,7 +95,7 @@ def test_what_is_guaranteed_where_every_layer_helps(cost: list[int], ranking: li
         assert len(found) == fewest
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.dictionaries(st.frozensets(st.sampled_from(LAYERS)), st.integers(0, 3)), st.integers(0, 2))
 def test_what_is_guaranteed_whatever_happens(table: dict[frozenset[str], int], budget: int) -> None:
     def drop(fp16: frozenset[str]) -> float:

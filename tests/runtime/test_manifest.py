@@ -166,7 +166,7 @@ def places(value: object, path: tuple[object, ...] = ()) -> Iterator[tuple[objec
         yield from places(inner, (*path, key))
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.data())
 def test_a_tampered_manifest_is_read_or_refused_never_a_crash(exported: Path, data: st.DataObject) -> None:
     path = manifest_path(exported)
@@ -183,7 +183,7 @@ def test_a_tampered_manifest_is_read_or_refused_never_a_crash(exported: Path, da
     check_read_or_refused(path)
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.integers(0, len(ORIGINAL)), st.integers(0, 40), st.binary(max_size=20))
 def test_damaged_bytes_are_read_or_refused(exported: Path, start: int, length: int, bytes_: bytes) -> None:
     path = manifest_path(exported)

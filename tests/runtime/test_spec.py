@@ -47,7 +47,6 @@ def specs(draw: st.DrawFn) -> ModelSpec:
     )
 
 
-@settings(deadline=None)
 @given(specs(), st.dictionaries(st.text().filter(lambda key: key not in FIELDS), st.text(), max_size=2))
 def test_metadata_round_trip(spec: ModelSpec, foreign: dict[str, str]) -> None:
     metadata = spec.to_metadata()
@@ -262,7 +261,7 @@ JSON = st.recursive(
 )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(
     specs(),
     st.dictionaries(st.sampled_from(FIELDS), st.none() | JSON.map(json.dumps) | st.text(max_size=20), min_size=1, max_size=3),

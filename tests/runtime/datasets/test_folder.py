@@ -82,7 +82,7 @@ def test_names_do_not_lead_out_of_the_folder(name: str, tmp_path: Path) -> None:
         folder.find([folder.root], name)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.text(st.sampled_from("./\\aC:\0é"), max_size=12))
 def test_whatever_the_name_what_is_found_is_inside(tmp_path_factory: pytest.TempPathFactory, name: str) -> None:
     root = tmp_path_factory.getbasetemp() / "any"

@@ -265,7 +265,7 @@ def test_other_kinds_claim_nothing() -> None:
         assert claimed_size(data) is None
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.sampled_from([*KINDS.values(), tiff_header("<", False, 4, 9, 9)]), st.integers(0, 400), st.binary(max_size=8))
 def test_a_damaged_header_claims_a_size_or_is_refused(data: bytes, place: int, garbage: bytes) -> None:
     for damaged in (data[:place], data[:place] + garbage + data[place + len(garbage) :]):

@@ -181,7 +181,7 @@ JPEGS = {
 }
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.sampled_from(sorted(JPEGS)), st.floats(0, 1, exclude_max=True))
 def test_a_jpeg_cut_anywhere_is_not_whole(kind: str, share: float) -> None:
     data = JPEGS[kind]
@@ -239,7 +239,7 @@ STARTS = [
 ]
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.sampled_from(STARTS), st.integers(0, 700), st.binary(max_size=12), st.booleans())
 @example(b"II+\0\x08\0\0\0\x10\0\0\0\0\0\0\0" + b"\xff" * 8, 0, b"", False)  # as many fields as fit in 64 bits
 @example(b"II*\0\x08\0\0\0\0\0\x08\0\0\0", 0, b"", False)  # a directory that follows itself

@@ -127,7 +127,7 @@ def test_a_video_that_holds_fewer_frames_than_it_says(
 
 
 @given(st.sampled_from(KINDS), st.integers(100, 1_000_000))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_every_cut_is_noticed(folder: Path, name: str, place: int) -> None:
     data = (folder / name).read_bytes()
     length = 100 + place % (len(data) - 100)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from runtime.ops import boxes as box_ops
@@ -24,7 +24,6 @@ def slow_iou(first: list[float], second: list[float]) -> float:
     return common / union if union else 0
 
 
-@settings(deadline=None)
 @given(BOXES)
 def test_conversions_invert_each_other(boxes: np.ndarray) -> None:
     there = box_ops.xyxy_to_cxcywh(boxes)
@@ -49,7 +48,6 @@ def test_conversion_table(xyxy: object, cxcywh: object, xywh: object) -> None:
     np.testing.assert_array_equal(box_ops.xyxy_to_xywh(boxes), np.asarray(xywh))
 
 
-@settings(deadline=None)
 @given(BOXES, BOXES)
 def test_iou_equals_the_scalar_reference(first: np.ndarray, second: np.ndarray) -> None:
     ratios = box_ops.iou(first, second)
@@ -71,7 +69,6 @@ def test_iou_of_inverted_boxes_is_nothing() -> None:
     assert box_ops.iou(inverted, np.array([[0, 0, 9, 9]], np.float32)).tolist() == [[0]]
 
 
-@settings(deadline=None)
 @given(BOXES, st.integers(1, 30), st.integers(1, 30))
 def test_clip_stays_inside_and_keeps_what_is_inside(boxes: np.ndarray, width: int, height: int) -> None:
     clipped = box_ops.clip(boxes, width, height)

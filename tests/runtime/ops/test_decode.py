@@ -120,14 +120,13 @@ def test_retinanet_by_hand(make_spec: MakeSpec) -> None:
     assert found.scores.tolist() == [0.5] and found.class_ids.tolist() == [1] and found.levels.tolist() == [3]
 
 
-@settings(deadline=None)
 @given(st.lists(st.floats(-(2.0**100), 2.0**100, width=32) | st.sampled_from([np.inf, -np.inf]), min_size=6, max_size=6))
 def test_retinanets_extreme_logits_stay_finite(make_spec: MakeSpec, logits: list[float]) -> None:
     spec = retinanet(make_spec)
     assert_sane(decode(one_cell(spec, 4, 1, 1, 4, logits), spec, 0))
 
 
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(st.floats(-80, 20, width=32), st.integers(-3, 3))
 def test_retinanets_shortcut_loses_nothing(make_spec: MakeSpec, logit: float, steps: int) -> None:
     spec = make_spec(input_size=(32, 32), strides=(32,), anchors=(((8.0, 8.0),),), head="retinanet")
@@ -197,7 +196,7 @@ def test_threshold_boundary(objectness: float, best: float, threshold: float, ke
     assert len(decode(maps[:1], spec, threshold).scores) == kept
 
 
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(st.floats(-80, 20, width=32), st.integers(-3, 3))
 def test_the_objectness_shortcut_loses_nothing(make_spec: MakeSpec, objectness: float, steps: int) -> None:
     """A threshold of just about the score that float32 gives must decide by that score alone."""
@@ -211,7 +210,6 @@ def test_the_objectness_shortcut_loses_nothing(make_spec: MakeSpec, objectness: 
     assert len(decode(maps, spec, float(threshold)).scores) == (score >= threshold)
 
 
-@settings(deadline=None)
 @given(st.lists(st.floats(-(2.0**100), 2.0**100, width=32) | st.sampled_from([np.inf, -np.inf]), min_size=7, max_size=7))
 def test_extreme_logits_stay_finite(make_spec: MakeSpec, logits: list[float]) -> None:
     spec = make_spec()
@@ -246,7 +244,7 @@ def packed(maps: Sequence[np.ndarray], spec: ModelSpec, count: int) -> np.ndarra
     return np.array(rows, np.float32)
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(st.sampled_from(["yolo", "retinanet"]), st.integers(1, 40), st.integers(0, 1000), st.sampled_from([0, 0.01, 0.3, 1]))
 def test_candidates_are_those_of_the_maps(make_spec: MakeSpec, head: str, count: int, seed: int, threshold: float) -> None:
     small = {"input_size": (32, 32)}
@@ -263,7 +261,6 @@ def test_candidates_are_those_of_the_maps(make_spec: MakeSpec, head: str, count:
     assert found.boxes.dtype == np.float32 and found.class_ids.dtype == np.int64
 
 
-@settings(deadline=None)
 @given(st.lists(st.floats(-(2.0**100), 2.0**100, width=32) | st.sampled_from([np.inf, -np.inf]), min_size=4, max_size=4))
 def test_extreme_candidates_stay_finite(make_spec: MakeSpec, box: list[float]) -> None:
     box[2:] = [abs(side) for side in box[2:]]

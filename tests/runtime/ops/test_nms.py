@@ -45,7 +45,7 @@ def arrays(items: list[Item]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return boxes, scores, np.array([label for _, _, label in items], np.int64)
 
 
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(ITEMS, THRESHOLD, st.integers(1, 6) | st.just(UNLIMITED))
 def test_equals_the_greedy_reference(items: list[Item], threshold: str, limit: int) -> None:
     kept = nms(*arrays(items), float(threshold), limit)
@@ -53,7 +53,6 @@ def test_equals_the_greedy_reference(items: list[Item], threshold: str, limit: i
     assert kept.tolist() == slow_nms(items, threshold, limit)
 
 
-@settings(deadline=None)
 @given(ITEMS, THRESHOLD)
 def test_what_survives_survives_again(items: list[Item], threshold: str) -> None:
     boxes, scores, class_ids = arrays(items)

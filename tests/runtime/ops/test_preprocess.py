@@ -18,7 +18,7 @@ INPUT = st.tuples(st.integers(1, 25), st.integers(1, 25)).map(lambda hw: (hw[0] 
 MODE = st.sampled_from(["letterbox", "stretch"])
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(SIDE, SIDE, INPUT, MODE, st.data())
 def test_boxes_come_back(width: int, height: int, size: tuple[int, int], mode: str, data: st.DataObject) -> None:
     geometry = fit(width, height, size, mode)
@@ -34,7 +34,7 @@ def test_boxes_come_back(width: int, height: int, size: tuple[int, int], mode: s
     np.testing.assert_allclose(back, boxes, atol=1e-2, rtol=0)
 
 
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(SIDE, SIDE, INPUT)
 def test_letterbox_is_centerd_and_keeps_the_aspect_ratio(width: int, height: int, size: tuple[int, int]) -> None:
     geometry = fit(width, height, size, "letterbox")
@@ -47,7 +47,6 @@ def test_letterbox_is_centerd_and_keeps_the_aspect_ratio(width: int, height: int
     assert abs(geometry.resized_height - max(height * scale, 1)) <= 0.5 + 1e-9
 
 
-@settings(deadline=None)
 @given(SIDE, SIDE, INPUT)
 def test_stretch_fills_the_input(width: int, height: int, size: tuple[int, int]) -> None:
     geometry = fit(width, height, size, "stretch")
@@ -60,7 +59,7 @@ def test_boxes_out_of_the_image_are_clipped() -> None:
     assert geometry.to_original(np.array([[-9, -9, 99, 99]], np.float32)).tolist() == [[0, 0, 100, 50]]
 
 
-@settings(deadline=None, max_examples=80)
+@settings(max_examples=80)
 @given(st.integers(8, 300), st.integers(8, 300), INPUT, MODE, st.data())
 def test_pixels_lie_where_the_geometry_says(
     width: int, height: int, size: tuple[int, int], mode: str, data: st.DataObject

@@ -388,7 +388,7 @@ def test_requests_made_up_from_its_own_document(detector: Detector) -> None:
         for operation in schemathesis.openapi.from_dict(document).get_all_operations():
 
             @given(case=operation.ok().as_strategy(), is_image=strategies.booleans())
-            @settings(max_examples=15, deadline=None, phases=[Phase.generate], suppress_health_check=list(HealthCheck))
+            @settings(max_examples=15, phases=[Phase.generate], suppress_health_check=list(HealthCheck))
             def check(case: Any, is_image: bool) -> None:
                 if is_image and case.body is not schemathesis.core.NOT_SET:
                     case.body = WHITE

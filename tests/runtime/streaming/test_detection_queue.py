@@ -59,7 +59,7 @@ async def wait_for(condition: Callable[[], bool]) -> None:
 
 
 @given(st.lists(st.lists(st.sampled_from([0.0, 0.0, 0.001]), max_size=5), max_size=5), st.integers(1, 4))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_several_producers_get_their_own_answers_in_their_order(producers: list[list[float]], batch: int) -> None:
     model = Model()
 

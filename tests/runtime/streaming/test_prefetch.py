@@ -54,7 +54,7 @@ class Counter:
 
 
 @given(DELAYS, DELAYS, st.integers(1, 4), st.integers(1, 4), st.integers(1, 5), st.booleans())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_order_is_kept_and_nothing_is_lost(
     slow_source: list[float], slow_use: list[float], depth: int, more: int, size: int, fails: bool
 ) -> None:

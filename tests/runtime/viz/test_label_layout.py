@@ -14,7 +14,7 @@ sides = st.integers(0, 80)
 boxes = st.builds(lambda x, y, w, h: (x, y, x + w, y + h), st.integers(-20, SIZE[0]), st.integers(-20, SIZE[1]), sides, sides)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.lists(st.tuples(boxes, st.integers(1, 90), st.integers(1, 30)), max_size=30))
 def test_labels_are_inside_and_disjoint(labels: list[tuple[Rectangle, int, int]]) -> None:
     taken: list[Rectangle] = []

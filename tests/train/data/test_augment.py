@@ -40,7 +40,7 @@ def bright_extent(image: np.ndarray) -> list[int]:
 
 
 @given(SIZES, st.sampled_from(["letterbox", "stretch"]), st.sampled_from([(160, 192), (64, 64)]))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_switched_off_it_is_the_preprocessing_of_inference(size: tuple[int, int], resize: str, target: tuple[int, int]) -> None:
     height, width = size
     rng = np.random.default_rng(height * 1000 + width)
@@ -146,7 +146,7 @@ def test_small_boxes_go_with_their_class_and_weight() -> None:
 
 
 @given(st.integers(0, 10_000), SIZES, st.integers(0, 5))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_full_augmentation_keeps_its_promises(seed: int, size: tuple[int, int], count: int) -> None:
     rng = np.random.default_rng(seed)
     height, width = size

@@ -207,7 +207,7 @@ def test_between_the_thresholds_an_anchor_is_ignored() -> None:
 SIDE = st.floats(1, 60)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(st.lists(st.tuples(st.floats(1, 63), st.floats(1, 47), SIDE, SIDE), min_size=1, max_size=6))
 def test_every_label_gets_an_anchor_or_loses_its_best_to_another(boxes: list[Box]) -> None:
     anchors, labels = all_anchors(), torch.tensor(boxes)

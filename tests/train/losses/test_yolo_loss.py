@@ -300,7 +300,7 @@ def test_half_precision_maps_are_measured_in_float32() -> None:
 
 
 @example(9745, 0.625, (32, 32), 2, False, 6, 7.0)  # a box 6e-5 pixels wide
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.integers(0, 2**31),
     st.floats(0.1, 0.95),

@@ -82,7 +82,6 @@ def test_anchors_must_divide_among_the_levels() -> None:
         AnchorSet.from_base(DARKNET_ANCHORS[:8], STRIDES, True)
 
 
-@settings(deadline=None)
 @given(st.lists(st.tuples(SIDES, SIDES), min_size=1, max_size=6))
 def test_the_best_base_anchor_is_that_of_the_loops(sizes: list[tuple[float, float]]) -> None:
     labels = match(one_image(*((0.0, 5, 5, w, h, 1) for w, h in sizes)), GUIDED)
@@ -206,7 +205,7 @@ def test_the_last_label_of_a_shared_anchor_wins_and_all_are_remembered() -> None
     assert sorted(found.pairs.tolist()) == [[0, 0], [0, 1], [0, 3], [1, 2]]
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.integers(0, 2**31), st.integers(0, 2), st.booleans(), st.sampled_from([(1, 1), (2, 3), (3, 2)]))
 def test_assignments_are_what_the_loops_write(seed: int, level: int, guided: bool, size: tuple[int, int]) -> None:
     generator = torch.Generator().manual_seed(seed)
@@ -236,7 +235,6 @@ def test_assignments_are_what_the_loops_write(seed: int, level: int, guided: boo
 BOX = st.tuples(st.floats(-50, 700, width=32), st.floats(-50, 700, width=32), SIDES, SIDES)
 
 
-@settings(deadline=None)
 @given(st.lists(st.tuples(BOX, BOX), min_size=1, max_size=5))
 def test_ious_equal_scalar_ones(pairs: list[tuple[tuple[float, ...], tuple[float, ...]]]) -> None:
     first, second = torch.tensor([a for a, _ in pairs]), torch.tensor([b for _, b in pairs])

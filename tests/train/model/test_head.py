@@ -25,7 +25,7 @@ def random_output(seed: int, height: int, width: int) -> HeadOutput:
     return HeadOutput(raw, torch.randn(2, 8, height, width, generator=generator))
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(st.integers(0, 2**31), st.integers(1, 3), st.integers(1, 4))
 def test_folding_the_guide_equals_decoding_with_guided_anchors(seed: int, height: int, width: int) -> None:
     output = random_output(seed, height, width)

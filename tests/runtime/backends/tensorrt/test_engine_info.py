@@ -44,7 +44,7 @@ def test_what_was_written_comes_back(engine: Path) -> None:
     assert info.gpu is not None and (info.gpu.name, info.gpu.compute_capability) == ("NVIDIA H200", "9.0")
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.dictionaries(st.sampled_from(["engine", *FACTS]), st.none() | JSON, min_size=1, max_size=2), st.booleans())
 def test_tampered_facts_are_read_or_refused(engine: Path, changes: dict[str, Any], removed: bool) -> None:
     facts = {key: value for key, value in FACTS.items() if not (removed and key in changes)}
