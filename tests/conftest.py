@@ -17,7 +17,10 @@ from runtime import cli
 
 pytest_plugins = ["tests.support.known_model"]
 
-hypothesis.settings.register_profile("tests", deadline=None)  # a machine at work may stop for longer than any deadline
+# A machine at work may stop for longer than any deadline, and what is drawn may be rare by chance.
+hypothesis.settings.register_profile(
+    "tests", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow, hypothesis.HealthCheck.filter_too_much]
+)
 hypothesis.settings.load_profile("tests")
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a background shell ignores it, and children would inherit that
 
