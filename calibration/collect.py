@@ -99,8 +99,9 @@ def collect(
         bar = tqdm(images[done:], desc="calibrate", unit="image", initial=done, total=len(images), disable=None, leave=False)
         for image in bar:
             for name, value in _activations(runner, model, spec, image):
-                factor = factors[name].reshape(-1, 1, 1) if name in factors else 1
-                histograms[name].add((value * factor).astype(np.float32))
+                if name in factors:
+                    value = (value * factors[name].reshape(-1, 1, 1)).astype(np.float32)
+                histograms[name].add(value)
             done += 1
             if done % _SAVE_EVERY == 0 or done == len(images):
                 _write_cache(Path(cache), key, done, tensors, histograms)
