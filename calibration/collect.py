@@ -23,16 +23,11 @@ from runtime.spec import ModelSpec
 _VERSION = 2  # of the histograms' definition; raise it to make every cache stale
 _SAVE_EVERY = 32  # images
 
-Factors = Mapping[str, NDArray[np.float64]]
 
-
-def cache_key(
-    model: PathLike, spec: ModelSpec, images: Sequence[CalibrationImage], tensors: Sequence[str], factors: Factors
-) -> str:
-    """Hashes all that the histograms depend on: the model's bytes, the images, their preprocessing, tensors and factors."""
+def cache_key(model: PathLike, spec: ModelSpec, images: Sequence[CalibrationImage], tensors: Sequence[str]) -> str:
+    """Hashes all that peaks and histograms depend on: the model's bytes, the images, their preprocessing, the tensors."""
     preprocessing = (spec.input_size, spec.resize, spec.pad_value, spec.mean, spec.std, spec.color)
-    scaled = {name: values.tolist() for name, values in factors.items()}
-    text = json.dumps([_VERSION, sha256(model), digest(images), preprocessing, list(tensors), scaled], sort_keys=True)
+    text = json.dumps([_VERSION, sha256(model), digest(images), preprocessing, list(tensors)])
     return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -47,7 +42,7 @@ def find_peaks(
         images: to find them on.
         tensors: names of the activations.
         cache: file for the peaks.
-        key: the `cache_key` of the arguments above, without factors; a cache with another key is ignored.
+        key: of the arguments above, see `cache_key`; a cache with another key is ignored.
 
     Raises:
         InputError: as `collect`.
@@ -74,7 +69,7 @@ def collect(
     spec: ModelSpec,
     images: Sequence[CalibrationImage],
     tensors: Sequence[str],
-    factors: Factors,
+    factors: Mapping[str, NDArray[np.float64]],
     cache: PathLike,
     key: str,
 ) -> dict[str, Histogram]:
@@ -87,7 +82,7 @@ def collect(
         tensors: names of the activations.
         factors: by which the channels of some of them are multiplied, `[C]`; see `calibration.equalize`.
         cache: file for the histograms.
-        key: the `cache_key` of the arguments above; a cache with another key is ignored.
+        key: of the arguments above, see `cache_key`; a cache with another key is ignored.
 
     Raises:
         InputError: an image cannot be read, or the model gives NaN or infinite values; the message names the layer.

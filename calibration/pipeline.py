@@ -12,7 +12,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnx
 from numpy.typing import NDArray
 
@@ -21,7 +20,7 @@ from calibration.budget import CONFIDENCE, PASSED, judge
 from calibration.cache import read_values, write_values
 from calibration.collect import cache_key, collect, find_peaks
 from calibration.detection_error import DetectionError, Outputs
-from calibration.equalize import activation_factors, equalize
+from calibration.equalize import activation_factors, equalize, noted_steps
 from calibration.graph import Graph
 from calibration.images import named, range_image_count
 from calibration.placement import place
@@ -140,10 +139,12 @@ class _Work:
         self.before: Evaluation | None = None
         self._evaluations: dict[str, Evaluation] = {}
         self.tensors = list(placement.tensors)
-        self.model = equalize(self.model, self._peaks())
-        source = request.model, self.spec, self.images, self.tensors, activation_factors(self.model)
-        self.key = cache_key(*source)
-        self.histograms = collect(*source, self._beside("ranges.npz"), self.key)
+        key = cache_key(request.model, self.spec, self.images, self.tensors)
+        source = request.model, self.spec, self.images[:_EQUALIZED], self.tensors
+        self.model = equalize(self.model, find_peaks(*source, self._beside("peaks.npz"), key))
+        self.key = hashlib.sha256(f"{key}{noted_steps(self.model)}".encode()).hexdigest()
+        factors, cache = activation_factors(self.model), self._beside("ranges.npz")
+        self.histograms = collect(request.model, self.spec, self.images, self.tensors, factors, cache, self.key)
         if self.search is not None:
             with OrtBackend(request.model) as backend:
                 self.before = self._evaluate(backend, "fp32")
@@ -151,11 +152,6 @@ class _Work:
 
     def _beside(self, suffix: str) -> Path:
         return self.request.output.with_name(f"{self.request.output.name}.{suffix}")
-
-    def _peaks(self) -> dict[str, NDArray[np.float64]]:
-        """Returns the largest magnitude of each channel of the activations."""
-        source = self.request.model, self.spec, self.images[:_EQUALIZED], self.tensors
-        return find_peaks(*source, self._beside("peaks.npz"), cache_key(*source, {}))
 
     def ranges(self, method: str) -> dict[str, Range]:
         """Returns the range of every quantized activation."""

@@ -48,8 +48,8 @@ class Bench:
         monkeypatch.setattr(module, "_SAVE_EVERY", 2)
 
     def collect(self, tensors: tuple[str, ...] = TENSORS) -> dict[str, Histogram]:
-        source = self.model, self.spec, self.images, tensors, self.factors
-        return collect(*source, self.cache, cache_key(*source))
+        source = self.model, self.spec, self.images, tensors
+        return collect(*source, self.factors, self.cache, f"{cache_key(*source)}{self.factors}")
 
 
 @pytest.fixture
@@ -84,9 +84,9 @@ def test_histograms_of_scaled_channels(bench: Bench) -> None:
 
 def test_peaks_of_channels(bench: Bench) -> None:
     source = bench.model, bench.spec, bench.images, TENSORS
-    found = find_peaks(*source, bench.cache, cache_key(*source, {}))
+    found = find_peaks(*source, bench.cache, cache_key(*source))
     assert list(found) == list(TENSORS) and bench.runs == len(bench.images)
-    again = find_peaks(*source, bench.cache, cache_key(*source, {}))
+    again = find_peaks(*source, bench.cache, cache_key(*source))
     assert all(np.array_equal(found[name], again[name]) for name in TENSORS) and bench.runs == len(bench.images)
     with ActivationRunner(bench.model, TENSORS) as runner:
         every = [runner.run(image.load(bench.spec)) for image in bench.images]
@@ -148,7 +148,7 @@ def test_a_cache_of_other_tensors_is_not_used(bench: Bench) -> None:
 
 def test_every_part_of_the_preprocessing_is_in_the_key(bench: Bench) -> None:
     def key(spec: ModelSpec, images: list[CalibrationImage] = bench.images) -> str:
-        return cache_key(bench.model, spec, images, TENSORS, bench.factors)
+        return cache_key(bench.model, spec, images, TENSORS)
 
     changes: list[dict[str, object]] = [
         {"pad_value": 0.0},
